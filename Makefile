@@ -1,0 +1,40 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both create .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Without an NVIDIA GPU this exact version lets pip choose a CPU build where one is offered; TORCH= overrides it, as in
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+ifeq ($(shell command -v nvidia-smi 2>/dev/null),)
+TORCH ?= torch==2.13.0
+else
+TORCH ?= torch>=2.6
+endif
+
+.PHONY: demo test lint docs clean
+
+demo: $(VENV)/installed-demo
+	$(BIN)/sedialect demo $(ARGS)
+
+test: $(VENV)/installed-dev lint
+	$(BIN)/pytest $(ARGS)
+
+# mypy wants the package's name for the folder, whatever the checkout is called.
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/sedialect
+	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -m sedialect -p sedialect.kernels -p sedialect.sedialect_core
+
+# The table of docs/demo.md, measured again.
+docs: $(VENV)/installed-demo
+	$(BIN)/sedialect bench quality --write docs/demo.md
+
+$(VENV)/installed-%: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --editable ".[$*]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

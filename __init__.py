@@ -1,0 +1,54 @@
+"""sedialect: one folder with two front doors, `import sedialect` and ComfyUI's custom_nodes/ loader.
+
+Both open lazily: ComfyUI executes this file under a name made from its path, pytest under `__init__` with no package
+at all, so nothing may be imported relatively while it is executed. The one exception is the name `sedialect`: a plain
+`import sedialect` promises `pipe.enable_sedialect()`, so it asks to be called when diffusers is imported.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .sedialect_core import (
+        Dialect,
+        EncodedTensor,
+        Formatbook,
+        Plan,
+        SeDialectConfig,
+        SeDialectError,
+        SeDialectLinear,
+        TokenLayout,
+        encode,
+        quantize_model,
+    )
+
+__version__ = "0.1.0"
+__all__ = [
+    "Dialect",
+    "EncodedTensor",
+    "Formatbook",
+    "Plan",
+    "SeDialectConfig",
+    "SeDialectError",
+    "SeDialectLinear",
+    "TokenLayout",
+    "encode",
+    "quantize_model",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from . import sedialect_core
+
+        return getattr(sedialect_core, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+if __name__ == "sedialect":
+    from .sedialect_core.integrations.registration import register_when_imported
+
+    register_when_imported()

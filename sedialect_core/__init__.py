@@ -1,0 +1,45 @@
+"""The library behind every front end. Public names are resolved on first use, so that importing a room costs nothing."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .codec import EncodedTensor, encode
+    from .config import SeDialectConfig
+    from .errors import SeDialectError
+    from .formatbook import Dialect, Formatbook
+    from .inspection import TokenLayout
+    from .linear import SeDialectLinear
+    from .plan import Plan
+    from .quantize import quantize_model
+
+_HOME = {
+    "Dialect": ".formatbook",
+    "EncodedTensor": ".codec",
+    "Formatbook": ".formatbook",
+    "Plan": ".plan",
+    "SeDialectConfig": ".config",
+    "SeDialectError": ".errors",
+    "SeDialectLinear": ".linear",
+    "TokenLayout": ".inspection",
+    "encode": ".codec",
+    "quantize_model": ".quantize",
+}
+__all__ = [
+    "Dialect",
+    "EncodedTensor",
+    "Formatbook",
+    "Plan",
+    "SeDialectConfig",
+    "SeDialectError",
+    "SeDialectLinear",
+    "TokenLayout",
+    "encode",
+    "quantize_model",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name], __name__), name)

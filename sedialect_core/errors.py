@@ -1,0 +1,28 @@
+"""What can go wrong, by kind. Every message names the thing, its value and the remedy.
+
+The command line prints a `SeDialectError` as one line and exits with 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class SeDialectError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class FormatbookError(SeDialectError, ValueError):
+    """A formatbook that breaks a rule of its format, or a name that no book has."""
+
+
+class EncodeError(SeDialectError, ValueError):
+    """A tensor that cannot be encoded: its shape does not fit the block size, or it holds NaN or Inf."""
+
+
+class ConfigError(SeDialectError, ValueError):
+    """A setting with an unknown name or a value outside its range."""
+
+
+class ModelError(SeDialectError, ValueError):
+    """A model or pipeline that cannot be quantized as it is."""
+
+
+class InputError(SeDialectError, ValueError):
+    """Something asked for on the command line, or read from disk, that is not there or not usable."""
