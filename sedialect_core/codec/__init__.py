@@ -1,0 +1,5 @@
+"""Tensors to codes and back. This room knows blocks and books; it knows no layer and no model."""
+
+from .encoded import EncodedTensor, encode, encode_residual
+
+__all__ = ["EncodedTensor", "encode", "encode_residual"]

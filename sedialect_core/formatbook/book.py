@@ -1,0 +1,252 @@
+"""Dialects and formatbooks (DESIGN 2.1). Pure values: no tensor is made until a table is asked for.
+
+A *dialect* is a 4-bit number format: a sign and one of 8 ascending magnitudes, counted in *half-units* (integers 0..15;
+one half-unit is 0.5 in the papers). A *formatbook* has 8 maxima (15 down to 8), each with the same number of *shapes*
+(how densely the large magnitudes stand), and *sub-formatbooks*: sets of shapes that tokens which belong together share.
+A dialect's id is `shapes * (15 - maximum) + shape`.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..atomic import write_text
+from ..errors import FormatbookError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ...kernels.tables import DialectTables
+
+FORMAT_VERSION = 1
+MAGNITUDES = 8
+MAXIMA = tuple(range(15, 7, -1))
+_LIBRARY = Path(__file__).parent / "library"
+MAX_SHAPES = 4  # 32 dialects: the id has 5 bits, and four block errors fit one 64-bit table entry
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One 4-bit format: 8 ascending magnitudes in half-units, the first 0, none above 15.
+
+    `published` marks the formats that stand in the BlockDialect paper (arXiv 2501.01144, Figure 4); the others are this
+    project's completion.
+
+    Raises:
+        FormatbookError: the magnitudes break one of these rules.
+    """
+
+    half_units: tuple[int, ...]
+    published: bool = False
+
+    def __post_init__(self) -> None:
+        hu = self.half_units
+        if len(hu) != MAGNITUDES or not all(type(value) is int for value in hu):
+            raise FormatbookError(f"dialect {list(hu)} must be {MAGNITUDES} integers in half-units")
+        if hu[0] != 0:
+            raise FormatbookError(f"dialect {list(hu)} starts at {hu[0]}; the first magnitude must be 0")
+        if any(low >= high for low, high in pairwise(hu)):
+            raise FormatbookError(f"dialect {list(hu)} is not ascending; sort it and remove repeated magnitudes")
+        if hu[-1] > MAXIMA[0]:
+            raise FormatbookError(f"dialect {list(hu)} reaches {hu[-1]}; no magnitude may be above 15 half-units")
+        if hu[-1] < MAXIMA[-1]:
+            raise FormatbookError(f"dialect {list(hu)} ends at {hu[-1]}; its maximum must be 8 to 15 half-units")
+
+    @property
+    def maximum(self) -> int:
+        """The largest magnitude, in half-units."""
+        return self.half_units[-1]
+
+
+@dataclass(frozen=True)
+class Formatbook:
+    """A set of dialects that blocks choose from. Immutable; two books with equal numbers have equal digests.
+
+    Args:
+        name: what users and files call it.
+        dialects: in id order: maximum 15 first, and within a maximum the shapes from dense to sparse top.
+        sub_formatbooks: sets of shapes, each of which then holds all 8 maxima. May be empty.
+
+    Raises:
+        FormatbookError: a maximum lacks shapes, stands in the wrong place, or a sub-formatbook lacks a maximum.
+
+    Example:
+        >>> book = Formatbook.builtin("sedialect-32")
+        >>> book.half_units.shape
+        torch.Size([32, 8])
+    """
+
+    name: str
+    dialects: tuple[Dialect, ...]
+    sub_formatbooks: tuple[tuple[int, ...], ...] = ()
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        counts = {maximum: sum(d.maximum == maximum for d in self.dialects) for maximum in MAXIMA}
+        shapes = max(counts.values(), default=0)
+        if not 1 <= shapes <= MAX_SHAPES:
+            raise FormatbookError(f"formatbook {self.name!r} has {shapes} shapes a maximum; 1 to {MAX_SHAPES} are possible")
+        for maximum, count in counts.items():
+            if count != shapes:
+                raise FormatbookError(
+                    f"formatbook {self.name!r}: maximum {maximum} has {count} of {shapes} shapes; give every maximum from "
+                    "15 to 8 the same number of dialects"
+                )
+        if [d.maximum for d in self.dialects] != sorted((d.maximum for d in self.dialects), reverse=True):
+            raise FormatbookError(f"formatbook {self.name!r}: order the dialects by maximum, from 15 down to 8")
+        for sub in self.sub_formatbooks:
+            self._check_sub_formatbook(sub, shapes)
+
+    def _check_sub_formatbook(self, sub: tuple[int, ...], shapes: int) -> None:
+        if not sub or any(type(shape) is not int or not 0 <= shape < shapes for shape in sub):
+            raise FormatbookError(
+                f"formatbook {self.name!r}: sub-formatbook {list(sub)} lacks a maximum, for it names no shape or one that "
+                f"the book does not have; list shapes 0 to {shapes - 1}"
+            )
+        if list(sub) != sorted(set(sub)):
+            raise FormatbookError(f"formatbook {self.name!r}: sub-formatbook {list(sub)} must ascend without repeats")
+
+    @property
+    def shapes(self) -> int:
+        """How many dialects share one maximum."""
+        return len(self.dialects) // len(MAXIMA)
+
+    @cached_property
+    def half_units(self) -> "torch.Tensor":
+        """All magnitudes, int64 [D, 8], in half-units."""
+        import torch
+
+        return torch.tensor([dialect.half_units for dialect in self.dialects], dtype=torch.int64)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the numbers (not the name): what a checkpoint is checked against."""
+        numbers = [[list(d.half_units) for d in self.dialects], [list(sub) for sub in self.sub_formatbooks]]
+        return hashlib.sha256(json.dumps(numbers, separators=(",", ":")).encode()).hexdigest()
+
+    def tables(self, device: "torch.device | str" = "cpu") -> "DialectTables":
+        """The lookup tables of DESIGN 2.2 on `device`; made once for each book and device."""
+        return _tables(self.digest, str(device), self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form: what `save` writes and `from_dict` reads."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "description": self.description,
+            "dialects": [{"half_units": list(d.half_units), "published": d.published} for d in self.dialects],
+            "sub_formatbooks": [list(sub) for sub in self.sub_formatbooks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Formatbook":
+        """A book from its JSON form.
+
+        Raises:
+            FormatbookError: a key is missing or of the wrong kind, or the version is newer than this library knows.
+        """
+        try:
+            version = data["format_version"]
+            if version != FORMAT_VERSION:
+                raise FormatbookError(
+                    f"formatbook format_version {version!r} is not {FORMAT_VERSION}, the one this sedialect reads; "
+                    "update sedialect"
+                )
+            return cls(
+                name=str(data["name"]),
+                dialects=tuple(_dialect(entry) for entry in data["dialects"]),
+                sub_formatbooks=tuple(tuple(sub) for sub in data["sub_formatbooks"]),
+                description=str(data.get("description", "")),
+            )
+        except (KeyError, TypeError) as error:
+            raise FormatbookError(
+                f"not a formatbook: {error}; expected format_version, name, dialects, sub_formatbooks"
+            ) from None
+
+    @classmethod
+    def builtin(cls, name: str = "sedialect-32") -> "Formatbook":
+        """A book that ships with the package: `sedialect-32` (default) or `dialectfp4-16`.
+
+        Raises:
+            FormatbookError: no built-in book has this name.
+        """
+        if name not in builtin_names():
+            raise FormatbookError(f"no built-in formatbook {name!r}; there are {', '.join(builtin_names())}")
+        return _builtin(name)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Formatbook":
+        """A book from a JSON file that `save` wrote.
+
+        Raises:
+            FormatbookError: the file is absent, is no JSON, or breaks a rule.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise FormatbookError(f"cannot read the formatbook {str(path)!r}: {error}") from None
+        if not isinstance(data, dict):
+            raise FormatbookError(f"formatbook {str(path)!r} holds a {type(data).__name__}; expected a JSON object")
+        try:
+            return cls.from_dict(data)
+        except FormatbookError as error:
+            raise FormatbookError(f"{path}: {error}") from None
+
+    @classmethod
+    def resolve(cls, name_or_path: str) -> "Formatbook":
+        """A built-in book by name, else a file: what settings and the command line accept.
+
+        Raises:
+            FormatbookError: it is neither.
+        """
+        if name_or_path in builtin_names():
+            return _builtin(name_or_path)
+        if Path(name_or_path).is_file():
+            return cls.from_file(name_or_path)
+        raise FormatbookError(
+            f"no formatbook {name_or_path!r}: it is neither a file nor one of {', '.join(builtin_names())}"
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the JSON form, one dialect a line, and return the path. An old file is replaced at once or not at all."""
+        data = self.to_dict()
+        rows = ",\n".join(f"    {json.dumps(entry)}" for entry in data.pop("dialects"))
+        head = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items())
+        return write_text(Path(path), f'{{\n{head}  "dialects": [\n{rows}\n  ]\n}}\n')
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Formatbook":
+        """Immutable, so that copying a model with a thousand layers does not make a thousand books."""
+        return self
+
+
+def _dialect(entry: dict[str, Any]) -> Dialect:
+    half_units: Sequence[int] = entry["half_units"]
+    return Dialect(tuple(half_units), published=bool(entry.get("published", False)))
+
+
+@cache
+def builtin_names() -> tuple[str, ...]:
+    """The names of the books in the package, the default first."""
+    return tuple(sorted((path.stem for path in _LIBRARY.glob("*.json")), reverse=True))
+
+
+@cache
+def _builtin(name: str) -> Formatbook:
+    return Formatbook.from_file(_LIBRARY / f"{name}.json")
+
+
+_TABLES: dict[tuple[str, str], "DialectTables"] = {}
+
+
+def _tables(digest: str, device: str, book: Formatbook) -> "DialectTables":
+    from ...kernels.tables import build_tables
+
+    key = (digest, device)
+    if key not in _TABLES:
+        _TABLES[key] = build_tables(book.half_units).to(device)
+    return _TABLES[key]
