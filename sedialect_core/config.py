@@ -1,0 +1,115 @@
+"""The settings: one frozen, printable value, checked when it is made."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from .errors import ConfigError
+
+CONFIG_VERSION = 1
+PRECISIONS = ("w4a4", "w4a8", "w4a16")
+MODULATIONS = ("w4a16", "keep")
+BLOCK_SIZES = (16, 32)
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "compact": {"block_size": 32},
+    "quality": {"precision": "w4a8"},
+    "weight-only": {"precision": "w4a16"},
+}
+
+
+@dataclass(frozen=True)
+class SeDialectConfig:
+    """How a model is quantized.
+
+    Args:
+        precision: of the layers in the transformer blocks: "w4a4" (the method), "w4a8" (E4M3 activations) or "w4a16"
+            (weights only). DESIGN 2.6.
+        block_size: 16 (4.5 bits a weight) or 32 (4.25 bits).
+        formatbook: a built-in book's name or a file that `Formatbook.save` wrote.
+        candidates: which dialects an activation block chooses from: "max", those of its maximum; "all", every one.
+        modulation: the adaLN linears, which see one row a sample: "w4a16", or "keep" for 16 bit.
+        skip: regular expressions; a layer whose name one of them finds stays 16 bit.
+        layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
+
+    Raises:
+        ConfigError: a value is not one of the possible ones.
+    """
+
+    precision: str = "w4a4"
+    block_size: int = 16
+    formatbook: str = "sedialect-32"
+    candidates: str = "max"
+    modulation: str = "w4a16"
+    skip: tuple[str, ...] = ()
+    layer_precisions: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "layer_precisions", tuple((str(p), str(v)) for p, v in self.layer_precisions))
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("block_size", self.block_size, BLOCK_SIZES)
+        _one_of("candidates", self.candidates, ("max", "all"))
+        _one_of("modulation", self.modulation, MODULATIONS)
+        for pattern, precision in self.layer_precisions:
+            _one_of(f"layer_precisions[{pattern!r}]", precision, PRECISIONS)
+        for pattern in (*self.skip, *(pattern for pattern, _ in self.layer_precisions)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}") from None
+
+    @classmethod
+    def preset(cls, name: str = "default", **overrides: Any) -> "SeDialectConfig":
+        """A named set of settings, with some of them overridden.
+
+        Raises:
+            ConfigError: no preset has this name, or an override is unknown.
+        """
+        if name not in PRESETS:
+            raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+        return cls().override(**{**PRESETS[name], **overrides})
+
+    def override(self, **settings: Any) -> "SeDialectConfig":
+        """This configuration with some settings changed.
+
+        Raises:
+            ConfigError: there is no such setting.
+        """
+        known = [field.name for field in fields(self)]
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"no setting {name!r}; there are {', '.join(known)}")
+        return replace(self, **settings)
+
+    def precision_of(self, name: str) -> str:
+        """Precision of the layer called `name`, before its role and shape are looked at."""
+        return next((value for pattern, value in self.layer_precisions if re.search(pattern, name)), self.precision)
+
+    def skips(self, name: str) -> str | None:
+        """The pattern by which the layer called `name` stays 16 bit, or None."""
+        return next((pattern for pattern in self.skip if re.search(pattern, name)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, with the version of this form."""
+        return {"version": CONFIG_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SeDialectConfig":
+        """A configuration from what `to_dict` gave.
+
+        Raises:
+            ConfigError: the version is another one, or a key is unknown.
+        """
+        settings = dict(data)
+        version = settings.pop("version", None)
+        if version != CONFIG_VERSION:
+            raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")
+        return cls().override(**settings)
+
+
+def _one_of(name: str, value: object, possible: tuple[object, ...]) -> None:
+    if value not in possible:
+        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, possible))}")

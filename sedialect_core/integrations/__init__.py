@@ -1,0 +1,1 @@
+"""Where sedialect meets other libraries' objects: today diffusers."""

@@ -1,0 +1,48 @@
+"""States of a diffusers model in which swapping its layers would break it, silently or later; each refused with a remedy."""
+
+from torch import nn
+
+from ..errors import ModelError
+from ..linear import SeDialectLinear
+
+
+def check_ready(name: str, model: nn.Module) -> None:
+    """Refuse to quantize a model that is compiled, offloaded by groups, cast by layers, or quantized already.
+
+    Raises:
+        ModelError: naming the component, the state and what to do.
+    """
+    for reason, remedy in filter(None, (check(model) for check in CHECKS)):
+        raise ModelError(f"{name} {reason}; {remedy}")
+
+
+def _quantized(model: nn.Module) -> tuple[str, str] | None:
+    if any(isinstance(module, SeDialectLinear) for module in model.modules()):
+        return "is quantized by sedialect already", "call pipe.disable_sedialect() or load it again"
+    if getattr(model, "is_quantized", False):
+        method = getattr(model, "quantization_method", "another quantizer")
+        return f"is quantized already ({getattr(method, 'value', method)})", "load its 16-bit weights"
+    return None
+
+
+def _compiled(model: nn.Module) -> tuple[str, str] | None:
+    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
+        return "is compiled", "call enable_sedialect() before torch.compile"
+    return None
+
+
+def _hooked(model: nn.Module) -> tuple[str, str] | None:
+    hooks = {hook for module in model.modules() for hook in _hook_names(module)}
+    if "group_offloading" in hooks:
+        return "is offloaded by groups, and new layers would miss its hooks", "call enable_sedialect() first, then offload"
+    if "layerwise_casting" in hooks:
+        return "stores its weights in a smaller type (layerwise casting)", "call enable_sedialect() instead of casting"
+    return None
+
+
+def _hook_names(module: nn.Module) -> tuple[str, ...]:
+    registry = getattr(module, "_diffusers_hook", None)
+    return tuple(registry.hooks) if registry is not None else ()
+
+
+CHECKS = (_quantized, _compiled, _hooked)

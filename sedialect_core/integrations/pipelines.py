@@ -1,0 +1,145 @@
+"""The methods that every diffusers pipeline gains: `enable_sedialect`, `disable_sedialect`, `sedialect_report`."""
+
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from ..config import SeDialectConfig
+from ..errors import ModelError
+from ..linear import SeDialectLinear
+from ..plan import Plan
+from ..quantize import quantize_model, set_submodule
+from ..report import ModelReport, model_bytes, report_of
+from .checks import check_ready
+from .quantizer import mark_plain, mark_quantized
+
+DENOISER = re.compile(r"^transformer(_\d+)?$")  # transformer_2: Wan 2.2's expert for the less noisy steps
+
+
+@dataclass
+class Enabled:
+    """What is remembered about a model that was quantized in place."""
+
+    plan: Plan
+    bytes_before: int
+    originals: "WeakKeyDictionary[nn.Module, nn.Linear] | None"
+
+
+class SeDialectMixin:
+    """Methods for `diffusers.DiffusionPipeline` and `ModularPipeline`; `self` is the pipeline."""
+
+    PUBLIC: ClassVar[tuple[str, ...]] = ("enable_sedialect", "disable_sedialect", "sedialect_report")
+
+    def enable_sedialect(
+        self,
+        config: SeDialectConfig | None = None,
+        *,
+        preset: str | None = None,
+        keep_original: bool = False,
+        progress: bool = True,
+        **overrides: Any,
+    ) -> "SeDialectMixin":
+        """Quantize the pipeline's video transformers in place, both of Wan 2.2 included. Returns the pipeline.
+
+        Args:
+            config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
+            keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
+
+        Raises:
+            ConfigError: an unknown preset, setting or value.
+            ModelError: the pipeline has no transformer, or is in a state that quantizing would break; the message says how
+                to mend it. No model has been changed then.
+
+        Example:
+            >>> pipe.enable_sedialect(preset="quality", keep_original=True)
+        """
+        if config is not None and preset is not None:
+            raise ModelError("pass either a config or a preset, not both")
+        config = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
+        models = denoisers(self)
+        for name, model in models.items():
+            check_ready(name, model)
+        for model in models.values():
+            _enable(model, config, keep_original, progress)
+        return self
+
+    def disable_sedialect(self) -> "SeDialectMixin":
+        """Put the original layers back, bit for bit. Returns the pipeline.
+
+        Raises:
+            ModelError: the pipeline is not enabled, or was enabled without `keep_original=True`.
+        """
+        states = {name: (model, _state(name, model)) for name, model in denoisers(self).items()}
+        for name, (_, state) in states.items():
+            if state.originals is None:
+                raise ModelError(f"{name} kept no 16-bit layers; load it again, or enable with keep_original=True next time")
+        for model, state in states.values():
+            _disable(model, state)
+        return self
+
+    def sedialect_report(self) -> "PipelineReport":
+        """Layers, bits, memory and the implementation that runs, for each transformer. Print it.
+
+        Raises:
+            ModelError: the pipeline is not enabled.
+        """
+        found = denoisers(self).items()
+        states = ((name, model, _state(name, model)) for name, model in found)
+        return PipelineReport(tuple(report_of(name, model, state.plan, state.bytes_before) for name, model, state in states))
+
+
+@dataclass(frozen=True)
+class PipelineReport:
+    """One `ModelReport` for each transformer of a pipeline."""
+
+    models: tuple[ModelReport, ...]
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.models))
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline, by component name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    components: dict[str, Any] = pipe.components
+    found = {name: part for name, part in components.items() if DENOISER.match(name) and isinstance(part, nn.Module)}
+    if not found:
+        raise ModelError(
+            f"{type(pipe).__name__} has no transformer among its components ({', '.join(components)}); "
+            "sedialect quantizes video transformers, not UNets"
+        )
+    return found
+
+
+def _enable(model: nn.Module, config: SeDialectConfig, keep_original: bool, progress: bool) -> None:
+    before = model_bytes(model)
+    named: dict[str, nn.Linear] = {}
+    plan = quantize_model(model, config, progress=progress, keep=named.__setitem__ if keep_original else None)
+    originals: WeakKeyDictionary[nn.Module, nn.Linear] | None = None
+    if keep_original:
+        # By layer rather than by name: loading or unloading a LoRA renames them.
+        originals = WeakKeyDictionary({model.get_submodule(name): linear.to("cpu") for name, linear in named.items()})
+    model._sedialect = Enabled(plan, before, originals)  # type: ignore[assignment]
+    mark_quantized(model)
+
+
+def _disable(model: nn.Module, state: Enabled) -> None:
+    assert state.originals is not None
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, SeDialectLinear):
+            set_submodule(model, name, state.originals[layer].to(layer.weight.device))
+    del model._sedialect
+    mark_plain(model)
+
+
+def _state(name: str, model: nn.Module) -> Enabled:
+    state = getattr(model, "_sedialect", None)
+    if not isinstance(state, Enabled):
+        raise ModelError(f"{name} is not quantized by sedialect; call pipe.enable_sedialect() first")
+    return state

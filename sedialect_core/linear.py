@@ -1,0 +1,115 @@
+"""The layer. A subclass of `torch.nn.Linear` whose weight is stored in the dialects and decoded when it is used.
+
+Why a subclass with plain uint8 Parameters, rather than a tensor subclass or buffers: PEFT, accelerate's and diffusers'
+offloading, layerwise casting and safetensors all handle it without knowing it.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..kernels import ops
+from .codec import EncodedTensor, encode
+from .formatbook import Formatbook
+
+ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
+
+
+class SeDialectLinear(nn.Linear):
+    """y = x @ W.T + bias with 4-bit W, and x in 4, 8 or 16 bits.
+
+    Parameters (none is trained):
+        weight        uint8 [N, K/2]: codes, element 2i in the low nibble
+        weight_meta   uint8 [N, K/B]: delta << 5 | dialect
+        weight_scale  uint8 [N, 4]: the bits of the float32 row scale, in bytes because loaders cast floats
+        bias          [N] in the dtype of the layer it replaced, or None
+    """
+
+    bias: nn.Parameter | None  # type: ignore[assignment]  # torch declares it a Parameter, and sets None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        precision: str = "w4a4",
+        block_size: int = 16,
+        formatbook: Formatbook | None = None,
+        candidates: str = "max",
+        compute_dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """An empty layer, to be filled by loading a checkpoint; `from_linear` makes a full one."""
+        nn.Module.__init__(self)  # not nn.Linear's, which would allocate a float weight
+        self.in_features = in_features
+        self.out_features = out_features
+        self.precision = precision
+        self.block_size = block_size
+        self.formatbook = formatbook or Formatbook.builtin()
+        self.candidates = candidates
+        self.compute_dtype = compute_dtype  # read by PEFT for its adapters, and by models that ask a layer for its dtype
+
+        def stored(columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(out_features, columns, dtype=torch.uint8, device=device), requires_grad=False)
+
+        self.weight = stored(in_features // 2)
+        self.weight_meta = stored(in_features // block_size)
+        self.weight_scale = stored(4)
+        self.bias = None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, dtype=compute_dtype, device=device), requires_grad=False)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, name: str = "weight", **settings: Any) -> "SeDialectLinear":
+        """Encode a float layer, on the device it lies on. `settings` are those of the constructor.
+
+        Raises:
+            EncodeError: its weight holds NaN or Inf, or K is not a multiple of the block size; the error calls it `name`.
+        """
+        shape = (linear.in_features, linear.out_features, linear.bias is not None)
+        new = cls(*shape, compute_dtype=linear.weight.dtype, device="meta", **settings)
+        encoded = encode(linear.weight.detach(), formatbook=new.formatbook, block_size=new.block_size, name=name)
+        new.weight = nn.Parameter(encoded.codes, requires_grad=False)
+        new.weight_meta = nn.Parameter(encoded.meta, requires_grad=False)
+        new.weight_scale = nn.Parameter(encoded.scale.view(-1, 1).view(torch.uint8), requires_grad=False)
+        if linear.bias is not None:
+            new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        return new.train(linear.training)
+
+    @property
+    def row_scale(self) -> torch.Tensor:
+        """Row scales of the weight, float32 [N]."""
+        return self.weight_scale.view(torch.float32).squeeze(1)
+
+    @property
+    def encoded(self) -> EncodedTensor:
+        """The weight as the codec's value; shares the layer's storage."""
+        codes, meta, scale = self.weight.detach(), self.weight_meta.detach(), self.row_scale.detach()
+        return EncodedTensor(codes, meta, scale, self.block_size, "weight", self.formatbook)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight as floats, [N, K], in `compute_dtype` unless told otherwise."""
+        return self.encoded.dequantize(dtype or self.compute_dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., K] -> [..., N] in x.dtype, freshly allocated and contiguous."""
+        rows = x.reshape(-1, self.in_features)
+        y = ops.linear(
+            rows,
+            self.weight,
+            self.weight_meta,
+            self.row_scale,
+            self.bias,
+            list(self.formatbook.tables(x.device)),
+            ACTIVATION_BITS[self.precision],
+            self.candidates,
+        )
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"precision={self.precision}, block_size={self.block_size}, formatbook={self.formatbook.name}"
+        )

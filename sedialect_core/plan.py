@@ -1,0 +1,152 @@
+"""What will be done to which layer, and why: pure data, made before anything is touched, printed and saved as it is."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from .config import SeDialectConfig
+from .errors import ModelError
+from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+
+ROW_SCALE_BITS = 32
+META_BITS = 8
+ROLE_REASONS = {
+    "embedder": "embedder: few weights, and every later layer sees its error",
+    "head": "output head: its error goes straight into the video",
+    "norm": "part of a norm",
+    "other": "outside the transformer blocks",
+}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One linear layer: its precision, or None where it stays as it is, and the reason."""
+
+    name: str
+    role: str
+    in_features: int
+    out_features: int
+    precision: str | None
+    block_size: int | None
+    reason: str
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without the bias."""
+        return self.in_features * self.out_features
+
+    def weight_bits(self, original_bits: int) -> float:
+        """Effective bits a weight: codes, meta and row scale; `original_bits` where the layer is left alone."""
+        if self.block_size is None:
+            return original_bits
+        return 4 + META_BITS / self.block_size + ROW_SCALE_BITS / self.in_features
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All linear layers of a model, in model order, and the settings they were decided by."""
+
+    model: str
+    family: str
+    config: SeDialectConfig
+    layers: tuple[LayerPlan, ...]
+    token_layout: TokenLayout
+
+    @property
+    def quantized(self) -> tuple[LayerPlan, ...]:
+        """The layers that are rewritten."""
+        return tuple(layer for layer in self.layers if layer.precision is not None)
+
+    @property
+    def left_alone(self) -> tuple[LayerPlan, ...]:
+        """The layers that stay as they are; each has its reason."""
+        return tuple(layer for layer in self.layers if layer.precision is None)
+
+    def to_json(self) -> str:
+        """The plan as JSON, layer by layer."""
+        data = asdict(self)
+        data["config"] = self.config.to_dict()
+        return json.dumps(data, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """A plan from what `to_json` gave."""
+        data: dict[str, Any] = json.loads(text)
+        layout: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["token_layout"].items()}
+        return cls(
+            model=data["model"],
+            family=data["family"],
+            config=SeDialectConfig.from_dict(data["config"]),
+            layers=tuple(LayerPlan(**layer) for layer in data["layers"]),
+            token_layout=TokenLayout(**layout),
+        )
+
+    def __str__(self) -> str:
+        """Layers that share everything but the block's number stand in one line, with their count."""
+        counts: dict[tuple[str, ...], int] = {}
+        for layer in self.layers:
+            pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
+            shape = f"{layer.in_features} -> {layer.out_features}"
+            key = (pattern, shape, layer.precision or "16 bit", layer.reason)
+            counts[key] = counts.get(key, 0) + 1
+        lines = [f"{self.model} ({self.family}): {len(self.quantized)} of {len(self.layers)} linear layers in 4 bit"]
+        for (name, shape, precision, reason), count in counts.items():
+            lines.append(f"  {count:4d} x {name:<44} {shape:>16}  {precision:<7} {reason}")
+        return "\n".join(lines)
+
+
+def make_plan(model: nn.Module, config: SeDialectConfig, token_layout: TokenLayout | None = None) -> Plan:
+    """Decide for every linear layer of `model`, without changing it.
+
+    Args:
+        token_layout: where video and text tokens stand, for a model that inspection does not know.
+
+    Raises:
+        ModelError: no layer can be quantized; the message holds the commonest reason.
+    """
+    layers = tuple(_decide(site, config, _kept_in_fp32(model)) for site in find_linears(model))
+    name = type(model).__name__
+    if not any(layer.precision for layer in layers):
+        raise ModelError(f"{name} has no layer to quantize: {_commonest_reason(layers)}")
+    return Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
+
+
+def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> LayerPlan:
+    precision, reason = _precision(site, config, kept)
+    if precision is not None and site.in_features % config.block_size:
+        precision, reason = None, f"{site.in_features} inputs are not a multiple of the block size {config.block_size}"
+    block_size = config.block_size if precision is not None else None
+    return LayerPlan(site.name, site.role, site.in_features, site.out_features, precision, block_size, reason)
+
+
+def _precision(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> tuple[str | None, str]:
+    """A layer's precision, or None, with the reason."""
+    pattern = config.skips(site.name)
+    if pattern is not None:
+        return None, f"skipped by the pattern {pattern!r}"
+    part = next((part for part in site.name.split(".") if part in kept), None)
+    if part is not None:
+        return None, f"the model keeps {part!r} in float32"
+    if site.role == "modulation":
+        if config.modulation == "keep":
+            return None, "modulation, kept by the settings"
+        return config.modulation, "modulation: one row a sample, so its activations cost nothing"
+    if site.role in ROLE_REASONS:
+        return None, ROLE_REASONS[site.role]
+    return config.precision_of(site.name), f"{site.role.replace('_', ' ')} of a transformer block"
+
+
+def _kept_in_fp32(model: nn.Module) -> tuple[str, ...]:
+    """Path components that diffusers keeps in float32 for this class."""
+    return tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+
+
+def _commonest_reason(layers: tuple[LayerPlan, ...]) -> str:
+    if not layers:
+        return "it holds no torch.nn.Linear; pass the transformer itself, not a wrapper of it, and quantize it only once"
+    counts: Mapping[str, int] = {layer.reason: sum(other.reason == layer.reason for other in layers) for layer in layers}
+    reason = max(counts, key=lambda key: counts[key])
+    return f"{counts[reason]} of {len(layers)} linears are left alone for: {reason}"

@@ -1,0 +1,81 @@
+"""What quantizing cost and saved, as rows. Front ends print them; nothing here measures quality."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..kernels.dispatch import implementation
+from .plan import ROW_SCALE_BITS, LayerPlan, Plan
+
+DELTA_AND_DIALECT_BITS = 4 + 5
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """One model before and after. Bits are effective: codes, meta and scales divided by elements."""
+
+    component: str
+    plan: Plan
+    bytes_before: int
+    bytes_after: int
+    weight_bits: float
+    activation_bits: float
+    implementation: str
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Label and value of each line."""
+        left = len(self.plan.left_alone)
+        return [
+            ("model", f"{self.component}: {self.plan.model} ({self.plan.family})"),
+            ("layers", f"{len(self.plan.quantized)} in {self.plan.config.precision}, {left} left in 16 bit"),
+            ("weights", f"{self.weight_bits:.3f} bits in the quantized layers (block size {self.plan.config.block_size})"),
+            ("activations", f"{self.activation_bits:.3f} bits into them"),
+            ("memory", f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB for the whole model"),
+            ("formatbook", self.plan.config.formatbook),
+            ("runs on", self.implementation),
+        ]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        width = max(len(label) for label, _ in rows)
+        return "\n".join(f"{label:<{width}}  {value}" for label, value in rows) + f"\n{self.plan}"
+
+
+def report_of(component: str, model: nn.Module, plan: Plan, bytes_before: int) -> ModelReport:
+    """The report of a model that `plan` was carried out on."""
+    device = next(model.parameters()).device
+    name, reason = implementation(device)
+    layers = [layer for layer in plan.quantized if layer.role != "modulation"] or list(plan.quantized)
+    return ModelReport(
+        component=component,
+        plan=plan,
+        bytes_before=bytes_before,
+        bytes_after=model_bytes(model),
+        weight_bits=_mean([(layer.weight_bits(16), layer.weights) for layer in plan.quantized]),
+        activation_bits=_mean([(activation_bits(layer), layer.in_features) for layer in layers]),
+        implementation=f"{device}, {name}: {reason}",
+    )
+
+
+def activation_bits(layer: LayerPlan) -> float:
+    """Effective bits of a quantized layer's input: dialects carry 9 bits a block, and both 4 and 8 bits a scale a row."""
+    if layer.precision == "w4a4" and layer.block_size is not None:
+        return 4 + DELTA_AND_DIALECT_BITS / layer.block_size + ROW_SCALE_BITS / layer.in_features
+    return 16.0 if layer.precision == "w4a16" else 8 + ROW_SCALE_BITS / layer.in_features
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones once."""
+    tensors: dict[int, torch.Tensor] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def megabytes(count: int) -> str:
+    """Bytes as megabytes (10^6) with one digit."""
+    return f"{count / 1e6:.1f}"
+
+
+def _mean(pairs: list[tuple[float, int]]) -> float:
+    """Mean of the first entries, weighted by the second."""
+    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
