@@ -1,0 +1,67 @@
+"""The vocabulary in which the tables of model families are written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .sites import Role, Stream
+from .tokens import TokenLayout
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Linears whose name inside their block matches `pattern` as a whole have this role and stream.
+
+    Those of one block with the same `reads` read the same input; it may use groups of the pattern (`\\1`).
+    """
+
+    pattern: str
+    role: Role
+    stream: Stream
+    reads: str = ""
+
+    def match(self, path: str) -> str | None:
+        """`reads` with the pattern's groups filled in, or None if the path does not match."""
+        found = re.fullmatch(self.pattern, path)
+        return None if found is None else found.expand(self.reads)
+
+
+def first_match(rules: tuple[Rule, ...], path: str) -> tuple[Rule, str] | None:
+    """The first rule that names this linear, and what it reads; None if none does."""
+    for rule in rules:
+        reads = rule.match(path)
+        if reads is not None:
+            return rule, reads
+    return None
+
+
+@dataclass(frozen=True)
+class BlockKind:
+    """Blocks that share a structure: the children of these lists that own a linear named `having`, if given."""
+
+    lists: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    having: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models with the same block lists, names and token order.
+
+    A model belongs to it if a class of its MRO has one of `class_names`, or if every pattern of `telltales` matches
+    a module name as a whole; in both cases one of the block lists must be there.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    kinds: tuple[BlockKind, ...]
+    layout: TokenLayout
+    telltales: tuple[str, ...] = ()
+    tiled_if: tuple[str, str] | None = None
+    """A config entry and its value that the layout's tiles depend on."""
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Dotted names of all block lists."""
+        return tuple(name for kind in self.kinds for name in kind.lists)
