@@ -15,7 +15,7 @@ class DialectTables(NamedTuple):
     half_units    int16 [D, 8]   ascending magnitudes in half-units, 0..15
     indices       uint8 [D, 32]  q -> index of the nearest magnitude, ties to the larger
     errors        int16 [D, 32]  q -> (4 * magnitude - (2q + 1))^2, <= 961
-    packed_errors int64 [8, 32]  (15 - maximum, q) -> the errors of the S shapes of that maximum, shape s in bits 16s..16s+15:
+    packed_errors int64 [8, 32]  (15 - maximum, q) -> the errors of that maximum's S shapes, shape s in bits 16s..16s+15:
                                  sums over a block of up to 64 elements cannot carry from one field into the next
     """
 

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from sedialect import Formatbook, encode
 from sedialect.kernels import reference
 from sedialect.sedialect_core.codec import encode_residual
 from sedialect.sedialect_core.errors import EncodeError
 
 BOOKS = {"sedialect-32": oracle.HALF_UNITS, "dialectfp4-16": oracle.HALF_UNITS_16}
-# Three blocks of 32 or six of 16 a row; magnitudes over many exponents, with zeros, repeats and subnormal numbers among them.
+# Three blocks of 32 or six of 16 a row; magnitudes over many exponents, with zeros, repeats and subnormal numbers.
 NUMBERS = st.one_of(
     st.floats(-8, 8, width=32),
     st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from oracle import HALF_UNITS, HALF_UNITS_16
+
 from sedialect import Dialect, Formatbook
 from sedialect.kernels.tables import build_tables
 from sedialect.sedialect_core.errors import FormatbookError

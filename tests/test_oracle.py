@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import oracle
+import pytest
 from oracle import HALF_UNITS, HALF_UNITS_16, Book, FloatRow, error_of, index_of
 
 BOOKS = [pytest.param(HALF_UNITS, id="32"), pytest.param(HALF_UNITS_16, id="16")]
@@ -90,9 +85,7 @@ def test_beneficial_ranges(pair: int) -> None:
     assert (even_wins, odd_wins) == tuple(list(part) for part in BENEFICIAL[pair])
 
 
-@pytest.mark.parametrize(
-    ("q_max", "maximum"), [(0, 8), (14, 8), (16, 8), (17, 9), (26, 13), (30, 15), (31, 15)]
-)
+@pytest.mark.parametrize(("q_max", "maximum"), [(0, 8), (14, 8), (16, 8), (17, 9), (26, 13), (30, 15), (31, 15)])
 def test_candidates_follow_the_block_maximum(q_max: int, maximum: int) -> None:
     group = 15 - maximum
     assert oracle.candidate_ids(HALF_UNITS, q_max, "max") == [4 * group + shape for shape in range(4)]
@@ -100,9 +93,7 @@ def test_candidates_follow_the_block_maximum(q_max: int, maximum: int) -> None:
     assert oracle.candidate_ids(HALF_UNITS, q_max, "all") == list(range(32))
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [("1/1", 0), ("8/1", 3), ("7/1", 2), ("1/3", -2), ("1/4", -2)]
-)
+@pytest.mark.parametrize(("value", "expected"), [("1/1", 0), ("8/1", 3), ("7/1", 2), ("1/3", -2), ("1/4", -2)])
 def test_floor_log2(value: str, expected: int) -> None:
     assert oracle.floor_log2(Fraction(value)) == expected
 

@@ -1,0 +1,161 @@
+"""The main job: one prompt, one noise, two videos; 16 bit and quantized, with the numbers between them."""
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .atomic import REMEDY
+from .bench.metrics import Fidelity, fidelity
+from .config import SeDialectConfig
+from .errors import InputError
+from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
+from .report import megabytes
+from .sampling import Request, Sample, sample
+from .video import side_by_side, write_mp4
+
+PACKAGES = ("sedialect", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both videos and everything measured between them."""
+
+    request: Request
+    config: SeDialectConfig
+    original: Sample
+    quantized: Sample
+    report: PipelineReport
+    fidelity: Fidelity
+
+    @property
+    def weight_bits(self) -> float:
+        """Effective bits a weight in the quantized layers, over all transformers."""
+        models = self.report.models
+        return sum(model.weight_bits for model in models) / len(models)
+
+    @property
+    def activation_bits(self) -> float:
+        """Effective bits of the quantized layers' inputs, over all transformers."""
+        models = self.report.models
+        return sum(model.activation_bits for model in models) / len(models)
+
+    def table(self) -> str:
+        """What is printed below the progress bars."""
+        before, after = (sum(getattr(m, name) for m in self.report.models) for name in ("bytes_before", "bytes_after"))
+        rows = [
+            ("", "16 bit", self.config.precision),
+            ("weights, effective bits", "16", f"{self.weight_bits:.2f}"),
+            ("activations, effective bits", "16", f"{self.activation_bits:.2f}"),
+            ("transformer memory, MB", megabytes(before), megabytes(after)),
+            ("seconds a step", f"{self.original.seconds_per_step:.2f}", f"{self.quantized.seconds_per_step:.2f}"),
+            ("PSNR to 16 bit, dB", "", f"{self.fidelity.psnr:.1f}"),
+            ("SSIM to 16 bit", "", f"{self.fidelity.ssim:.3f}"),
+        ]
+        return "\n".join(f"{label:<29}{left:>9}{right:>9}" for label, left, right in rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the frames, with machine, versions and date."""
+        return {
+            "request": asdict(self.request),
+            "config": self.config.to_dict(),
+            "weight_bits": self.weight_bits,
+            "activation_bits": self.activation_bits,
+            "transformer_bytes": {m.component: [m.bytes_before, m.bytes_after] for m in self.report.models},
+            "seconds_per_step": [self.original.seconds_per_step, self.quantized.seconds_per_step],
+            "psnr_db": self.fidelity.psnr,
+            "ssim": self.fidelity.ssim,
+            "runs_on": [model.implementation for model in self.report.models],
+            **environment(),
+        }
+
+
+def compare(pipe: Any, request: Request, config: SeDialectConfig) -> Comparison:
+    """Generate with the pipeline as it is, quantize it in place, and generate again with the same noise."""
+    models = denoisers(pipe)
+    original = sample(pipe, models, request, "16 bit")
+    SeDialectMixin.enable_sedialect(pipe, config)
+    quantized = sample(pipe, models, request, config.precision)
+    report = SeDialectMixin.sedialect_report(pipe)
+    return Comparison(request, config, original, quantized, report, fidelity(quantized.frames, original.frames))
+
+
+def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Path]:
+    """Write both videos, the side-by-side one and the numbers; all of them or none. Returns the paths.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    original, quantized = comparison.original.frames, comparison.quantized.frames
+    bits = f"{comparison.weight_bits:.2f} bit weights, {comparison.activation_bits:.2f} bit activations"
+    label = f"{comparison.config.precision}: {bits}, {comparison.fidelity.psnr:.1f} dB"
+    with staging(folder) as staged:
+        write_mp4(staged / "16-bit.mp4", original, fps)
+        write_mp4(staged / "quantized.mp4", quantized, fps)
+        write_mp4(staged / "side-by-side.mp4", side_by_side([original, quantized], ["16 bit", label]), fps)
+        (staged / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
+        names = sorted(path.name for path in staged.iterdir())
+    return [folder / name for name in names]
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`; its files move up when the block ends well, and vanish when it does not.
+
+    Raises:
+        InputError: the folder cannot be made or written, or the disk is full.
+    """
+    staged: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        yield staged
+        for path in staged.iterdir():
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; {REMEDY}") from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before minutes of sampling where the output could not be written.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    existed = folder.exists()
+    with staging(folder) as staged:
+        (staged / "probe").write_bytes(b"")
+        (staged / "probe").unlink()
+    if not existed:
+        folder.rmdir()
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and date, to stand beside every number."""
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
+        "python": platform.python_version(),
+        "versions": {name: package_version(name) for name in PACKAGES},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,64 @@
+"""`sedialect doctor`: what is installed, what the hardware can do, which path runs and why, and a one-second self-test."""
+
+import platform
+import time
+
+import torch
+
+from ..kernels.dispatch import implementation
+from .codec import encode
+from .comparison import package_version
+from .formatbook import Formatbook, builtin_names
+from .linear import SeDialectLinear
+
+LIBRARIES = "sedialect torch triton diffusers transformers accelerate peft safetensors huggingface-hub av"
+# Relative squared errors of a Gaussian weight: what the reference gives (tests hold it), with room for the draw.
+EXPECTED_ERROR = {16: 0.0070, 32: 0.0085}
+
+
+def examine() -> tuple[list[tuple[str, str]], bool]:
+    """Rows of label and finding, and whether the self-test passed on every device."""
+    rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
+    rows += [(name, package_version(name) or "not installed") for name in LIBRARIES.split()]
+    rows.append(("formatbooks", ", ".join(builtin_names())))
+    sound = True
+    for device in devices():
+        name, reason = implementation(device)
+        verdict, passed = self_test(device)
+        sound &= passed
+        rows += [(device, describe(device)), ("  path", f"{name}: {reason}"), ("  self-test", verdict)]
+    return rows, sound
+
+
+def devices() -> list[str]:
+    """The CPU and every CUDA device."""
+    return ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+
+
+def describe(device: str) -> str:
+    """Name, memory and compute capability."""
+    if device == "cpu":
+        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    properties = torch.cuda.get_device_properties(device)
+    capability = f"{properties.major}.{properties.minor}"
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"
+
+
+def self_test(device: str) -> tuple[str, bool]:
+    """Encode a weight, decode it, and run a layer; in words, and whether the errors are what they should be."""
+    generator = torch.Generator().manual_seed(0)
+    linear = torch.nn.Linear(512, 256, bias=False)
+    weight = torch.randn(256, 512, generator=generator)
+    linear.weight.data = weight
+    started = time.perf_counter()
+    sound = True
+    for block_size, limit in EXPECTED_ERROR.items():
+        back = encode(weight.to(device), block_size=block_size).dequantize().cpu()
+        sound &= float((back - weight).square().sum() / weight.square().sum()) < limit
+    layer = SeDialectLinear.from_linear(linear.to(device), precision="w4a16", formatbook=Formatbook.builtin())
+    x = torch.randn(64, 512, generator=generator).to(device)
+    expected = x.cpu().double() @ layer.dequantize(torch.float32).cpu().double().T
+    difference = float((layer(x).cpu() - expected).norm() / expected.norm())
+    sound &= difference < (1e-5 if device == "cpu" else 1e-2)
+    seconds = time.perf_counter() - started
+    return f"{'passed' if sound else 'FAILED'} in {seconds:.1f} s (layer against float64: {difference:.1e})", sound

@@ -1,0 +1,139 @@
+"""One video out of any diffusers video pipeline, with the time that its transformers took."""
+
+import inspect
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from .errors import InputError
+from .video import Frames, to_bytes
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate. None leaves a setting to the pipeline."""
+
+    prompt: str
+    seed: int = 0
+    steps: int = 20
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    height: int | None = None
+    width: int | None = None
+    num_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InputError("the prompt is empty; say what the video shows, as in --prompt 'a red ball moves to the left'")
+        for name in ("steps", "height", "width", "num_frames"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments for a pipeline's call, without the generator."""
+        optional = ("negative_prompt", "guidance_scale", "height", "width", "num_frames")
+        given = {name: getattr(self, name) for name in optional if getattr(self, name) is not None}
+        return {"prompt": self.prompt, "num_inference_steps": self.steps, **given}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated video [T, H, W, 3] and the seconds that the transformers took for one step."""
+
+    frames: Frames
+    seconds_per_step: float
+
+
+def sample(pipe: Any, models: dict[str, nn.Module], request: Request, label: str) -> Sample:
+    """Generate. The noise depends on the seed alone, whatever the device: it is drawn on the CPU.
+
+    Raises:
+        InputError: the pipeline refuses the request's size or arguments.
+    """
+    arguments = request.arguments()
+    unknown = sorted(arguments.keys() - inspect.signature(pipe.__call__).parameters.keys())
+    if unknown:
+        raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; leave it out")
+    pipe.set_progress_bar_config(desc=label)
+    with _timed(models) as seconds:
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        try:
+            frames = pipe(**arguments, generator=generator, output_type="np").frames[0]
+        except ValueError as error:
+            raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
+    return Sample(to_bytes(frames), sum(seconds) / request.steps)
+
+
+def load_pipeline(model: str | Path, dtype: torch.dtype, device: str) -> Any:
+    """A diffusers pipeline from a folder or from the Hub, on `device`.
+
+    Raises:
+        InputError: there is no such pipeline, or it cannot be loaded.
+    """
+    path = Path(model)
+    if path.exists() and not (path / "model_index.json").is_file():
+        raise InputError(f"{path} is no diffusers pipeline: it has no model_index.json; pass the folder that holds one")
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError:
+        raise InputError("pipelines need diffusers; install it: pip install 'sedialect[demo]'") from None
+    try:
+        return DiffusionPipeline.from_pretrained(str(model), dtype=dtype).to(device)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"cannot load the pipeline {str(model)!r}: {first_line(error)}") from error
+
+
+def pick_device(name: str) -> str:
+    """`auto` is a CUDA GPU where there is one, else the CPU.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {first_line(error)}") from None
+    return name
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+@contextmanager
+def _timed(models: dict[str, nn.Module]) -> Iterator[list[float]]:
+    """Seconds of every forward of the models while the block runs."""
+    seconds: list[float] = []
+    started: list[float] = []
+
+    def begin(*_: object) -> None:
+        started.append(_now())
+
+    def end(*_: object) -> None:
+        seconds.append(_now() - started.pop())
+
+    handles: list[RemovableHandle] = [model.register_forward_pre_hook(begin) for model in models.values()]
+    handles += [model.register_forward_hook(end) for model in models.values()]
+    try:
+        yield seconds
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
