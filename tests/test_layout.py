@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 LEVELS = [
     ["__main__.py", "nodes", "web"],
     ["sedialect_core/cli.py"],
+    ["sedialect_core/commands"],
     ["sedialect_core/doctor.py", "sedialect_core/bench/quality.py"],
     ["sedialect_core/comparison.py"],
     ["sedialect_core/demo"],

@@ -51,7 +51,7 @@ class Row:
         return f"| {' | '.join(cells)} |"
 
 
-def run_quality(prompts: int, device: str) -> str:
+def measure_quality(prompts: int, device: str) -> str:
     """The table as markdown, with machine, versions and date, for the first `prompts` evaluation prompts.
 
     Raises:

@@ -1,0 +1,28 @@
+"""`sedialect doctor`."""
+
+import argparse
+from typing import Any
+
+from ..errors import InputError
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    doctor = commands.add_parser("doctor", help="versions, devices, which path runs and why, and a self-test")
+    doctor.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print what was found.
+
+    Raises:
+        InputError: the self-test failed.
+    """
+    from ..doctor import examine
+
+    rows, sound = examine()
+    width = max(len(label) for label, _ in rows)
+    print("\n".join(f"{label:<{width}}  {finding}" for label, finding in rows))
+    if not sound:
+        raise InputError("the self-test failed: see above which device; report it with this output")
+    return 0

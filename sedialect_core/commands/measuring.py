@@ -1,0 +1,27 @@
+"""`sedialect bench …`: the numbers of the docs, measured again."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_to(commands: Any) -> None:
+    """Add the command and what it measures."""
+    bench = commands.add_parser("bench", help="measure").add_subparsers(required=True, metavar="WHAT")
+    quality = bench.add_parser("quality", help="how near each precision is to 16 bit, on the bundled model")
+    quality.add_argument("--prompts", type=int, default=8, help="how many of the 64 evaluation prompts")
+    quality.add_argument("--device", default="auto")
+    quality.add_argument("--write", type=Path, help="a document whose marked table is replaced")
+    quality.set_defaults(run=run_quality)
+
+
+def run_quality(parsed: argparse.Namespace) -> int:
+    """Print the table, and write it where asked."""
+    from ..bench.quality import measure_quality, write_between_marks
+    from ..sampling import pick_device
+
+    table = measure_quality(parsed.prompts, pick_device(parsed.device))
+    print(table)
+    if parsed.write is not None:
+        write_between_marks(parsed.write, table)
+    return 0
