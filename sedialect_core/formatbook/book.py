@@ -8,8 +8,8 @@ A dialect's id is `shapes * (15 - maximum) + shape`.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +71,7 @@ class Formatbook:
         name: what users and files call it.
         dialects: in id order: maximum 15 first, and within a maximum the shapes from dense to sparse top.
         sub_formatbooks: sets of shapes, each of which then holds all 8 maxima. May be empty.
+        fingerprint: what a fitted book was fitted on, as text by name. Books that differ in it alone are equal.
 
     Raises:
         FormatbookError: a maximum lacks shapes, stands in the wrong place, or a sub-formatbook lacks a maximum.
@@ -85,6 +86,7 @@ class Formatbook:
     dialects: tuple[Dialect, ...]
     sub_formatbooks: tuple[tuple[int, ...], ...] = ()
     description: str = ""
+    fingerprint: Mapping[str, str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         counts = {maximum: sum(d.maximum == maximum for d in self.dialects) for maximum in MAXIMA}
