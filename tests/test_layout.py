@@ -18,12 +18,14 @@ LEVELS = [
     ["sedialect_core/sampling.py", "sedialect_core/bench"],
     ["sedialect_core/integrations"],
     ["sedialect_core/video.py", "sedialect_core/report.py"],
+    ["sedialect_core/checkpoint.py"],
     ["sedialect_core/quantize.py"],
     ["sedialect_core/plan.py"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/codec"],
     ["sedialect_core/formatbook"],
-    ["sedialect_core/config.py", "sedialect_core/atomic.py"],
+    # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
+    ["sedialect_core/config.py", "sedialect_core/atomic.py", "sedialect_core/hub.py"],
     ["sedialect_core/errors.py"],
     ["kernels"],
 ]
@@ -31,7 +33,8 @@ FRONT_DOORS = {"__init__.py", "sedialect_core/__init__.py"}
 OUTSIDE = {
     "kernels": {"torch", "triton"},
     "sedialect_core/inspection": {"torch"},
-    "sedialect_core/formatbook": {"torch"},
+    "sedialect_core/formatbook": {"torch", "safetensors"},
+    "sedialect_core/hub.py": {"huggingface_hub"},
     "sedialect_core/codec": {"torch"},
     "sedialect_core/plan.py": {"torch"},
 }

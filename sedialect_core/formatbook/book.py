@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..atomic import write_text
-from ..errors import FormatbookError
+from ..errors import FormatbookError, InputError
+from ..hub import is_repo_id
 
 if TYPE_CHECKING:
     import torch
@@ -200,18 +201,47 @@ class Formatbook:
             raise FormatbookError(f"{path}: {error}") from None
 
     @classmethod
-    def resolve(cls, name_or_path: str) -> "Formatbook":
-        """A built-in book by name, else a file: what settings and the command line accept.
+    def from_pretrained(
+        cls, name_or_dir: str | Path, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+    ) -> "Formatbook":
+        """A book from a folder that `save_pretrained` wrote, or from the Hub: cached under HF_HOME, all of one commit.
+
+        Args:
+            revision: branch, tag or commit on the Hub.
+            local_files_only: take it from the cache alone, as HF_HUB_OFFLINE does.
 
         Raises:
-            FormatbookError: it is neither.
+            FormatbookError: what is there is no sound book, or its two files disagree.
+            InputError: repository, revision or file are missing, the token is refused, or the Hub cannot be reached.
+
+        Example:
+            >>> book = Formatbook.from_pretrained("me/my-book", revision="v2")
+        """
+        from .storage import load
+
+        return load(name_or_dir, revision, token, local_files_only)
+
+    @classmethod
+    def resolve(cls, name_or_path: str) -> "Formatbook":
+        """A built-in book by name, else a file, a folder or a Hub repository: what settings and the command line accept.
+
+        Raises:
+            FormatbookError: it is none of these, or not a sound book.
         """
         if name_or_path in builtin_names():
             return _builtin(name_or_path)
         if Path(name_or_path).is_file():
             return cls.from_file(name_or_path)
+        if Path(name_or_path).is_dir() or (is_repo_id(name_or_path) and not name_or_path.endswith(".json")):
+            try:
+                return cls.from_pretrained(name_or_path)
+            except InputError as error:
+                raise FormatbookError(
+                    f"no formatbook {name_or_path!r}: there is no such file or folder, and {error}"
+                ) from None
         raise FormatbookError(
-            f"no formatbook {name_or_path!r}: it is neither a file nor one of {', '.join(builtin_names())}"
+            f"no formatbook {name_or_path!r}: it is neither a file nor one of {', '.join(builtin_names())}, nor is it "
+            "written like a Hub repository, owner/name"
         )
 
     def save(self, path: str | Path) -> Path:
@@ -220,6 +250,37 @@ class Formatbook:
         rows = ",\n".join(f"    {json.dumps(entry)}" for entry in data.pop("dialects"))
         head = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items())
         return write_text(Path(path), f'{{\n{head}  "dialects": [\n{rows}\n  ]\n}}\n')
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the folder that `from_pretrained` reads and the Hub shows: JSON, safetensors, card; and return it.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        from .storage import write
+
+        return write(self, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Upload formatbook",
+        revision: str | None = None,
+    ) -> str:
+        """Upload the book to a repository, made where there is none, and return the commit's address.
+
+        Args:
+            private: of a repository that is made now.
+            revision: a branch, made where there is none.
+
+        Raises:
+            InputError: the token is missing or may not write there, or the Hub cannot be reached. Repeat it then.
+        """
+        from .storage import push
+
+        return push(self, repo_id, private, token, commit_message, revision)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Formatbook":
         """Immutable, so that copying a model with a thousand layers does not make a thousand books."""
