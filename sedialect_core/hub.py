@@ -66,6 +66,18 @@ def download(
         return Fetched(path, path.parents[filename.count("/")].name)
 
 
+def list_files(repo_id: str, *, revision: str | None = None, token: str | None = None) -> list[str]:
+    """The names of all files of a model repository, as it gives them: check one before it becomes a path.
+
+    Raises:
+        InputError: repository or revision are missing, the token is refused, or the Hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _one_line_errors(repo_id, revision, None):
+        return HfApi(token=token, library_name="sedialect").list_repo_files(repo_id, revision=revision)
+
+
 def upload_folder(
     repo_id: str,
     folder: Path,

@@ -35,7 +35,7 @@ def add_to(commands: Any) -> None:
 def add_config(command: argparse.ArgumentParser) -> None:
     """The options that make a `SeDialectConfig`; read them with `config_of`."""
     command.add_argument("--preset", default="default", help=", ".join(PRESETS))
-    command.add_argument("--formatbook", help="a built-in book's name or a file")
+    command.add_argument("--formatbook", help="a built-in book's name, a file, a folder or a Hub repository")
     command.add_argument("--block-size", type=int, help="16 or 32")
 
 
