@@ -48,6 +48,7 @@ def download(
 ) -> Fetched:
     """One file of a model repository, through the cache (HF_HOME); a broken connection is resumed.
 
+    Where the Hub cannot be reached or refuses, a copy of that revision in the cache serves, as in all of its libraries.
     A file is compared with the digest that the Hub gave it, each time. A file system without symbolic links keeps no
     digests in the cache; there, the client's check of the size is all.
 

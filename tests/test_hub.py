@@ -51,6 +51,7 @@ def test_what_a_book_was_fitted_on_travels_with_it_and_names_the_base_model(hub,
     card = ModelCard.load(path)
     assert (card.data.library_name, card.data.base_model) == ("sedialect", "org/base-model")
     assert {"sedialect", "formatbook"} <= set(card.data.tags) and BOOK.digest in card.text
+    assert 'pipe.enable_sedialect(formatbook="me/book")' in card.text
     assert f"| 31 | 8 | 3 | {' '.join(map(str, BOOK.dialects[31].half_units))} |" in card.text
     BOOK.push_to_hub("me/book", token=hub.token)
     assert "fingerprint.json" not in hub.files("me/book"), "of the book that was here before"
@@ -302,6 +303,28 @@ def test_a_hub_that_is_out_of_order_says_so(hub, monkeypatch):
     hub.refuse("/resolve/", 503, times=-1)
     with pytest.raises(InputError, match="the Hub answers 503 for formatbook.safetensors of 'me/book' at 'main'"):
         Formatbook.from_pretrained("me/book")
+
+
+def test_what_was_downloaded_before_serves_while_the_hub_is_away(hub):
+    BOOK.push_to_hub("me/book", token=hub.token)
+    Formatbook.from_pretrained("me/book")
+    hub.refuse("/resolve/", 503, times=-1)
+    assert Formatbook.from_pretrained("me/book") == BOOK
+    assert hub.requests[-1][:2] == ("HEAD", "/me/book/resolve/main/formatbook.safetensors")
+
+
+def test_a_file_in_a_subfolder_comes_with_its_commit(hub):
+    commit = hub.add("me/model", {"transformer/parts/config.json": b"{}"})
+    path, found = transport.download("me/model", "transformer/parts/config.json")
+    assert (path.read_bytes(), found) == (b"{}", commit)
+    assert transport.list_files("me/model") == ["transformer/parts/config.json"]
+
+
+def test_a_cache_without_symbolic_links_works(hub):
+    BOOK.push_to_hub("me/book", token=hub.token)
+    done = python(hub, "print(Formatbook.from_pretrained('me/book').digest)", HF_HUB_DISABLE_SYMLINKS="1")
+    assert done.stdout.strip() == BOOK.digest, done.stderr
+    assert not [path for path in hub.home.rglob("formatbook.*") if path.is_symlink()]
 
 
 # Names that would escape.

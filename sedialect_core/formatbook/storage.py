@@ -27,8 +27,10 @@ CARD_FILE = "README.md"
 TAGS = ["sedialect", "formatbook", "4-bit", "quantization"]
 
 
-def write(book: Formatbook, folder: Path) -> Path:
-    """Write the folder. Each file is replaced at once or not at all; a set that does not belong together is found by `read`.
+def write(book: Formatbook, folder: Path, repo_id: str = "OWNER/NAME") -> Path:
+    """Write the folder, with a card for that repository.
+
+    Each file is replaced at once or not at all; a set that does not belong together is found by `read`.
 
     Raises:
         InputError: the folder cannot be written.
@@ -43,7 +45,7 @@ def write(book: Formatbook, folder: Path) -> Path:
     book.save(folder / JSON_FILE)
     with replacing(folder / TENSOR_FILE) as temporary:
         temporary.write_bytes(_ordered(save(tensors_of(book), metadata)))
-    write_text(folder / CARD_FILE, card(book))
+    write_text(folder / CARD_FILE, card(book, repo_id))
     if book.fingerprint is None:
         (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # of the book that was here before
     return folder
@@ -109,7 +111,7 @@ def push(book: Formatbook, repo_id: str, private: bool, token: str | None, messa
     with TemporaryDirectory(prefix="sedialect-book-") as folder:
         return hub.upload_folder(
             repo_id,
-            write(book, Path(folder)),
+            write(book, Path(folder), repo_id),
             message=message,
             private=private,
             token=token,
@@ -125,7 +127,7 @@ def tensors_of(book: Formatbook) -> dict[str, torch.Tensor]:
     return {"half_units": book.half_units.to(torch.uint8), "sub_formatbooks": members}
 
 
-def card(book: Formatbook) -> str:
+def card(book: Formatbook, repo_id: str) -> str:
     """README.md: what it is, how it is loaded, its numbers, and what it was fitted on."""
     fitted = book.fingerprint or {}
     base = fitted.get("model", "")
@@ -138,8 +140,8 @@ def card(book: Formatbook) -> str:
         "```python",
         "import sedialect",
         "",
-        'book = sedialect.Formatbook.from_pretrained("REPOSITORY")  # the name of this page',
-        'pipe.enable_sedialect(formatbook="REPOSITORY")',
+        f'pipe.enable_sedialect(formatbook="{repo_id}")  # on any diffusers video pipeline',
+        f'book = sedialect.Formatbook.from_pretrained("{repo_id}")',
         "```",
         "",
         *_table(book),
