@@ -22,24 +22,15 @@ import re
 import shutil
 import socket
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".png")
-LFS_SIZE = 1_000_000
+from hub_repos import Answer, Blob, Repo, details, is_lfs
+
 DATE = "2026-01-01T00:00:00.000Z"
-
-
-class Answer(Exception):
-    """An error answer, raised from anywhere in a handler."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, body: dict | None = None, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.body = status, {"error": message, **(body or {})}
-        self.headers = {"X-Error-Message": message, **headers} | ({"X-Error-Code": code} if code else {})
 
 
 class User(NamedTuple):
@@ -47,63 +38,6 @@ class User(NamedTuple):
 
     name: str
     writes: bool
-
-
-@dataclass
-class Blob:
-    """One file's content and how git names it."""
-
-    content: bytes
-    lfs: bool
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-    @property
-    def oid(self) -> str:
-        """What git calls it: an LFS file's is that of its pointer."""
-        size = len(self.content)
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {size}\n".encode()
-        content = pointer if self.lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.oid
-
-
-@dataclass
-class Commit:
-    """The whole tree after a commit."""
-
-    sha: str
-    message: str
-    files: dict[str, Blob]
-    parent: str | None
-
-
-@dataclass
-class Repo:
-    """Commits, and branches that point to them."""
-
-    private: bool = False
-    commits: dict[str, Commit] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
-
-    def commit(self, branch: str, message: str, files: dict[str, Blob]) -> Commit:
-        parent = self.branches.get(branch)
-        seed = json.dumps([parent, message, {name: blob.oid for name, blob in files.items()}, len(self.commits)])
-        new = Commit(hashlib.sha1(seed.encode()).hexdigest(), message, files, parent)
-        self.commits[new.sha] = new
-        self.branches[branch] = new.sha
-        return new
-
-    def at(self, revision: str) -> Commit:
-        sha = self.branches.get(revision, revision)
-        if sha not in self.commits:
-            raise Answer(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return self.commits[sha]
 
 
 class _Server(ThreadingHTTPServer):
@@ -162,7 +96,7 @@ class Hub:
         with self.lock:
             repo = self.repos.setdefault(repo_id, Repo(private))
             before = repo.commits[repo.branches.get(branch, repo.branches["main"])].files if repo.branches else {}
-            new = {name: Blob(content, _is_lfs(name, len(content))) for name, content in files.items()}
+            new = {name: Blob(content, is_lfs(name, len(content))) for name, content in files.items()}
             return repo.commit(branch, f"Add {', '.join(files)}", {**before, **new}).sha
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
@@ -198,10 +132,6 @@ class Hub:
                     found.times -= 1
                     return found
         return None
-
-
-def _is_lfs(name: str, size: int) -> bool:
-    return name.endswith(LFS_SUFFIXES) or size > LFS_SIZE
 
 
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
@@ -308,7 +238,7 @@ class Handler(BaseHTTPRequestHandler):
         found = self._repo(repo)
         commit = found.at(revision or "main")
         blobs = "blobs" in parse_qs(urlsplit(self.path).query)
-        siblings = [{"rfilename": name, **(_details(blob) if blobs else {})} for name, blob in commit.files.items()]
+        siblings = [{"rfilename": name, **(details(blob) if blobs else {})} for name, blob in commit.files.items()]
         known = {"id": repo, "modelId": repo, "sha": commit.sha, "private": found.private, "siblings": siblings}
         return {"_id": "0", "tags": [], "downloads": 0, "likes": 0, "createdAt": DATE, "lastModified": DATE, **known}
 
@@ -320,12 +250,12 @@ class Handler(BaseHTTPRequestHandler):
     def tree(self, repo: str, revision: str, path: str | None) -> object:
         files = self._repo(repo).at(revision).files
         inside = {name: blob for name, blob in files.items() if not path or name.startswith(path.rstrip("/") + "/")}
-        return [{"type": "file", "path": name, **_details(blob)} for name, blob in inside.items()]
+        return [{"type": "file", "path": name, **details(blob)} for name, blob in inside.items()]
 
     def paths_info(self, repo: str, revision: str) -> object:
         files, form = self._repo(repo).at(revision).files, self.body.decode()
         asked = json.loads(form)["paths"] if form.startswith("{") else parse_qs(form)["paths"]
-        return [{"type": "file", "path": name, **_details(files[name])} for name in asked if name in files]
+        return [{"type": "file", "path": name, **details(files[name])} for name in asked if name in files]
 
     def branch(self, repo: str, revision: str) -> object:
         found = self._repo(repo, write=True)
@@ -339,7 +269,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body)["files"]
 
         def mode(file: dict) -> dict:
-            kind = "lfs" if _is_lfs(file["path"], file["size"]) else "regular"
+            kind = "lfs" if is_lfs(file["path"], file["size"]) else "regular"
             old = there.get(file["path"])
             oid = old and (old.sha256 if old.lfs else old.oid)
             return {"path": file["path"], "uploadMode": kind, "shouldIgnore": False, "oid": oid}
@@ -450,8 +380,3 @@ class Handler(BaseHTTPRequestHandler):
     def _hang_up(self) -> None:
         self.connection.shutdown(socket.SHUT_RDWR)
         raise ConnectionAbortedError("as the test wants it")
-
-
-def _details(blob: Blob) -> dict:
-    lfs = {"oid": blob.sha256, "sha256": blob.sha256, "size": len(blob.content), "pointerSize": 130}
-    return {"oid": blob.oid, "blobId": blob.oid, "size": len(blob.content)} | ({"lfs": lfs} if blob.lfs else {})
