@@ -47,13 +47,14 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All linear layers of a model, in model order, and the settings they were decided by."""
+    """All linear layers of a model, in model order, the settings they were decided by, and what else there is to say."""
 
     model: str
     family: str
     config: SeDialectConfig
     layers: tuple[LayerPlan, ...]
     token_layout: TokenLayout
+    notes: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
@@ -82,6 +83,7 @@ class Plan:
             config=SeDialectConfig.from_dict(data["config"]),
             layers=tuple(LayerPlan(**layer) for layer in data["layers"]),
             token_layout=TokenLayout(**layout),
+            notes=tuple(data.get("notes", ())),
         )
 
     def __str__(self) -> str:
@@ -95,7 +97,7 @@ class Plan:
         lines = [f"{self.model} ({self.family}): {len(self.quantized)} of {len(self.layers)} linear layers in 4 bit"]
         for (name, shape, precision, reason), count in counts.items():
             lines.append(f"  {count:4d} x {name:<44} {shape:>16}  {precision:<7} {reason}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
 def make_plan(model: nn.Module, config: SeDialectConfig, token_layout: TokenLayout | None = None) -> Plan:

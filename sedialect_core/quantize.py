@@ -1,6 +1,7 @@
 """Carries out a plan, one layer in memory at a time."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from tqdm import tqdm
 
 from .config import SeDialectConfig
 from .errors import ModelError
-from .formatbook import Formatbook
+from .formatbook.matching import find_book
 from .inspection import TokenLayout
 from .linear import SeDialectLinear
 from .plan import Plan, make_plan
@@ -42,7 +43,8 @@ def quantize_model(
     """
     plan = make_plan(module, config or SeDialectConfig(), token_layout)
     _check_weights(module, plan)
-    book = Formatbook.resolve(plan.config.formatbook)
+    book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
+    plan = replace(plan, config=plan.config.override(formatbook=name), notes=notes)
     with tqdm(
         total=sum(layer.weights for layer in plan.quantized),
         desc=f"Quantizing {plan.model}",

@@ -58,18 +58,27 @@ def sample(pipe: Any, models: dict[str, nn.Module], request: Request, label: str
     Raises:
         InputError: the pipeline refuses the request's size or arguments.
     """
+    with _timed(models) as seconds:
+        frames = generate(pipe, request, label).frames[0]
+    return Sample(to_bytes(frames), sum(seconds) / request.steps)
+
+
+def generate(pipe: Any, request: Request, label: str, output_type: str = "np", progress: bool = True) -> Any:
+    """What the pipeline returns for a request; `output_type="latent"` leaves the decoding out.
+
+    Raises:
+        InputError: the pipeline refuses the request's size or arguments.
+    """
     arguments = request.arguments()
     unknown = sorted(arguments.keys() - inspect.signature(pipe.__call__).parameters.keys())
     if unknown:
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; leave it out")
-    pipe.set_progress_bar_config(desc=label)
-    with _timed(models) as seconds:
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        try:
-            frames = pipe(**arguments, generator=generator, output_type="np").frames[0]
-        except ValueError as error:
-            raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
-    return Sample(to_bytes(frames), sum(seconds) / request.steps)
+    pipe.set_progress_bar_config(desc=label, disable=not progress)
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    try:
+        return pipe(**arguments, generator=generator, output_type=output_type)
+    except ValueError as error:
+        raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
 
 
 def load_pipeline(model: str | Path, dtype: torch.dtype, device: str) -> Any:

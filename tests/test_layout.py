@@ -14,7 +14,7 @@ LEVELS = [
     ["sedialect_core/commands"],
     ["sedialect_core/doctor.py", "sedialect_core/bench/quality.py"],
     ["sedialect_core/comparison.py"],
-    ["sedialect_core/demo"],
+    ["sedialect_core/demo", "sedialect_core/calibration"],
     ["sedialect_core/sampling.py", "sedialect_core/bench"],
     ["sedialect_core/integrations"],
     ["sedialect_core/video.py", "sedialect_core/report.py", "sedialect_core/dialect_use.py", "sedialect_core/dialect_chart.py"],

@@ -46,10 +46,12 @@ def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
         SeDialectError: a preset, book or value is unknown.
     """
     from ..formatbook import Formatbook
+    from ..formatbook.matching import is_auto
 
     given = {name: getattr(parsed, name) for name in ("formatbook", "block_size") if getattr(parsed, name) is not None}
     config = SeDialectConfig.preset(parsed.preset, **given)
-    Formatbook.resolve(config.formatbook)
+    if not is_auto(config.formatbook):  # which only the model at hand can answer
+        Formatbook.resolve(config.formatbook)
     return config
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from . import fitting
 
 
 def add_to(commands: Any) -> None:
@@ -32,7 +33,7 @@ def add_to(commands: Any) -> None:
     pull.add_argument("--revision", help="branch, tag or commit")
     pull.add_argument("--output", type=Path, help="file (.json) or folder; NAME.json here when not given")
     pull.set_defaults(run=run_pull)
-    # `fit` has a file of its own and goes here: fitting.add_to(books)
+    fitting.add_to(books)
 
 
 def run_show(parsed: argparse.Namespace) -> int:

@@ -1,0 +1,139 @@
+"""Looking at what the linears of a 16-bit model read, while a pipeline runs; and at their weights."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...kernels import reference
+from ...kernels.tables import DialectTables
+from ..config import SeDialectConfig
+from ..errors import ModelError
+from ..formatbook.blocks import BlockSample
+from ..plan import make_plan
+
+ROWS = 64  # of one input that are looked at: enough, for every layer, step and prompt brings as many
+WEIGHT_ROWS = 256  # of one weight
+
+OnRows = Callable[[str, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A linear that the plan would quantize, by the name of its component and its own, and whether its inputs are, too."""
+
+    name: str
+    linear: nn.Linear
+    activations: bool
+
+
+def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list[Target]:
+    """The linears that `config` would quantize.
+
+    Raises:
+        ModelError: a model has none, is quantized already, or none takes 4-bit activations.
+    """
+    found = []
+    for component, model in models.items():
+        for layer in make_plan(model, config).quantized:
+            linear = model.get_submodule(layer.name)
+            assert isinstance(linear, nn.Linear)
+            if linear.weight.device.type == "meta":
+                raise ModelError(f"{component}.{layer.name}.weight is not in memory (device meta); fit without offloading")
+            found.append(Target(f"{component}.{layer.name}", linear, layer.precision == "w4a4"))
+    if not any(target.activations for target in found):
+        raise ModelError(f"precision {config.precision!r} has no 4-bit activations to fit a formatbook to; use 'w4a4'")
+    return found
+
+
+@contextmanager
+def watching(models: Mapping[str, nn.Module], targets: list[Target], every: int, on_rows: OnRows) -> Iterator[None]:
+    """Call `on_rows(name, rows [r, K])` with some rows of every 4-bit input, at every `every`-th sampling step.
+
+    Both branches of classifier-free guidance are seen, whether they come in one forward or in two. The rows are spread
+    evenly over the input, so that they are the same in each run.
+    """
+    handles = []
+    try:
+        steps = {component: _Steps(every) for component in models}
+        for component, model in models.items():
+            handles.append(model.register_forward_pre_hook(steps[component], with_kwargs=True))
+        for target in targets:
+            if target.activations:
+                hook = _Hook(target.name, steps[target.name.partition(".")[0]], on_rows)
+                handles.append(target.linear.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def spread_rows(rows: torch.Tensor, count: int, offset: float = 0.0) -> torch.Tensor:
+    """At most `count` of the rows [M, K], evenly spread; `offset` moves them by that part of the distance between two."""
+    total = len(rows)
+    if total <= count:
+        return rows
+    return rows[((torch.arange(count, device=rows.device) + offset) * (total / count)).long().clamp_(max=total - 1)]
+
+
+def add_activation(sample: BlockSample, rows: torch.Tensor, tables: DialectTables, block_size: int) -> None:
+    """Show rows [r, K] of one layer's input to the sample."""
+    rows = rows.float()
+    _add(sample, rows, reference.activation_scale(rows), tables, block_size, reference.ACTIVATION_DELTA)
+
+
+def add_weight(sample: BlockSample, rows: torch.Tensor, tables: DialectTables, block_size: int) -> None:
+    """Show rows [r, K] of a weight to the sample, under the row scales that the encoder finds with the start's `tables`."""
+    rows = rows.float()
+    scale = reference.encode_weight_rows(rows, tables, block_size).scale
+    _add(sample, rows, scale, tables, block_size, reference.STORED_DELTA)
+
+
+def _add(
+    sample: BlockSample, rows: torch.Tensor, scale: torch.Tensor, tables: DialectTables, block_size: int, max_delta: int
+) -> None:
+    """A block's error counts by its true size, 4^-delta s^2, as a part of the energy of the rows that it comes with: the sum
+    over them is their relative error, to which every layer, step and prompt contributes alike."""
+    energy = rows.double().square().sum()
+    if not bool(energy > 0):  # zeros, or rows that are not finite
+        return
+    magnitude = (rows.abs() / scale.unsqueeze(1)).view(len(rows), -1, block_size)
+    assigned = reference.assign(magnitude, tables, "max", max_delta)
+    unit = scale.double().unsqueeze(1) * torch.pow(2.0, -assigned.delta.double())
+    sample.add(assigned.q.flatten(0, 1), (unit.square() / energy).flatten())
+
+
+class _Steps:
+    """A transformer's forward pre-hook that tells sampling steps apart: the timestep changes between them."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.number = -1
+        self.timestep: float | None = None
+
+    @property
+    def chosen(self) -> bool:
+        """Whether this step is looked at."""
+        return self.number % self.every == 0
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timestep = kwargs.get("timestep")
+        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
+        if value is None or value != self.timestep:
+            self.number += 1
+            self.timestep = value
+
+
+class _Hook:
+    """A linear's forward pre-hook."""
+
+    def __init__(self, name: str, steps: _Steps, on_rows: OnRows) -> None:
+        self.name, self.steps, self.on_rows = name, steps, on_rows
+
+    def __call__(self, linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.steps.chosen:
+            x = args[0] if args else kwargs["input"]
+            self.on_rows(self.name, spread_rows(x.detach().reshape(-1, x.shape[-1]), ROWS))

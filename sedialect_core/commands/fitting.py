@@ -1,0 +1,131 @@
+"""`sedialect formatbook fit`: learn a book for one model, and say what it brings on prompts that it was not fitted to."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..sampling import Request
+
+BUNDLED = "bundled"
+STEPS = 20
+
+
+def add_to(actions: Any) -> None:
+    """Add the action to `sedialect formatbook`."""
+    fit = actions.add_parser("fit", help="learn a book that suits one model's activations and weights")
+    fit.add_argument("--model", required=True, help="a pipeline's folder, its name on the Hub, or 'bundled'")
+    fit.add_argument(
+        "--prompts", required=True, help="a file, one prompt a line; for the bundled model also a number of prompts"
+    )
+    fit.add_argument("--output", required=True, type=Path, help="folder for the book and what it was measured to bring")
+    fit.add_argument("--push-to", metavar="REPO", help="upload the book to this Hub repository, too")
+    fit.add_argument("--name", help="of the book")
+    fit.add_argument("--start", default="sedialect-32", help="the book to improve on")
+    fit.add_argument("--block-size", type=int, default=16, help="16 or 32")
+    fit.add_argument(
+        "--held-out", type=int, help="how many of the last prompts are for measuring only; a quarter by default"
+    )
+    fit.add_argument("--steps", type=int, help="sampling steps")
+    fit.add_argument("--every", type=int, default=2, help="look at every so many of them")
+    fit.add_argument("--seed", type=int, default=0, help="of the random starts, and with it of the first prompt's noise")
+    fit.add_argument("--guidance-scale", type=float)
+    for option in ("--height", "--width", "--num-frames"):
+        fit.add_argument(option, type=int)
+    fit.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    fit.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Fit, save, keep for "auto", and push where asked. What can be wrong is found out before sampling."""
+    import torch
+
+    from .. import demo
+    from ..calibration import fit_formatbook
+    from ..comparison import check_writable, environment
+    from ..config import SeDialectConfig
+    from ..formatbook import Formatbook
+    from ..formatbook.matching import remember
+    from ..sampling import load_pipeline, pick_device
+
+    config, start = SeDialectConfig(block_size=parsed.block_size), Formatbook.resolve(parsed.start)
+    requests = requests_of(parsed)
+    check_writable(parsed.output)
+    source = demo.MODEL if parsed.model == BUNDLED else parsed.model
+    pipe = load_pipeline(source, getattr(torch, parsed.dtype), pick_device(parsed.device))
+    book, report = fit_formatbook(
+        pipe,
+        requests,
+        config=config,
+        name=parsed.name,
+        start=start,
+        held_out=parsed.held_out,
+        every=parsed.every,
+        seed=parsed.seed,
+    )
+    book.save_pretrained(parsed.output)
+    _write_report(parsed.output, {**report.to_dict(), **environment()})
+    kept = remember(book)
+    print(report.table())
+    print(f"written: {parsed.output}\nkept for formatbook='auto': {', '.join(map(str, kept))}")
+    if parsed.push_to:
+        print(f"pushed: {book.push_to_hub(parsed.push_to)}")
+    return 0
+
+
+def requests_of(parsed: argparse.Namespace) -> Sequence["Request"]:
+    """What to sample: the lines of a file, or the last so many evaluation prompts of the bundled model.
+
+    Raises:
+        InputError: the file cannot be read or is empty, or a number is given for another model.
+    """
+    from .. import demo
+    from ..sampling import Request
+
+    optional = ("guidance_scale", "height", "width", "num_frames")
+    given = {name: getattr(parsed, name) for name in optional if getattr(parsed, name) is not None}
+    if parsed.model != BUNDLED:
+        steps = STEPS if parsed.steps is None else parsed.steps
+        lines = _lines(parsed.prompts)
+        return [Request(text, seed=parsed.seed + i, steps=steps, **given) for i, text in enumerate(lines)]
+    if given:
+        print(f"note: the bundled model is sampled at its own size; {', '.join(given)} is not used", file=sys.stderr)
+    if parsed.prompts.isdigit():
+        return [
+            demo.request(text, seed, parsed.steps) for text, seed in _last(int(parsed.prompts), demo.evaluation_prompts())
+        ]
+    return [demo.request(text, parsed.seed + i, parsed.steps) for i, text in enumerate(_lines(parsed.prompts))]
+
+
+def _last(count: int, prompts: Sequence[tuple[str, int]]) -> Sequence[tuple[str, int]]:
+    """The last ones: `bench quality` begins with the first."""
+    if not 2 <= count <= len(prompts):
+        raise InputError(f"--prompts is {count}; the bundled model comes with {len(prompts)}: choose 2 to {len(prompts)}")
+    return prompts[-count:]
+
+
+def _lines(path: str) -> list[str]:
+    if path.isdigit() and not Path(path).exists():
+        raise InputError(
+            f"--prompts is the number {path}; only --model bundled brings prompts: pass a file, one prompt a line"
+        )
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the prompts {path!r}: {error}; pass a text file, one prompt a line") from None
+    found = [line for line in lines if line]
+    if len(found) < 2:
+        raise InputError(f"{path} holds {len(found)} prompts; give two at least: one to fit to, one to measure on")
+    return found
+
+
+def _write_report(folder: Path, report: dict[str, Any]) -> None:
+    from ..atomic import write_text
+
+    write_text(folder / "fit.json", json.dumps(report, indent=2) + "\n")
