@@ -1,13 +1,17 @@
 """The settings: one frozen, printable value, checked when it is made."""
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from enum import StrEnum
+from typing import Any, ClassVar
 
 from .errors import ConfigError
 
 CONFIG_VERSION = 1
+MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
@@ -20,9 +24,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+class SeDialectMethod(StrEnum):
+    """The name by which diffusers finds us. It reads `.value`, so a plain string will not do."""
+
+    SEDIALECT = "sedialect"
+
+
 @dataclass(frozen=True)
 class SeDialectConfig:
-    """How a model is quantized.
+    """How a model is quantized. It is also what diffusers takes as `quantization_config=`.
 
     Args:
         precision: of the layers in the transformer blocks: "w4a4" (the method), "w4a8" (E4M3 activations) or "w4a16"
@@ -33,10 +43,16 @@ class SeDialectConfig:
         modulation: the adaLN linears, which see one row a sample: "w4a16", or "keep" for 16 bit.
         skip: regular expressions; a layer whose name one of them finds stays 16 bit.
         layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
+        formatbook_digest: what the book's numbers must hash to, as checkpoints record it; empty where any will do.
 
     Raises:
-        ConfigError: a value is not one of the possible ones.
+        ConfigError: a value is not one of the possible ones, or all of them together are too long for a config.json.
+
+    Example:
+        >>> WanTransformer3DModel.from_pretrained("org/model", quantization_config=SeDialectConfig(block_size=32))
     """
+
+    quant_method: ClassVar[SeDialectMethod] = SeDialectMethod.SEDIALECT
 
     precision: str = "w4a4"
     block_size: int = 16
@@ -45,8 +61,10 @@ class SeDialectConfig:
     modulation: str = "w4a16"
     skip: tuple[str, ...] = ()
     layer_precisions: tuple[tuple[str, str], ...] = ()
+    formatbook_digest: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
         object.__setattr__(self, "skip", tuple(self.skip))
         object.__setattr__(self, "layer_precisions", tuple((str(p), str(v)) for p, v in self.layer_precisions))
         _one_of("precision", self.precision, PRECISIONS)
@@ -60,6 +78,9 @@ class SeDialectConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        length = len(json.dumps(self.to_dict()))
+        if length > MAX_CHARACTERS:
+            raise ConfigError(f"these settings take {length} of at most {MAX_CHARACTERS} characters; use shorter patterns")
 
     @classmethod
     def preset(cls, name: str = "default", **overrides: Any) -> "SeDialectConfig":
@@ -82,6 +103,8 @@ class SeDialectConfig:
         for name in settings:
             if name not in known:
                 raise ConfigError(f"no setting {name!r}; there are {', '.join(known)}")
+        if settings.get("formatbook", self.formatbook) != self.formatbook:
+            settings.setdefault("formatbook_digest", "")  # the old one was of the old book
         return replace(self, **settings)
 
     def precision_of(self, name: str) -> str:
@@ -93,17 +116,29 @@ class SeDialectConfig:
         return next((pattern for pattern in self.skip if re.search(pattern, name)), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with the version of this form."""
-        return {"version": CONFIG_VERSION, **asdict(self)}
+        """Plain JSON values, with the version of this form and the name that diffusers looks for."""
+        return {"quant_method": self.quant_method.value, "version": CONFIG_VERSION, **asdict(self)}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """`to_dict` without what has its default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return {key: value for key, value in self.to_dict().items() if key not in defaults or value != defaults[key]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """`to_diff_dict` or `to_dict` as JSON; diffusers' own configs have this method too."""
+        return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SeDialectConfig":
-        """A configuration from what `to_dict` gave.
+        """A configuration from what `to_dict` gave; `quant_method` may be missing.
 
         Raises:
-            ConfigError: the version is another one, or a key is unknown.
+            ConfigError: the version or the method is another one, or a key is unknown.
         """
         settings = dict(data)
+        method = settings.pop("quant_method", cls.quant_method)
+        if method != cls.quant_method:
+            raise ConfigError(f"settings of the quantizer {method!r}, not of {cls.quant_method.value!r}")
         version = settings.pop("version", None)
         if version != CONFIG_VERSION:
             raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")

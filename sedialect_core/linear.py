@@ -71,12 +71,16 @@ class SeDialectLinear(nn.Linear):
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         new = cls(*shape, compute_dtype=linear.weight.dtype, device="meta", **settings)
         encoded = encode(linear.weight.detach(), formatbook=new.formatbook, block_size=new.block_size, name=name)
-        new.weight = nn.Parameter(encoded.codes, requires_grad=False)
-        new.weight_meta = nn.Parameter(encoded.meta, requires_grad=False)
-        new.weight_scale = nn.Parameter(encoded.scale.view(-1, 1).view(torch.uint8), requires_grad=False)
+        new.store(encoded)
         if linear.bias is not None:
             new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return new.train(linear.training)
+
+    def store(self, encoded: EncodedTensor) -> None:
+        """Make `encoded` the weight."""
+        self.weight = nn.Parameter(encoded.codes, requires_grad=False)
+        self.weight_meta = nn.Parameter(encoded.meta, requires_grad=False)
+        self.weight_scale = nn.Parameter(encoded.scale.view(-1, 1).view(torch.uint8), requires_grad=False)
 
     @property
     def row_scale(self) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -87,17 +87,27 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        """Layers that share everything but the block's number stand in one line, with their count."""
-        counts: dict[tuple[str, ...], int] = {}
+        """Layers that share everything but the block's number stand in one line."""
+        lines = [f"{self.model} ({self.family}): {len(self.quantized)} of {len(self.layers)} linear layers in 4 bit"]
+        for count, name, shape, precision, reason in self.groups():
+            lines.append(f"  {count:4d} x {name:<44} {shape:>16}  {precision:<7} {reason}")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def groups(self) -> list[tuple[int, str, str, str, str]]:
+        """Layers that share everything but the block's number: count, name, shape, precision, reason."""
+        counts: dict[tuple[str, str, str, str], int] = {}
         for layer in self.layers:
             pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
             shape = f"{layer.in_features} -> {layer.out_features}"
             key = (pattern, shape, layer.precision or "16 bit", layer.reason)
             counts[key] = counts.get(key, 0) + 1
-        lines = [f"{self.model} ({self.family}): {len(self.quantized)} of {len(self.layers)} linear layers in 4 bit"]
-        for (name, shape, precision, reason), count in counts.items():
-            lines.append(f"  {count:4d} x {name:<44} {shape:>16}  {precision:<7} {reason}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return [(count, *key) for key, count in counts.items()]
+
+    @property
+    def weight_bits(self) -> float:
+        """Effective bits a weight, over the quantized layers."""
+        total = sum(layer.weights for layer in self.quantized)
+        return sum(layer.weight_bits(16) * layer.weights for layer in self.quantized) / total
 
 
 def make_plan(model: nn.Module, config: SeDialectConfig, token_layout: TokenLayout | None = None) -> Plan:
@@ -114,6 +124,28 @@ def make_plan(model: nn.Module, config: SeDialectConfig, token_layout: TokenLayo
     if not any(layer.precision for layer in layers):
         raise ModelError(f"{name} has no layer to quantize: {_commonest_reason(layers)}")
     return Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
+
+
+def recorded_plan(model: nn.Module, config: SeDialectConfig, block_size: int, precisions: Mapping[str, str]) -> Plan:
+    """The plan that a checkpoint was written by: its own list of layers decides, whatever the rules say today.
+
+    Args:
+        model: as it is before its layers are replaced.
+        precisions: of each quantized layer, by name.
+    """
+    layers = tuple(_recorded(site, config, block_size, precisions, _kept_in_fp32(model)) for site in find_linears(model))
+    return Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model))
+
+
+def _recorded(
+    site: LinearSite, config: SeDialectConfig, block_size: int, precisions: Mapping[str, str], kept: tuple[str, ...]
+) -> LayerPlan:
+    today = _decide(site, config, kept)
+    precision = precisions.get(site.name)
+    if precision == today.precision:
+        return today
+    size = block_size if precision is not None else None
+    return replace(today, precision=precision, block_size=size, reason="as the checkpoint has it")
 
 
 def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> LayerPlan:

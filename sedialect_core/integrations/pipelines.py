@@ -10,22 +10,13 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..linear import SeDialectLinear
-from ..plan import Plan
 from ..quantize import quantize_model, set_submodule
 from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready
-from .quantizer import mark_plain, mark_quantized
+from .state import Enabled, mark_plain, mark_quantized
 
+ORIGINALS = "_sedialect_originals"
 DENOISER = re.compile(r"^transformer(_\d+)?$")  # transformer_2: Wan 2.2's expert for the less noisy steps
-
-
-@dataclass
-class Enabled:
-    """What is remembered about a model that was quantized in place."""
-
-    plan: Plan
-    bytes_before: int
-    originals: "WeakKeyDictionary[nn.Module, nn.Linear] | None"
 
 
 class SeDialectMixin:
@@ -74,10 +65,12 @@ class SeDialectMixin:
         """
         states = {name: (model, _state(name, model)) for name, model in denoisers(self).items()}
         for name, (_, state) in states.items():
-            if state.originals is None:
+            if state.loaded:
+                raise ModelError(f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()")
+            if not state.keeps_originals:
                 raise ModelError(f"{name} kept no 16-bit layers; load it again, or enable with keep_original=True next time")
-        for model, state in states.values():
-            _disable(model, state)
+        for model, _ in states.values():
+            _disable(model)
         return self
 
     def sedialect_report(self) -> "PipelineReport":
@@ -121,20 +114,18 @@ def _enable(model: nn.Module, config: SeDialectConfig, keep_original: bool, prog
     before = model_bytes(model)
     named: dict[str, nn.Linear] = {}
     plan = quantize_model(model, config, progress=progress, keep=named.__setitem__ if keep_original else None)
-    originals: WeakKeyDictionary[nn.Module, nn.Linear] | None = None
     if keep_original:
         # By layer rather than by name: loading or unloading a LoRA renames them.
-        originals = WeakKeyDictionary({model.get_submodule(name): linear.to("cpu") for name, linear in named.items()})
-    model._sedialect = Enabled(plan, before, originals)  # type: ignore[assignment]
-    mark_quantized(model)
+        originals = {model.get_submodule(name): linear.to("cpu") for name, linear in named.items()}
+        model.__dict__[ORIGINALS] = WeakKeyDictionary(originals)
+    mark_quantized(model, Enabled(plan, before, keep_original))
 
 
-def _disable(model: nn.Module, state: Enabled) -> None:
-    assert state.originals is not None
+def _disable(model: nn.Module) -> None:
+    originals = model.__dict__.pop(ORIGINALS)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, SeDialectLinear):
-            set_submodule(model, name, state.originals[layer].to(layer.weight.device))
-    del model._sedialect
+            set_submodule(model, name, originals[layer].to(layer.weight.device))
     mark_plain(model)
 
 

@@ -1,4 +1,4 @@
-"""`import sedialect` makes `pipe.enable_sedialect()` exist, without importing diffusers for those who do not use it.
+"""`import sedialect` makes `pipe.enable_sedialect()` exist and quantized models loadable, and imports no diffusers for it.
 
 diffusers is lazy itself: importing it does not import its pipelines, which cost seconds. So nothing is imported here; wrapt
 calls us back when the module that defines pipelines is executed, or at once when it already was.
@@ -6,22 +6,27 @@ calls us back when the module that defines pipelines is executed, or at once whe
 
 import sys
 from types import ModuleType
+from typing import Any, NoReturn
 
 PIPELINE_MODULES = ("diffusers.pipelines.pipeline_utils", "diffusers.modular_pipelines.modular_pipeline")
+QUANTIZER_MODULES = ("diffusers.quantizers.auto", "transformers.quantizers.auto")
 
 
 def register_when_imported() -> None:
-    """Put `SeDialectMixin` on diffusers' pipeline classes as soon as they exist. Calling it again changes nothing."""
+    """Do all of this as soon as the classes in question exist. Calling it again changes nothing."""
     from wrapt import register_post_import_hook
 
     for name in PIPELINE_MODULES:
         register_post_import_hook(_extend_pipelines, name)
+    for name in QUANTIZER_MODULES:
+        register_post_import_hook(_add_quantizer, name)
 
 
 def register() -> None:
-    """Put `SeDialectMixin` on diffusers' pipeline classes now, importing diffusers where necessary."""
+    """Extend diffusers now, importing it where necessary."""
     from importlib import import_module
 
+    _add_quantizer(import_module(QUANTIZER_MODULES[0]))
     for name in PIPELINE_MODULES:
         _extend_pipelines(sys.modules.get(name) or import_module(name))
 
@@ -34,3 +39,31 @@ def _extend_pipelines(module: ModuleType) -> None:
         if pipeline is not None:
             for method in SeDialectMixin.PUBLIC:
                 setattr(pipeline, method, getattr(SeDialectMixin, method))
+
+
+def _add_quantizer(module: ModuleType) -> None:
+    """Neither library has a way to register, so both get an entry in their tables, as other quantizers do it.
+
+    transformers only has to know the name: diffusers' `PipelineQuantizationConfig(quant_backend=...)` looks there too.
+    """
+    from ..config import SeDialectConfig, SeDialectMethod
+
+    name = SeDialectMethod.SEDIALECT.value
+    module.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = SeDialectConfig
+    module.AUTO_QUANTIZER_MAPPING[name] = _make_quantizer if module.__name__.startswith("diffusers") else _refuse_text_model
+
+
+def _make_quantizer(*args: Any, **kwargs: Any) -> Any:
+    """Stands in for the class, which is imported when the first model needs it."""
+    from .quantizer import SeDialectQuantizer
+
+    return SeDialectQuantizer(*args, **kwargs)
+
+
+def _refuse_text_model(*args: Any, **kwargs: Any) -> NoReturn:
+    from ..errors import ModelError
+
+    raise ModelError(
+        "sedialect quantizes video transformers, not models of the transformers library; name the components to quantize: "
+        "PipelineQuantizationConfig(quant_backend='sedialect', ..., components_to_quantize=['transformer'])"
+    )

@@ -1,0 +1,83 @@
+"""`sedialect quantize`: a model's folder or repository in, a quantized one out."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .comparing import add_config, config_of
+
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    quantize = commands.add_parser("quantize", help="write a model in 4 bit, to be loaded with from_pretrained")
+    quantize.add_argument("model", help="a pipeline's or model's folder, or its name on the Hugging Face Hub")
+    quantize.add_argument("--output", type=Path, required=True, help="folder for the result; appears when it is complete")
+    quantize.add_argument("--push-to", metavar="REPO", help="then upload it to this repository, which is made if necessary")
+    quantize.add_argument("--component", help="only this part of a pipeline; otherwise every transformer")
+    quantize.add_argument("--variant", help="of the weights to read, such as fp16")
+    add_config(quantize)
+    quantize.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the other layers"
+    )
+    quantize.add_argument("--device", default="auto", help="where weights are encoded: auto, cpu, cuda, cuda:1 …")
+    quantize.add_argument("--max-shard-size", default="2GB", help="of one file; a killed run loses at most one")
+    quantize.add_argument("--base-model", help="the original's name on the Hub, for the card; MODEL where that is one")
+    quantize.add_argument("--quality-table", type=Path, metavar="FILE", help="Markdown that goes into the card")
+    quantize.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Quantize, write the card, and push where asked. A run that was stopped goes on where it was."""
+    from .. import hub
+    from ..card import model_card
+    from ..conversion import Job, convert, publish
+    from ..sampling import pick_device
+    from ..source import find_source
+
+    config = config_of(parsed)
+    if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):
+        raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")
+    table = _read(parsed.quality_table) if parsed.quality_table is not None else None
+    size = _bytes(parsed.max_shard_size)
+    job = Job(config, parsed.output, parsed.dtype, pick_device(parsed.device), size)
+    source = find_source(parsed.model, parsed.component, parsed.variant)
+    try:
+        plans = convert(source.components, job)
+    except KeyboardInterrupt:
+        print(f"\nsedialect: interrupted; run the command again and it goes on from {job.staging}", file=sys.stderr)
+        return 2
+    base = parsed.base_model or (None if Path(parsed.model).exists() else parsed.model)
+    card = model_card(
+        plans,
+        base_model=base,
+        pipeline=source.pipeline,
+        base_card=source.card,
+        repository=parsed.push_to,
+        quality_table=table,
+    )
+    publish(job, card)
+    for plan in plans.values():
+        print(f"{plan.model}: {len(plan.quantized)} of {len(plan.layers)} linears at {plan.weight_bits:.3f} bits a weight")
+    print(f"written: {job.output}")
+    if parsed.push_to is not None:
+        print(f"pushed: {hub.upload_folder(parsed.push_to, job.output, message='Quantize with sedialect')}")
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the quality table {path}: {error}") from None
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*([KMG]B)?", text)
+    if found is None or int(found[1]) == 0:
+        raise InputError(f"--max-shard-size is {text!r}; write a number of bytes, or one with KB, MB or GB, such as 2GB")
+    return int(found[1]) * UNITS[found[2] or ""]

@@ -1,0 +1,286 @@
+"""From a model's folder to a quantized one, tensor by tensor: neither the old model nor the new one is ever whole in memory.
+
+Work is done in a hidden folder beside the output, part by part, and a killed run goes on behind the last whole part. The
+output appears in one move when everything in it is there.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from .atomic import replacing, write_text
+from .checkpoint import RECORD, SCALE, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
+from .codec import encode
+from .config import SeDialectConfig
+from .errors import InputError, ModelError
+from .plan import LayerPlan, Plan, make_plan
+from .source import WEIGHTS, Component
+
+DTYPES = ("bfloat16", "float16", "float32")
+ROOM = 1.02  # headers and what a file system adds
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done to all components.
+
+    Args:
+        part_bytes: how large a file may grow before the next is begun; what a killed run loses at most.
+    """
+
+    config: SeDialectConfig
+    output: Path
+    dtype: str = "bfloat16"
+    device: str = "cpu"
+    part_bytes: int = 2_000_000_000
+
+    @property
+    def staging(self) -> Path:
+        """Where the work is done: on the output's own disk, so that one move ends it."""
+        return self.output.parent / f".{self.output.name}.unfinished"
+
+    def digest(self, component: Component) -> str:
+        """What tells this piece of work from any other: settings and source files, by size and time."""
+        files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in component.files]
+        parts = [self.config.to_dict(), self.dtype, dict(component.config), files]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def convert(components: tuple[Component, ...], job: Job) -> dict[str, Plan]:
+    """Quantize the components into `job.output`; one lies in the folder itself, several in subfolders of their names.
+
+    Returns the plan of each. What an earlier, killed run has finished is not done again; nor is a finished output.
+
+    Raises:
+        InputError: the output holds something else, the disk has too little room, or a file is damaged.
+        ModelError: weights and config.json do not belong together, or nothing can be quantized.
+        EncodeError: a weight holds NaN or Inf.
+    """
+    tasks = [_Task(component, job, component.name if len(components) > 1 else ".") for component in components]
+    plans = {task.component.name: task.plan for task in tasks}
+    if _holds_something(job.output):
+        for task in tasks:
+            task.check_done(job.output / task.folder)
+        return plans
+    _check_staging(job, {task.folder for task in tasks})
+    _check_room(job, sum(task.bytes_left() for task in tasks))
+    for task in tasks:
+        task.run()
+    return plans
+
+
+def publish(job: Job, card: str) -> None:
+    """Add the card and move the finished work to its place. Where it stands there already, a card of its own is kept.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    if _holds_something(job.output):
+        if not (job.output / "README.md").exists():
+            write_text(job.output / "README.md", card)
+        return
+    write_text(job.staging / "README.md", card)
+    try:
+        if job.output.exists():
+            job.output.rmdir()
+        job.staging.rename(job.output)
+    except OSError as error:
+        raise InputError(f"cannot move {job.staging} to {job.output}: {error.strerror or error}; move it by hand") from None
+
+
+def skeleton(config: Mapping[str, Any], where: str) -> nn.Module:
+    """A model of the class that a config.json names, without weights. The class is diffusers' own, never a repository's.
+
+    Raises:
+        InputError: diffusers has no such model, or the model is quantized already.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+
+    name = str(config.get("_class_name"))
+    cls = getattr(diffusers, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+        raise InputError(
+            f"{where} is a {name}, which is no model of diffusers {diffusers.__version__}; is it the right folder?"
+        )
+    if config.get("quantization_config"):
+        raise InputError(
+            f"{where} is quantized already ({config['quantization_config'].get('quant_method')}); take the original"
+        )
+    build: Any = cls
+    with init_empty_weights():
+        model: nn.Module = build.from_config(dict(config))
+    return model
+
+
+class _Task:
+    """One component on its way: parts are files of whole tensors, and say by themselves what is done."""
+
+    def __init__(self, component: Component, job: Job, folder: str) -> None:
+        self.component, self.job, self.folder = component, job, folder
+        self.where = component.name or str(component.files[0].parent)
+        self.model = skeleton(component.config, self.where)
+        self.book = named_book(job.config)
+        self.settings = replace(job.config, formatbook=self.book.name, formatbook_digest=self.book.digest)
+        self.plan = make_plan(self.model, self.settings)
+        self.record = Record.of(self.plan, self.book)
+        self.digest = job.digest(component)
+        self.layers = {f"{layer.name}.weight": layer for layer in self.plan.quantized}
+        self.source = _check_source(component, self.model, self.where)
+        self.dtype: torch.dtype = getattr(torch, job.dtype)
+        self.staging = job.staging / folder
+
+    def check_done(self, folder: Path) -> None:
+        """Accept the finished output of this very task.
+
+        Raises:
+            InputError: it is anything else.
+        """
+        files = sorted(folder.glob(f"{WEIGHTS}*.safetensors"))
+        if not files or read_headers(files)[1].get("sedialect_job") != self.digest:
+            raise InputError(f"{folder} holds other files already; choose another --output, or remove it")
+        check_contents(read_contents(files), self.model)
+
+    def parts(self) -> list[Path]:
+        """Finished parts, in order.
+
+        Raises:
+            InputError: they are of other settings, or of another model.
+        """
+        found = sorted(self.staging.glob(f"{WEIGHTS}*.safetensors"))
+        if found and any(read_headers([path])[1].get("sedialect_job") != self.digest for path in found):
+            raise InputError(f"{self.staging} holds unfinished work with other settings or weights; remove it to start anew")
+        return found
+
+    def bytes_left(self) -> int:
+        """How much is still to be written."""
+        done = read_headers(self.parts())[0]
+        return sum(self._size(key, stored) for key, stored in self.source.items() if key not in done)
+
+    def run(self) -> None:
+        """Write what is missing, then index, names and config.json."""
+        if (self.staging / "config.json").exists():
+            return
+        self.staging.mkdir(parents=True, exist_ok=True)
+        for path in self.staging.glob(f".{WEIGHTS}*"):
+            path.unlink()  # half a part, left by a run that was killed
+        parts = self.parts()
+        done = set(read_headers(parts)[0])
+        todo = [key for key in self.source if key not in done]
+        for tensors in self._batches(todo, first=RECORD not in done):
+            number = len(parts) + 1
+            parts.append(self._write(tensors, self.staging / f"{WEIGHTS}-{number:05d}.safetensors"))
+        self._finish(parts)
+
+    def _batches(self, todo: list[str], first: bool) -> Iterator[dict[str, torch.Tensor]]:
+        """Encoded tensors, as many as one part holds."""
+        batch: dict[str, torch.Tensor] = {RECORD: self.record.to_tensor()} if first else {}
+        total = sum(_elements(stored) for stored in self.source.values())
+        start = total - sum(_elements(self.source[key]) for key in todo)
+        with tqdm(total=total, initial=start, desc=f"Quantizing {self.where}", unit="w", unit_scale=True) as bar:
+            for key in todo:
+                with safe_open(self.source[key].file, framework="pt") as opened:
+                    batch |= self._encoded(key, opened.get_tensor(key))
+                bar.update(_elements(self.source[key]))
+                if sum(tensor.nbytes for tensor in batch.values()) >= self.job.part_bytes:
+                    yield batch
+                    batch = {}
+        if batch:
+            yield batch
+
+    def _encoded(self, key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What is stored for a tensor of the source."""
+        layer = self.layers.get(key)
+        if layer is None:
+            dtype = self._dtype_of(key) if tensor.is_floating_point() else tensor.dtype
+            return {key: tensor.to(dtype).contiguous()}
+        size = layer.block_size or 0
+        encoded = encode(tensor.to(self.job.device), formatbook=self.book, block_size=size, name=f"{self.where}: {key}")
+        scale = encoded.scale.view(-1, 1).view(torch.uint8)
+        values = {key: encoded.codes, f"{layer.name}.weight_meta": encoded.meta, layer.name + SCALE: scale}
+        return {name: value.cpu().contiguous() for name, value in values.items()}
+
+    def _dtype_of(self, key: str) -> torch.dtype:
+        kept = getattr(self.model, "_keep_in_fp32_modules", None) or ()
+        return torch.float32 if set(key.split(".")) & set(kept) else self.dtype
+
+    def _size(self, key: str, stored: Stored) -> int:
+        layer: LayerPlan | None = self.layers.get(key)
+        if layer is None:
+            return _elements(stored) * self._dtype_of(key).itemsize
+        shapes = layer_shapes(layer.in_features, layer.out_features, layer.block_size or 1)
+        return sum(rows * columns for rows, columns in shapes.values())
+
+    def _write(self, tensors: dict[str, torch.Tensor], path: Path) -> Path:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **self.record.metadata(), "sedialect_job": self.digest})
+        return path
+
+    def _finish(self, parts: list[Path]) -> None:
+        """Look over what was written, name it as diffusers does, and close with config.json, whose presence says done."""
+        if len(parts) == 1:
+            names = [f"{WEIGHTS}.safetensors"]
+        else:
+            names = [f"{WEIGHTS}-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
+        files = [path.rename(path.with_name(name)) for path, name in zip(parts, names, strict=True)]
+        contents = read_contents(files)
+        check_contents(contents, self.model)
+        if len(files) > 1:
+            where = {key: Path(stored.file).name for key, stored in contents.tensors.items()}
+            index = {"metadata": {"total_size": sum(path.stat().st_size for path in files)}, "weight_map": where}
+            write_text(
+                self.staging / f"{WEIGHTS}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n"
+            )
+        config = {key: value for key, value in self.component.config.items() if key != "_name_or_path"}
+        config["quantization_config"] = self.settings.to_dict()
+        write_text(self.staging / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _check_source(component: Component, model: nn.Module, where: str) -> dict[str, Stored]:
+    """The tensors of the source that the model has a place for."""
+    found, _ = read_headers(component.files)
+    state = model.state_dict()
+    missing = [key for key, tensor in state.items() if key not in found and tensor.device.type == "meta"]
+    if missing:
+        raise ModelError(f"{where}: the key {missing[0]!r} is missing ({len(missing)} in all); the folder is incomplete")
+    for key, stored in found.items():
+        if key in state and stored.shape != tuple(state[key].shape):
+            raise ModelError(
+                f"{stored.file}: {key!r} is {list(stored.shape)}, and config.json makes it {list(state[key].shape)}; take "
+                "both from one place"
+            )
+    return {key: stored for key, stored in found.items() if key in state}
+
+
+def _holds_something(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _check_staging(job: Job, folders: set[str]) -> None:
+    """Unfinished work on other components would be published with this."""
+    found = {path.relative_to(job.staging).parent.as_posix() for path in job.staging.rglob(f"*{WEIGHTS}*.safetensors")}
+    if found - folders:
+        raise InputError(f"{job.staging} holds unfinished work on other components; remove it to start anew")
+
+
+def _check_room(job: Job, needed: int) -> None:
+    folder = next(folder for folder in (job.output, *job.output.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed * ROOM > free:
+        raise InputError(
+            f"{job.output} needs {needed * ROOM / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free some first"
+        )
+
+
+def _elements(stored: Stored) -> int:
+    return torch.Size(stored.shape).numel()
