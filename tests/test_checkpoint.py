@@ -1,6 +1,5 @@
 """Quantized models on disk: through the real diffusers, for every class it has, and with every damage a file can take."""
 
-import gc
 import json
 import os
 import shutil
@@ -276,24 +275,22 @@ def test_weights_are_encoded_from_the_files_own_precision(plain, saved):
         assert torch.equal(a.weight, b.weight) and torch.equal(a.weight_scale, b.weight_scale)
 
 
-def test_one_layer_at_a_time_is_in_16_bit(plain, monkeypatch):
-    from sedialect.sedialect_core.integrations import quantizer
+def test_no_layer_ever_holds_its_16_bit_weight(plain, monkeypatch):
+    """What a device holds of a layer is empty before its weight comes, and packed afterwards."""
+    from sedialect.sedialect_core.integrations.quantizer import SeDialectQuantizer
 
-    alive: list[weakref.ref] = []
-    most = 0
+    packed: list[int] = []
 
-    def encode(weight, **settings):
-        nonlocal most
-        assert weight.dtype == torch.float32 and weight.numel() <= 64 * 96
-        most = max(most, 1 + sum(reference() is not None for reference in alive))
-        alive.append(weakref.ref(weight))
-        return original(weight, **settings)
+    def create(self, model, *arguments, **more):
+        original(self, model, *arguments, **more)
+        here = [layer.weight for layer in layers(model) if layer.weight.device.type != "meta"]
+        assert all(weight.dtype == torch.uint8 for weight in here)
+        packed.append(len(here))
 
-    original = quantizer.encode
-    monkeypatch.setattr(quantizer, "encode", encode)
+    original = SeDialectQuantizer.create_quantized_param
+    monkeypatch.setattr(SeDialectQuantizer, "create_quantized_param", create)
     load(plain, quantization_config=SeDialectConfig())
-    gc.collect()
-    assert len(alive) == 20 and most <= 20
+    assert packed == list(range(1, 21))
 
 
 def test_settings_of_a_file_beat_those_of_the_call(saved):
