@@ -32,7 +32,8 @@ HELD_OUT = 0.25  # of the prompts
 
 @dataclass(frozen=True)
 class FitReport:
-    """What fitting brought, on prompts and weight rows that it did not see.
+    """What fitting brought: to activations on prompts that it did not see, to weights on other rows than it was fitted to
+    where a weight has more than `WEIGHT_ROWS`, else on the same ones.
 
     Errors are relative squared errors, sum((x_hat - x)^2) / sum(x^2), a mean over the layers.
     `blocks` are those seen and those kept in memory; `fitted_on` is after / before of what was minimised, for each maximum.
@@ -48,8 +49,8 @@ class FitReport:
 
     def table(self) -> str:
         """Before, after and change, for people."""
-        lines = [f"{'held-out relative squared error':<34}{self.start:>14}{'fitted':>10}{'change':>9}{'layers better':>15}"]
-        for label, change in (("activations", self.activations), ("weights", self.weights)):
+        lines = [f"{'relative squared error':<34}{self.start:>14}{'fitted':>10}{'change':>9}{'layers better':>15}"]
+        for label, change in (("activations, held-out prompts", self.activations), ("weights", self.weights)):
             part = f"{change.after / change.before - 1:+.1%}" if change.before else "-"
             better = f"{change.better} of {len(change.layers)}"
             lines.append(f"{label:<34}{change.before:>14.3e}{change.after:>10.3e}{part:>9}{better:>15}")
