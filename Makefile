@@ -10,7 +10,7 @@ else
 TORCH ?= torch>=2.6
 endif
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs compatibility clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/sedialect demo $(ARGS)
@@ -28,6 +28,10 @@ lint: $(VENV)/installed-dev
 # The table of docs/demo.md, measured again.
 docs: $(VENV)/installed-demo
 	$(BIN)/sedialect bench quality --write docs/demo.md
+
+# The table of docs/compatibility.md, from the outcomes of its tests.
+compatibility: $(VENV)/installed-dev
+	PYTHONPATH=tests $(BIN)/python -m pytest -p compatibility_table --write-compatibility docs/compatibility.md -m feature $(ARGS)
 
 $(VENV)/installed-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -16,6 +16,20 @@ def check_ready(name: str, model: nn.Module) -> None:
         raise ModelError(f"{name} {reason}; {remedy}")
 
 
+def check_restorable(name: str, model: nn.Module) -> None:
+    """Refuse to put layers back into a model that is offloaded: they would miss its hooks, or end without weights.
+
+    Raises:
+        ModelError: naming the component, the state and what to do.
+    """
+    grouped = any("group_offloading" in _hook_names(module) for module in model.modules())
+    if grouped or any(parameter.device.type == "meta" for parameter in model.parameters()):
+        kind = "by groups" if grouped else "sequentially"
+        raise ModelError(
+            f"{name} is offloaded {kind}; call disable_sedialect() before offloading, or load the pipeline again"
+        )
+
+
 def _quantized(model: nn.Module) -> tuple[str, str] | None:
     if any(isinstance(module, SeDialectLinear) for module in model.modules()):
         return "is quantized by sedialect already", "call pipe.disable_sedialect() or load it again"

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -12,10 +11,11 @@ from ..errors import ModelError
 from ..linear import SeDialectLinear
 from ..quantize import quantize_model, set_submodule
 from ..report import ModelReport, model_bytes, report_of
-from .checks import check_ready
+from .checks import check_ready, check_restorable
+from .lora import fused_into_codes
 from .state import Enabled, mark_plain, mark_quantized
 
-ORIGINALS = "_sedialect_originals"
+ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
 DENOISER = re.compile(r"^transformer(_\d+)?$")  # transformer_2: Wan 2.2's expert for the less noisy steps
 
 
@@ -61,14 +61,20 @@ class SeDialectMixin:
         """Put the original layers back, bit for bit. Returns the pipeline.
 
         Raises:
-            ModelError: the pipeline is not enabled, or was enabled without `keep_original=True`.
+            ModelError: the pipeline is not enabled, or was enabled without `keep_original=True`, or is offloaded layer by
+                layer, or has LoRAs fused. No model has been changed then.
         """
         states = {name: (model, _state(name, model)) for name, model in denoisers(self).items()}
-        for name, (_, state) in states.items():
+        for name, (model, state) in states.items():
             if state.loaded:
-                raise ModelError(f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()")
+                raise ModelError(
+                    f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()"
+                )
             if not state.keeps_originals:
                 raise ModelError(f"{name} kept no 16-bit layers; load it again, or enable with keep_original=True next time")
+            check_restorable(name, model)
+            if fused := fused_into_codes(model):
+                raise ModelError(f"{name} has LoRA {', '.join(fused)} fused into its codes; call pipe.unfuse_lora() first")
         for model, _ in states.values():
             _disable(model)
         return self
@@ -114,18 +120,17 @@ def _enable(model: nn.Module, config: SeDialectConfig, keep_original: bool, prog
     before = model_bytes(model)
     named: dict[str, nn.Linear] = {}
     plan = quantize_model(model, config, progress=progress, keep=named.__setitem__ if keep_original else None)
-    if keep_original:
-        # By layer rather than by name: loading or unloading a LoRA renames them.
-        originals = {model.get_submodule(name): linear.to("cpu") for name, linear in named.items()}
-        model.__dict__[ORIGINALS] = WeakKeyDictionary(originals)
+    for name, linear in named.items():
+        # By layer rather than by name: loading or unloading a LoRA renames them. In __dict__, past torch's bookkeeping: no
+        # child of the layer, which would be moved, saved and counted with it, but copied and pickled with it all the same.
+        model.get_submodule(name).__dict__[ORIGINAL] = linear.to("cpu")
     mark_quantized(model, Enabled(plan, before, keep_original))
 
 
 def _disable(model: nn.Module) -> None:
-    originals = model.__dict__.pop(ORIGINALS)
     for name, layer in list(model.named_modules()):
         if isinstance(layer, SeDialectLinear):
-            set_submodule(model, name, originals[layer].to(layer.weight.device))
+            set_submodule(model, name, layer.__dict__[ORIGINAL].to(layer.weight.device))
     mark_plain(model)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 PIPELINE_MODULES = ("diffusers.pipelines.pipeline_utils", "diffusers.modular_pipelines.modular_pipeline")
 QUANTIZER_MODULES = ("diffusers.quantizers.auto", "transformers.quantizers.auto")
+PEFT_MODULES = ("peft.tuners.lora.layer", "peft.tuners.lora.dora")
 
 
 def register_when_imported() -> None:
@@ -20,6 +21,8 @@ def register_when_imported() -> None:
         register_post_import_hook(_extend_pipelines, name)
     for name in QUANTIZER_MODULES:
         register_post_import_hook(_add_quantizer, name)
+    for name in PEFT_MODULES:
+        register_post_import_hook(_extend_peft, name)
 
 
 def register() -> None:
@@ -67,3 +70,9 @@ def _refuse_text_model(*args: Any, **kwargs: Any) -> NoReturn:
         "sedialect quantizes video transformers, not models of the transformers library; name the components to quantize: "
         "PipelineQuantizationConfig(quant_backend='sedialect', ..., components_to_quantize=['transformer'])"
     )
+
+
+def _extend_peft(module: ModuleType) -> None:
+    from .lora import extend_peft
+
+    extend_peft(module)
