@@ -11,8 +11,14 @@ import torch
 from . import reference
 from .tables import DialectTables
 
+# Written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
+LINEAR_SCHEMA = (
+    "(Tensor x, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, int activation_bits, str candidates)"
+    " -> Tensor"
+)
 
-@torch.library.custom_op("sedialect::linear", mutates_args=())
+
+@torch.library.custom_op("sedialect::linear", mutates_args=(), schema=LINEAR_SCHEMA)
 def linear(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -58,7 +64,10 @@ def _(
     return x.new_empty(x.shape[0], codes.shape[0])
 
 
-@torch.library.custom_op("sedialect::linear_input_gradient", mutates_args=())
+GRADIENT_SCHEMA = "(Tensor gradient, Tensor codes, Tensor meta, Tensor scale, Tensor[] tables) -> Tensor"
+
+
+@torch.library.custom_op("sedialect::linear_input_gradient", mutates_args=(), schema=GRADIENT_SCHEMA)
 def linear_input_gradient(
     gradient: torch.Tensor, codes: torch.Tensor, meta: torch.Tensor, scale: torch.Tensor, tables: list[torch.Tensor]
 ) -> torch.Tensor:

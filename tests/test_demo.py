@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+
 from sedialect import SeDialectLinear
 from sedialect.sedialect_core import cli, demo
 from sedialect.sedialect_core.comparison import compare
@@ -33,6 +34,8 @@ def test_the_model_is_a_whole_wan_pipeline_of_ours(pipe):
 
 def test_evaluation_prompts_are_64_and_were_held_out(pipe):
     prompts = demo.evaluation_prompts()
+    assert [{"prompt": prompt, "seed": seed} for prompt, seed in prompts] == captions.evaluation_items()
+    assert all(captions.is_held_out(item) for item in captions.held_out_objects())
     assert len({prompt for prompt, _ in prompts}) == len({seed for _, seed in prompts}) == 64
     for prompt, _ in (*prompts, (demo.defaults()["prompt"], 0)):
         assert demo.unknown_words(prompt, pipe.tokenizer) == []

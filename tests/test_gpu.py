@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
+
 from sedialect import SeDialectLinear, encode
 from sedialect.kernels import reference
 from sedialect.sedialect_core import demo, doctor
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.sampling import load_pipeline
-from torch import nn
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

@@ -18,7 +18,12 @@ LEVELS = [
     ["sedialect_core/conversion.py"],
     ["sedialect_core/sampling.py", "sedialect_core/bench", "sedialect_core/source.py", "sedialect_core/card.py"],
     ["sedialect_core/integrations"],
-    ["sedialect_core/video.py", "sedialect_core/report.py", "sedialect_core/dialect_use.py", "sedialect_core/dialect_chart.py"],
+    [
+        "sedialect_core/video.py",
+        "sedialect_core/report.py",
+        "sedialect_core/dialect_use.py",
+        "sedialect_core/dialect_chart.py",
+    ],
     ["sedialect_core/checkpoint.py"],
     ["sedialect_core/quantize.py"],
     ["sedialect_core/plan.py"],

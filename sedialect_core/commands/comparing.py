@@ -63,7 +63,7 @@ def run_demo(parsed: argparse.Namespace) -> int:
     config = config_of(parsed)
     settings = demo.defaults()
     prompt = settings["prompt"] if parsed.prompt is None else parsed.prompt
-    request = demo.request(prompt, parsed.seed, parsed.steps)
+    request = demo.request(prompt, settings["seed"] if parsed.seed is None else parsed.seed, parsed.steps)
 
     def load() -> Any:
         import torch
@@ -85,7 +85,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
     optional = ("negative_prompt", "guidance_scale", "height", "width", "num_frames")
     request = Request(
         prompt=parsed.prompt,
-        seed=parsed.seed,
+        seed=parsed.seed or 0,
         steps=30 if parsed.steps is None else parsed.steps,
         **{name: getattr(parsed, name) for name in optional},
     )
@@ -99,7 +99,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="of the noise, the same for both videos")
+    command.add_argument("--seed", type=int, help="of the noise, the same for both videos")
     command.add_argument("--steps", type=int, help="sampling steps")
     add_config(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")

@@ -12,10 +12,12 @@ import random
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from .assemble import build_pipeline, sample, save_pipeline, write_defaults, write_prompts
 from .autoencoder import build_autoencoder, fold_statistics, reconstruction_psnr, train_autoencoder
@@ -36,10 +38,13 @@ def _log(message: str) -> None:
 class Run:
     """One training run: its settings, its device, its output directory and the record that is written at the end."""
 
-    def __init__(self, settings: Settings, output: Path, device: torch.device, resume: bool) -> None:
+    def __init__(
+        self, settings: Settings, output: Path, device: torch.device, resume: bool, start_from: Path | None
+    ) -> None:
         self.settings, self.output, self.device, self.resume = settings, output, device, resume
+        self.start_from = start_from
         (output / "stages").mkdir(parents=True, exist_ok=True)
-        self.record: dict[str, object] = {"settings": asdict(settings), "date": time.strftime("%Y-%m-%d")}
+        self.record: dict[str, Any] = {"settings": asdict(settings), "date": time.strftime("%Y-%m-%d")}
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         self.record |= {"device": name, "torch": torch.__version__, "diffusers": diffusers.__version__}
         self.record |= {"transformers": transformers.__version__, "seconds": {}}
@@ -54,11 +59,11 @@ class Run:
 
     def autoencoder(self) -> diffusers.AutoencoderKLWan:
         """Train the autoencoder, or take it from an interrupted run."""
-        vae, path = build_autoencoder(self.settings), self.output / "stages" / "autoencoder.pt"
-        if self.resume and path.exists():
-            kept = torch.load(path, map_location="cpu")
-            vae.load_state_dict(kept["weights"])
-            self.record |= kept["record"]
+        vae, path = build_autoencoder(self.settings), self.output / "stages" / "autoencoder.safetensors"
+        kept = path.with_suffix(".json")
+        if self.resume and kept.exists():
+            vae.load_state_dict(load_file(path))
+            self.record |= json.loads(kept.read_text())
             return vae.to(self.device).eval()
         vae, curve = train_autoencoder(vae, self.settings, self.device, _log)
         fold_statistics(vae, self.settings, self.device)
@@ -66,8 +71,9 @@ class Run:
         _log(f"autoencoder PSNR on fresh clips {psnr:.2f} dB")
         self.record |= {"autoencoder_curve": curve, "autoencoder_psnr": psnr}
         self.finish_stage("autoencoder")
-        kept = {key: self.record[key] for key in ("autoencoder_curve", "autoencoder_psnr", "seconds")}
-        torch.save({"weights": vae.state_dict(), "record": kept}, path)
+        save_file({name: weight.contiguous() for name, weight in vae.state_dict().items()}, path)
+        names = ("autoencoder_curve", "autoencoder_psnr", "seconds")
+        kept.write_text(json.dumps({name: self.record[name] for name in names}))
         self.show_reconstructions(vae)
         return vae
 
@@ -91,12 +97,27 @@ class Run:
         self.record["vocabulary"] = len(tokenizer)
         encoder = build_text_encoder(settings, len(tokenizer))
         trainer = DenoiserTrainer(build_denoiser(settings), encoder, settings, self.device)
-        self.record["denoiser_curve"] = trainer.train(bank, _log)
+        if self.start_from is None:
+            self.record["denoiser_curve"] = trainer.train(bank, _log, settings.denoiser_steps)
+        else:
+            self.load_first_phase(trainer.model, encoder)
+        self.record["refine_curve"] = trainer.train(bank, _log, settings.refine_steps)
         self.record["denoiser_validation"] = trainer.validate(fresh)
         self.record["denoiser_on_trained_clips"] = trainer.validate(bank.head(count))
         _log(f"denoiser loss on fresh clips {self.record['denoiser_validation']:.4f}")
         self.finish_stage("denoiser")
         return build_pipeline(vae.cpu(), trainer.model.cpu(), encoder.cpu(), tokenizer, settings)
+
+    def load_first_phase(self, model: torch.nn.Module, encoder: torch.nn.Module) -> None:
+        """Take the weights of an earlier run in place of the first phase, with the record that lies beside them."""
+        assert self.start_from is not None
+        log = json.loads((self.start_from.parent / "training_log.json").read_text())
+        self.record["denoiser_curve"] = log["denoiser_curve"]
+        self.record["first_phase"] = {key: log[key] for key in ("date", "device", "torch", "seconds")}
+        earlier = diffusers.WanPipeline.from_pretrained(self.start_from, dtype=torch.float32)
+        model.load_state_dict(earlier.transformer.state_dict())
+        encoder.load_state_dict(earlier.text_encoder.state_dict())
+        _log(f"first phase taken from {self.start_from}")
 
     def assemble(self, pipeline: diffusers.WanPipeline) -> None:
         """Write the model directory and everything that lies next to it, and look at samples."""
@@ -117,6 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory for the model and its records")
     parser.add_argument("--smoke", action="store_true", help="tiny settings: every stage on a CPU in seconds")
     parser.add_argument("--resume", action="store_true", help="keep a finished autoencoder stage found in the output")
+    parser.add_argument("--start-from", type=Path, help="a trained model's folder, in place of the first denoiser phase")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="change single settings")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
@@ -127,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
     torch._dynamo.config.recompile_limit = 64
-    run = Run(settings, options.output, torch.device(options.device), options.resume)
+    run = Run(settings, options.output, torch.device(options.device), options.resume, options.start_from)
     run.assemble(run.denoiser(run.autoencoder()))
 
 

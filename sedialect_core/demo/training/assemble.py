@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
@@ -81,7 +82,7 @@ def sample(pipeline: WanPipeline, prompts: list[str], seeds: list[int], settings
     return video.transpose(1, 2).float() * 2 - 1
 
 
-def write_prompts(directory: Path) -> list[dict[str, str | int]]:
+def write_prompts(directory: Path) -> list[dict[str, Any]]:
     """Write the held-out evaluation set as prompts.json and return it."""
     items = evaluation_items()
     lines = ",\n".join("  " + json.dumps(item) for item in items)

@@ -165,7 +165,7 @@ def _rendered_ahead(settings: Settings, rng: random.Random, device: torch.device
         yield from (_training_batch(settings, rng, device, step) for step in range(1, steps + 1))
         return
     stream, main = torch.cuda.Stream(), torch.cuda.current_stream()
-    upcoming = None
+    upcoming: Tensor | None = None
     for step in range(1, steps + 2):
         current = upcoming
         if current is not None:

@@ -69,8 +69,9 @@ def build_bank(
     """Render, encode and caption `clips` new clips."""
     rng = random.Random(seed)
     mean, std = latent_statistics(vae, device)
-    latents, captions = [], []
-    while sum(map(len, latents)) < clips:
+    latents: list[Tensor] = []
+    captions: list[str] = []
+    while sum(len(part) for part in latents) < clips:
         specs = [sample_spec(rng) for _ in range(settings.bank_batch)]
         video = render(specs, rng, device, settings.frames, settings.size)
         latents.append(((encode_means(vae, video) - mean) / std).half())

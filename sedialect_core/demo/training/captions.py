@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 SHAPES = ("ball", "square", "triangle", "star", "ring", "diamond", "hexagon", "heart", "cross")
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white")
@@ -34,10 +35,16 @@ PATTERNS = ("smooth", "striped", "dotted", "grid", "cloudy")
 BACKDROPS = ("gray", "blue", "green", "purple", "red", "teal", "orange", "pink")
 CAMERAS = ("still", "left", "right", "up", "down", "in", "out")
 
-_SHAPE_WORDS = {"ball": ("ball", "ball", "circle", "disc"), "square": ("square", "square", "box", "cube")}
+_SHAPE_WORDS: dict[str, tuple[str, ...]] = {
+    "ball": ("ball", "ball", "circle", "disc"),
+    "square": ("square", "square", "box", "cube"),
+}
 _SHAPE_WORDS |= {"ring": ("ring", "ring", "donut"), "cross": ("cross", "cross", "plus")}
 _COLOUR_WORDS = {"purple": ("purple", "purple", "violet"), "cyan": ("cyan", "cyan", "turquoise")}
-_SIZE_WORDS = {"small": ("small", "small", "little", "tiny"), "large": ("large", "large", "big", "huge")}
+_SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "small", "little", "tiny"),
+    "large": ("large", "large", "big", "huge"),
+}
 _SIZE_WORDS |= {"medium": ("medium",)}
 _TEXTURE_AFTER = {"striped": ("stripes",), "spotted": ("spots", "dots"), "checkered": ("checks",)}
 _GO = (("moves", "moving"), ("moves", "moving"), ("slides", "sliding"), ("glides", "gliding"), ("drifts", "drifting"))
@@ -211,7 +218,8 @@ def held_out_objects() -> list[ObjectSpec]:
 
 def _take_even(items: list[ObjectSpec], count: int, rng: random.Random) -> list[ObjectSpec]:
     """Pick `count` items so that every shape, colour, texture and motion comes up about equally often."""
-    pool, used, chosen = list(items), {}, []
+    pool, chosen = list(items), []
+    used: dict[str, int] = {}
     for _ in range(count):
         rng.shuffle(pool)
         best = min(pool, key=lambda o: sum(4 ** used.get(v, 0) for v in (o.shape, o.colour, o.texture, o.motion)))
@@ -222,9 +230,10 @@ def _take_even(items: list[ObjectSpec], count: int, rng: random.Random) -> list[
     return chosen
 
 
-def evaluation_items(count: int = 64) -> list[dict[str, str | int]]:
+def evaluation_items(count: int = 64) -> list[dict[str, Any]]:
     """The held-out evaluation set: full captions of held-out objects, each with the seed of its noise."""
-    rng, items = random.Random(2026), []
+    rng = random.Random(2026)
+    items: list[dict[str, Any]] = []
     for index, base in enumerate(_take_even(held_out_objects(), count, rng)):
         change = CHANGES[index % 4] if base.texture != "plain" or index % 4 != 1 else "none"
         main = ObjectSpec(base.shape, base.colour, base.texture, SIZES[index % 3], base.motion, change)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from .assemble import DEFAULT_PROMPT, DEFAULT_SEED
 from .settings import Settings
@@ -24,7 +25,7 @@ on a CPU.
 import torch
 from diffusers import WanPipeline
 
-pipeline = WanPipeline.from_pretrained(MODEL_DIRECTORY, torch_dtype=torch.bfloat16)
+pipeline = WanPipeline.from_pretrained(MODEL_DIRECTORY, dtype=torch.bfloat16)
 frames = pipeline(
     "{prompt}",
     height={size}, width={size}, num_frames={frames},
@@ -63,11 +64,11 @@ convolutions), so programs that know the Wan latent format need no special case.
 | | autoencoder | denoiser and text encoder |
 | --- | --- | --- |
 | data | new clips in every step | {bank_clips:,} clips encoded once, {captions_per_clip} captions each |
-| steps x batch | {vae_steps} | {denoiser_steps:,} x {denoiser_batch} |
+| steps x batch | {vae_steps} | {denoiser_steps:,} x {denoiser_batch}, then {refine_steps:,} more from a warm restart |
 | optimizer, peak rates | {vae_optimizer} | {dit_optimizer} |
 | loss | L1 + squares + L1 of differences in space and time + {kl_weight:g} KL | flow matching, squared error |
 | loss, first to last record | {vae_first:.3f} to {vae_last:.4f} | {dit_first:.3f} to {dit_last:.4f} |
-| time | {vae_seconds:.0f} s | {dit_seconds:.0f} s (and {bank_seconds:.0f} s for the bank) |
+| time | {vae_seconds:.0f} s | {dit_seconds:.0f} s (and {bank_seconds:.0f} s for the bank) |{first_phase}
 
 Reconstruction by the autoencoder of 64 clips never trained on: **{psnr:.1f} dB** PSNR. Denoiser loss at evenly spread
 noise levels: {validation:.4f} on clips never trained on, {trained:.4f} on clips of the bank.
@@ -93,6 +94,18 @@ Licence: Apache-2.0, like the package it comes with.
 """
 
 
+_FIRST_PHASE = """
+
+The first {denoiser_steps:,} denoiser steps and the autoencoder were trained on an earlier version of the clips, with faster
+motion and backgrounds of random phase (`--start-from` took them over); the rest, and all measurements of the denoiser, on
+the clips as they are drawn now. The command below does both phases on the latter."""
+
+
+def _denoiser_seconds(record: dict[str, Any]) -> float:
+    earlier: float = record["first_phase"]["seconds"]["denoiser"] if "first_phase" in record else 0.0
+    return earlier + float(record["seconds"]["denoiser"])
+
+
 def _megabytes(directory: Path) -> str:
     return f"{sum(path.stat().st_size for path in directory.glob('*.safetensors')) / 1e6:.1f} MB"
 
@@ -107,14 +120,15 @@ def _schedules(settings: Settings) -> dict[str, str]:
     }
 
 
-def write_card(path: Path, record: dict, settings: Settings) -> None:
+def write_card(path: Path, record: dict[str, Any], settings: Settings) -> None:
     """Fill the card with the settings and the measurements of the run that made the model next to it."""
     seconds, model = record["seconds"], path.parent
     fields = dict(record["settings"]) | {key: record[key] for key in ("bytes", "device", "torch", "diffusers")}
     fields |= {"transformers": record["transformers"], "date": record["date"], "psnr": record["autoencoder_psnr"]}
     fields |= {"vae_first": record["autoencoder_curve"][0][1], "vae_last": record["autoencoder_curve"][-1][1]}
-    fields |= {"dit_first": record["denoiser_curve"][0][1], "dit_last": record["denoiser_curve"][-1][1]}
-    fields |= {"vae_seconds": seconds["autoencoder"], "dit_seconds": seconds["denoiser"]}
+    fields |= {"dit_first": record["denoiser_curve"][0][1], "dit_last": record["refine_curve"][-1][1]}
+    fields |= {"vae_seconds": seconds["autoencoder"], "dit_seconds": _denoiser_seconds(record)}
+    fields["first_phase"] = _FIRST_PHASE.format(**fields) if "first_phase" in record else ""
     fields |= {"bank_seconds": seconds["bank"], "dropout": settings.caption_dropout}
     fields |= _schedules(settings)
     fields |= {"validation": record["denoiser_validation"], "trained": record["denoiser_on_trained_clips"]}

@@ -1,7 +1,8 @@
 """Renders clip specs into video tensors, a batch at a time, on whatever device is at hand.
 
-A spec leaves the details open (where exactly, which phase); those are drawn here from the given random generator.
-They vary mildly on purpose: the model then has little to guess and its few parameters go into what captions say.
+A spec leaves details open (where exactly, how large exactly); those are drawn here from the given random generator. They
+vary little on purpose, and backgrounds do not vary at all: the model then has little to guess, its few parameters go into
+what captions say, and two runs that should agree are not told apart by the phase of a stripe.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _BACKDROP_RGB = {
 }
 _RADIUS = {"small": 15.0, "medium": 21.0, "large": 28.0}
 _DIRECTION = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_CLOUDS = ((0.3, 62.0, 0.1), (1.0, 97.0, 0.7), (1.7, 71.0, 0.4), (2.3, 108.0, 0.9), (2.9, 83.0, 0.2))  # angle, wave, phase
 _PATH_KEYS = ("x", "y", "vx", "vy", "orbit", "spin", "phase", "hop", "swing", "r0", "r1", "angle", "turn")
 
 
@@ -54,18 +56,18 @@ def _velocity(motion: str) -> tuple[float, float]:
 def _path(item: ObjectSpec, rng: random.Random, zoom: float) -> dict[str, float]:
     """Draw the free numbers of one object's path (see `_centre` for how they are used)."""
     row = dict.fromkeys(_PATH_KEYS, 0.0)
-    row |= {"x": rng.gauss(0, 8), "y": rng.gauss(0, 8), "phase": rng.uniform(0, 2 * math.pi), "angle": rng.gauss(0, 0.08)}
+    row |= {"x": rng.gauss(0, 5), "y": rng.gauss(0, 5), "phase": rng.gauss(0, 0.2), "angle": rng.gauss(0, 0.04)}
     if item.motion in ("clockwise", "counterclockwise"):
-        row |= {"orbit": rng.uniform(24, 30), "spin": 1.0 if item.motion == "clockwise" else -1.0}
+        row |= {"orbit": rng.uniform(25, 29), "spin": 1.0 if item.motion == "clockwise" else -1.0}
     elif item.motion == "bounce":
-        row |= {"hop": rng.uniform(42, 52), "x": rng.gauss(0, 16), "y": rng.uniform(22, 30)}
+        row |= {"hop": rng.uniform(28, 32), "x": rng.gauss(0, 8), "y": rng.uniform(14, 18)}
     elif item.motion == "swing":
-        row |= {"swing": rng.uniform(0.6, 0.75), "x": rng.gauss(0, 5)}
+        row |= {"swing": rng.uniform(0.4, 0.45), "x": rng.gauss(0, 4)}
     elif item.motion != "still":
         vx, vy = _velocity(item.motion)
-        span, aside = rng.uniform(64, 76), rng.gauss(0, 13)
+        span, aside = rng.uniform(60, 66), rng.gauss(0, 7)
         row |= {"vx": vx * span, "vy": vy * span, "x": -vy * aside, "y": vx * aside}
-    radius = _RADIUS[item.size] * rng.uniform(0.95, 1.05)
+    radius = _RADIUS[item.size] * rng.uniform(0.97, 1.03)
     grow = {"growing": (0.72, 1.35), "shrinking": (1.35, 0.72)}.get(item.change, (1.0, 1.0))
     row |= {"r0": radius * grow[0] / zoom**0.5, "r1": radius * grow[1] * zoom**0.5}
     row["turn"] = 3.6 if item.change == "turning" else 0.0
@@ -74,8 +76,8 @@ def _path(item: ObjectSpec, rng: random.Random, zoom: float) -> dict[str, float]
 
 def _separate(main: dict[str, float], other: dict[str, float], rng: random.Random) -> None:
     """Push two paths apart far enough that both objects are seen, near enough that one passes the other."""
-    gap = (main["r0"] + main["r1"] + other["r0"] + other["r1"]) / 2 * rng.uniform(0.4, 0.75)
-    angle = rng.uniform(0, 2 * math.pi)
+    gap = (main["r0"] + main["r1"] + other["r0"] + other["r1"]) / 2 * rng.uniform(0.5, 0.7)
+    angle = rng.gauss(0.6, 0.2)
     for row, sign in ((main, -0.5), (other, 0.5)):
         row["x"] += sign * gap * math.cos(angle)
         row["y"] += sign * gap * math.sin(angle)
@@ -131,20 +133,17 @@ def _paint(video: Tensor, items: list[ObjectSpec], path: dict[str, Tensor], time
     return torch.lerp(video, colour.clamp(0, 1), coverage(field).unsqueeze(1))
 
 
-def _scene(spec: ClipSpec, rng: random.Random) -> dict[str, float]:
-    """Draw the free numbers of one background; panning moves it against the camera's direction."""
+def _scene(spec: ClipSpec) -> dict[str, float]:
+    """The numbers of one background; panning moves it against the camera's direction."""
     dx, dy = _DIRECTION.get(spec.camera, (0, 0))
     zoom = {"in": 1.7, "out": 1 / 1.7}.get(spec.camera, 1.0)
-    row = {"kind": PATTERNS.index(spec.pattern), "pan_x": 44.0 * dx, "pan_y": 44.0 * dy, "zoom": zoom}
-    row |= {"x": rng.uniform(0, 200), "y": rng.uniform(0, 200)}
-    for i in range(5):
-        angle, wave = rng.uniform(0, math.pi), rng.uniform(55, 110)
-        row |= {f"wx{i}": math.cos(angle) / wave, f"wy{i}": math.sin(angle) / wave, f"p{i}": rng.uniform(0, 1)}
-    return row
+    return {"kind": PATTERNS.index(spec.pattern), "pan_x": 44.0 * dx, "pan_y": 44.0 * dy, "zoom": zoom}
 
 
-def _clouds(x: Tensor, y: Tensor, scene: dict[str, Tensor]) -> Tensor:
-    total = sum(torch.cos(2 * math.pi * (x * scene[f"wx{i}"] + y * scene[f"wy{i}"] + scene[f"p{i}"])) for i in range(5))
+def _clouds(x: Tensor, y: Tensor) -> Tensor:
+    total = torch.zeros_like(x + y)
+    for angle, wave, phase in _CLOUDS:
+        total = total + torch.cos(2 * math.pi * ((x * math.cos(angle) + y * math.sin(angle)) / wave + phase))
     return torch.sigmoid(total * 1.2)
 
 
@@ -152,8 +151,8 @@ def _background(specs: list[ClipSpec], scene: dict[str, Tensor], time: Tensor, s
     device = time.device
     grid_x, grid_y = _grid(size, device)
     zoom = scene["zoom"] ** (time - 0.5)
-    x = grid_x / zoom + scene["pan_x"] * time + scene["x"]
-    y = grid_y / zoom + scene["pan_y"] * time + scene["y"]
+    x = grid_x / zoom + scene["pan_x"] * (time - 0.5)
+    y = grid_y / zoom + scene["pan_y"] * (time - 0.5)
     period = 26.0
     smooth = 0.5 + 0.5 * torch.cos(2 * math.pi * (x * 0.5 + y) / 230)
     stripes = coverage(torch.sin(2 * math.pi * (x + y) / (1.5 * period)) * (1.5 * period / (2 * math.pi * 1.42)), 1.6)
@@ -161,10 +160,10 @@ def _background(specs: list[ClipSpec], scene: dict[str, Tensor], time: Tensor, s
     dots = coverage(torch.sqrt(cell_x.square() + cell_y.square()) - 6.0, 1.6)
     grid = coverage(period / 2 - torch.maximum(cell_x.abs(), cell_y.abs()) - 1.8, 1.6)
     share = smooth
-    for name, field in (("striped", stripes), ("dotted", dots), ("grid", grid), ("cloudy", _clouds(x, y, scene))):
+    for name, field in (("striped", stripes), ("dotted", dots), ("grid", grid), ("cloudy", _clouds(x, y))):
         share = torch.where(scene["kind"] == PATTERNS.index(name), field, share)
     base = torch.tensor([_BACKDROP_RGB[spec.backdrop] for spec in specs], device=device).view(-1, 3, 1, 1, 1)
-    return torch.lerp(base * 0.78, (base * 1.3 + 0.06).clamp(0, 1), share.unsqueeze(1))
+    return torch.lerp(base * 0.84, (base * 1.22 + 0.04).clamp(0, 1), share.unsqueeze(1))
 
 
 def render(
@@ -187,13 +186,14 @@ def render(
     for spec, main, other in zip(specs, mains, others, strict=True):
         if spec.other is not None:
             _separate(main, other, rng)
-    scene = _columns([_scene(spec, rng) for spec in specs], device)
+    scene = _columns([_scene(spec) for spec in specs], device)
     video = _background(specs, scene, time, size)
     paths = _columns(mains, device), _columns(others, device)
     for order in ("behind", "main", "front"):
         rows = [i for i, spec in enumerate(specs) if order == "main" or (spec.other is not None and spec.order == order)]
         if rows:
-            items = [spec.main if order == "main" else spec.other for spec in (specs[i] for i in rows)]
+            chosen = [specs[i] for i in rows]
+            items = [spec.other if order != "main" and spec.other else spec.main for spec in chosen]
             path = {key: column[rows] for key, column in paths[order != "main"].items()}
             video[rows] = _paint(video[rows], items, path, time)
     return video.clamp(0, 1) * 2 - 1

@@ -49,7 +49,8 @@ def _initialize(model: WanTransformer3DModel) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv3d):
             nn.init.xavier_uniform_(module.weight.flatten(1))
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for block in model.blocks:
         block.scale_shift_table.zero_()
         block.scale_shift_table[:, [2, 5]] = 0.1
@@ -139,19 +140,19 @@ class DenoiserTrainer:
             output = self.model(mixed, times * 1000, states, return_dict=False)[0]
         return F.mse_loss(output.float(), noise - latents)
 
-    def train(self, bank: Bank, log: Log) -> list[tuple[int, float]]:
-        """Run all steps, leave averaged weights in the modules and return the loss curve."""
+    def train(self, bank: Bank, log: Log, steps: int) -> list[tuple[int, float]]:
+        """Run a whole schedule of `steps`, leave averaged weights in the modules and return the loss curve."""
         settings, modules = self.settings, {"denoiser": self.model, "text": self.encoder}
         optimizers = build_optimizers(
             modules, settings.muon_lr, settings.adam_lr, settings.weight_decay, ("denoiser.blocks",)
         )
         averages = [(Average(module, settings.ema), module) for module in modules.values()]
         update = GraphedStep(make_update(self.loss, list(modules.values()), optimizers), self.device)
-        progress = Progress("denoiser", settings.denoiser_steps, log)
-        for step in range(1, settings.denoiser_steps + 1):
+        progress = Progress("denoiser", steps, log)
+        for step in range(1, steps + 1):
             latents, ids = bank.draw(settings.denoiser_batch, settings.caption_dropout)
             times = sample_times(len(latents), settings.train_shift, self.device)
-            set_rates(optimizers, rate_at(step, settings.denoiser_steps, warmup=200))
+            set_rates(optimizers, rate_at(step, steps, warmup=200))
             progress.add(step, update(latents, ids, times, torch.randn_like(latents)))
             for average, module in averages:
                 average.update(module)

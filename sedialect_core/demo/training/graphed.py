@@ -21,19 +21,19 @@ class GraphedStep:
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device, direct_calls: int = 5) -> None:
         self.function, self.on_gpu, self.direct_calls = function, device.type == "cuda", direct_calls
-        self.stream = torch.cuda.Stream() if self.on_gpu else None
         self.graph: torch.cuda.CUDAGraph | None = None
+        if self.on_gpu:
+            self.stream = torch.cuda.Stream()
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         if not self.on_gpu:
             return self.function(*tensors)
         if self.direct_calls > 0:
             return self._direct(tensors)
-        if self.graph is None:
-            self._record(tensors)
+        graph = self.graph or self._record(tensors)
         for kept, given in zip(self.inputs, tensors, strict=True):
             kept.copy_(given)
-        self.graph.replay()
+        graph.replay()
         return self.output.clone()
 
     def _direct(self, tensors: tuple[Tensor, ...]) -> Tensor:
@@ -45,8 +45,9 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(self.stream)
         return output.clone()
 
-    def _record(self, tensors: tuple[Tensor, ...]) -> None:
+    def _record(self, tensors: tuple[Tensor, ...]) -> torch.cuda.CUDAGraph:
         self.inputs = [tensor.clone() for tensor in tensors]
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):
             self.output = self.function(*self.inputs)
+        return self.graph

@@ -26,7 +26,7 @@ class Settings:
     kl_weight: float = 3e-5
     fresh_clips: int = 64
     # bank of encoded clips
-    bank_clips: int = 20_480
+    bank_clips: int = 18_432
     bank_batch: int = 64
     captions_per_clip: int = 4
     # text encoder
@@ -41,6 +41,7 @@ class Settings:
     ffn_dim: int = 1024
     layers: int = 8
     denoiser_steps: int = 5200
+    refine_steps: int = 4200
     denoiser_batch: int = 256
     muon_lr: float = 3e-3
     adam_lr: float = 1e-3
@@ -50,7 +51,7 @@ class Settings:
     ema: float = 0.9985
     # sampling, recommended to users as well
     sample_steps: int = 20
-    guidance: float = 3.0
+    guidance: float = 2.0
     sample_shift: float = 3.0
 
 
@@ -77,6 +78,7 @@ def smoke_settings() -> Settings:
         ffn_dim=64,
         layers=1,
         denoiser_steps=3,
+        refine_steps=2,
         denoiser_batch=4,
         sample_steps=2,
     )
