@@ -13,6 +13,18 @@ def add_to(commands: Any) -> None:
     quality.add_argument("--device", default="auto")
     quality.add_argument("--write", type=Path, help="a document whose marked table is replaced")
     quality.set_defaults(run=run_quality)
+    loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
+    loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
+    loading.set_defaults(run=run_loading)
+
+
+def run_loading(parsed: argparse.Namespace) -> int:
+    """Print sizes and their ratio."""
+    from ..bench.loading import describe, measure_loading
+    from ..comparison import environment
+
+    print(describe(measure_loading(parsed.gigabytes), environment()))
+    return 0
 
 
 def run_quality(parsed: argparse.Namespace) -> int:
