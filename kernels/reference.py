@@ -131,9 +131,10 @@ def encode_weight_rows(
     weight: torch.Tensor,
     tables: DialectTables,
     block_size: int,
+    candidates: str = "all",
     multipliers: tuple[float, ...] = SCALE_MULTIPLIERS,
 ) -> EncodedRows:
-    """Encode a weight [N, K] offline: all dialects by exact squared error, and of several row scales the best.
+    """Encode a weight [N, K] offline: dialects by exact squared error, and of several row scales the best.
 
     Args:
         multipliers: row scales to try, as multiples of the activations' power of two; 1 or more each.
@@ -142,7 +143,8 @@ def encode_weight_rows(
     for rows in _row_chunks(weight):
         chunk = weight[rows].float()
         base = activation_scale(chunk)
-        tries = [_encode_weight_chunk(chunk, base * multiplier, tables, block_size) for multiplier in multipliers]
+        scales = [base * multiplier for multiplier in multipliers]
+        tries = [_encode_weight_chunk(chunk, scale, tables, block_size, candidates) for scale in scales]
         for stored, best in zip(encoded, _keep_best_rows(tries), strict=True):
             stored[rows] = best
     return encoded
@@ -211,14 +213,19 @@ def _clear_empty(q: torch.Tensor, delta: torch.Tensor, dialect: torch.Tensor) ->
 
 def _best_of_maximum(q: torch.Tensor, tables: DialectTables) -> torch.Tensor:
     """Among the shapes of the maximum nearest to the block's, the one with the least summed error; ties to the lowest."""
-    row = 15 - ((q.amax(2) + 1) >> 1).clamp(8, 15)  # of the tables over maxima
+    row = _row_of_maximum(q)
     sums = tables.packed_errors.view(-1)[q + (row << Q_BITS).unsqueeze(2)].sum(2)
     shifts = 16 * torch.arange(tables.shapes, device=q.device)
     return row * tables.shapes + ((sums.unsqueeze(2) >> shifts) & 0xFFFF).argmin(2)
 
 
+def _row_of_maximum(q: torch.Tensor) -> torch.Tensor:
+    """15 - the maximum nearest to each block's, [M, K/B]: a row of the tables over maxima."""
+    return 15 - ((q.amax(2) + 1) >> 1).clamp(8, 15)
+
+
 def _encode_weight_chunk(
-    weight: torch.Tensor, scale: torch.Tensor, tables: DialectTables, block_size: int
+    weight: torch.Tensor, scale: torch.Tensor, tables: DialectTables, block_size: int, candidates: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, meta, scale and squared error of float32 rows under given row scales; decided in float64."""
     rows = weight.shape[0]
@@ -226,6 +233,9 @@ def _encode_weight_chunk(
     delta, q = _intermediate(magnitude, STORED_DELTA)
     unit = _power_of_two(-delta).double()
     cost = _exact_cost(magnitude / unit.unsqueeze(2), q, tables)  # [rows, K/B, D], up to a constant of the block
+    if candidates == "max":
+        maximum_of = torch.arange(cost.shape[2], device=q.device) // tables.shapes
+        cost = cost.masked_fill(maximum_of != _row_of_maximum(q).unsqueeze(2), torch.inf)
     least, dialect = cost.min(2)
     assignment = _clear_empty(q, delta, dialect)
     error = ((magnitude**2).sum(2) + least * unit**2).sum(1) * scale.double() ** 2

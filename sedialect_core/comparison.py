@@ -21,7 +21,7 @@ from .errors import InputError
 from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
 from .report import megabytes
 from .sampling import Request, Sample, sample
-from .video import side_by_side, write_mp4
+from .video import side_by_side, write_mp4, write_still
 
 PACKAGES = ("sedialect", "torch", "diffusers", "transformers")
 
@@ -90,7 +90,7 @@ def compare(pipe: Any, request: Request, config: SeDialectConfig) -> Comparison:
 
 
 def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Path]:
-    """Write both videos, the side-by-side one and the numbers; all of them or none. Returns the paths.
+    """Write both videos, the side-by-side one, a still of it, and the numbers; all of them or none. Returns the paths.
 
     Raises:
         InputError: the folder cannot be written.
@@ -101,7 +101,9 @@ def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Pat
     with staging(folder) as staged:
         write_mp4(staged / "16-bit.mp4", original, fps)
         write_mp4(staged / "quantized.mp4", quantized, fps)
-        write_mp4(staged / "side-by-side.mp4", side_by_side([original, quantized], ["16 bit", label]), fps)
+        both = side_by_side([original, quantized], ["16 bit", label])
+        write_mp4(staged / "side-by-side.mp4", both, fps)
+        write_still(staged / "side-by-side.png", both[len(both) // 2])
         (staged / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
         names = sorted(path.name for path in staged.iterdir())
     return [folder / name for name in names]

@@ -65,6 +65,13 @@ def side_by_side(videos: Sequence[Frames], labels: Sequence[str]) -> Frames:
     return np.stack(pictures)
 
 
+def write_still(path: Path, frame: Frames) -> None:
+    """Write one frame [H, W, 3] as a PNG."""
+    from PIL import Image
+
+    Image.fromarray(frame).save(path)
+
+
 def to_bytes(frames: npt.NDArray[np.floating]) -> Frames:
     """Floats in 0..1 as bytes."""
     return (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)

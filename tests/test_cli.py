@@ -40,7 +40,7 @@ def test_compare_writes_three_videos_and_the_numbers_and_prints_the_table(model,
     done = sedialect(*compare(model, tmp_path / "out", "--preset", "compact", "--seed", "5"))
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert written == ["16-bit.mp4", "comparison.json", "quantized.mp4", "side-by-side.mp4"]
+    assert written == ["16-bit.mp4", "comparison.json", "quantized.mp4", "side-by-side.mp4", "side-by-side.png"]
     for name in written:
         if name.endswith(".mp4"):
             with av.open(str(tmp_path / "out" / name)) as container:

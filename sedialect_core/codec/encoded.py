@@ -55,7 +55,7 @@ class EncodedTensor:
 def encode(
     x: torch.Tensor,
     *,
-    formatbook: Formatbook | None = None,
+    formatbook: Formatbook | str | None = None,
     block_size: int = 16,
     role: Role = "weight",
     candidates: Candidates | None = None,
@@ -64,10 +64,11 @@ def encode(
     """Encode a float tensor [..., K] in blocks of `block_size` along its last dimension.
 
     Args:
-        formatbook: `sedialect-32` when not given.
-        role: a "weight" takes all dialects by exact squared error and a searched row scale, once; an "activation" takes a
-            power-of-two row scale and chooses by the error tables, as layers do at run time.
-        candidates: for activations, "max" (default): the shapes of the maximum nearest to the block's; "all": every dialect.
+        formatbook: a book, or what `Formatbook.resolve` takes; `sedialect-32` when not given.
+        role: a "weight" chooses by exact squared error and searches its row scale, once; an "activation" takes a power of
+            two as row scale and chooses by the error tables, as layers do at run time.
+        candidates: what a block chooses from; "max": the shapes of the maximum nearest to its own (default for activations);
+            "all": every dialect (default for weights).
         name: what an error calls the tensor.
 
     Raises:
@@ -79,14 +80,14 @@ def encode(
         (torch.Size([64, 128]), 4.625)
     """
     _check(x, block_size, role, candidates, name)
-    book = formatbook or Formatbook.builtin()
+    book = Formatbook.resolve(formatbook) if isinstance(formatbook, str) else formatbook or Formatbook.builtin()
     tables = book.tables(x.device)
     width = x.shape[-1]
     rows = x.reshape(math.prod(x.shape[:-1]), width)
     if role == "weight":
         if not bool(rows.isfinite().all()):
             raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-        encoded = reference.encode_weight_rows(rows, tables, block_size)
+        encoded = reference.encode_weight_rows(rows, tables, block_size, candidates or "all")
     else:
         encoded = reference.encode_rows(rows, tables, block_size, candidates or "max")
     return EncodedTensor(
@@ -122,8 +123,6 @@ def _check(x: torch.Tensor, block_size: int, role: str, candidates: str | None, 
         raise EncodeError(f"role {role!r} is unknown; use 'weight' or 'activation'")
     if candidates not in (None, "max", "all"):
         raise EncodeError(f"candidates {candidates!r} is unknown; use 'max' or 'all'")
-    if role == "weight" and candidates == "max":
-        raise EncodeError("weights choose among all dialects by exact error; leave candidates out or pass 'all'")
     if block_size not in BLOCK_SIZES:
         raise EncodeError(f"block size {block_size} is not supported; choose one of {', '.join(map(str, BLOCK_SIZES))}")
     if x.ndim == 0 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
