@@ -13,9 +13,19 @@ def add_to(commands: Any) -> None:
     quality.add_argument("--device", default="auto")
     quality.add_argument("--write", type=Path, help="a document whose marked table is replaced")
     quality.set_defaults(run=run_quality)
+    fusing = bench.add_parser("fusing", help="what 4-bit rounding leaves of a LoRA that is fused")
+    fusing.set_defaults(run=run_fusing)
     loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
+
+
+def run_fusing(parsed: argparse.Namespace) -> int:
+    """Print the table of docs/compatibility.md."""
+    from ..bench.fusing import measure_fusing
+
+    print(measure_fusing())
+    return 0
 
 
 def run_loading(parsed: argparse.Namespace) -> int:
