@@ -85,4 +85,4 @@ def test_loading_takes_little_more_memory_than_the_file():
     """The bench writes and loads 1 GB; this holds its machinery, at a size where other allocations still show."""
     loading = measure_loading(0.2)
     assert 0.15e9 < loading.file_bytes < 0.3e9
-    assert loading.peak_bytes < 1.4 * loading.file_bytes
+    assert 0.9 * loading.file_bytes < loading.peak_bytes < 1.4 * loading.file_bytes
