@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from .errors import SeDialectError
     from .formatbook import Dialect, Formatbook
     from .inspection import TokenLayout
+    from .integrations.models import quantize_model
     from .linear import SeDialectLinear
     from .plan import Plan
-    from .quantize import quantize_model
 
 _HOME = {
     "Dialect": ".formatbook",
@@ -23,7 +23,7 @@ _HOME = {
     "SeDialectLinear": ".linear",
     "TokenLayout": ".inspection",
     "encode": ".codec",
-    "quantize_model": ".quantize",
+    "quantize_model": ".integrations.models",
 }
 __all__ = [
     "Dialect",

@@ -15,7 +15,7 @@ from .linear import SeDialectLinear
 from .plan import Plan, make_plan
 
 
-def quantize_model(
+def quantize_layers(
     module: nn.Module,
     config: SeDialectConfig | None = None,
     token_layout: TokenLayout | None = None,
@@ -23,23 +23,14 @@ def quantize_model(
     progress: bool = False,
     keep: Callable[[str, nn.Linear], None] | None = None,
 ) -> Plan:
-    """Rewrite the linear layers of a video transformer in place, and return what was done to which and why.
-
-    Each layer is encoded on the device its weight lies on; besides the model, memory holds one layer at a time.
+    """Plan, and rewrite the layers in place, one in memory at a time; `sedialect.quantize_model` is the public face.
 
     Args:
-        module: any `torch.nn.Module`; classes of diffusers and Open-Sora are known by name, others by rules.
-        token_layout: where video and text tokens stand, for a model that is not known.
-        progress: show a progress bar.
         keep: called with each name and original layer before it is let go.
 
     Raises:
-        ModelError: nothing can be quantized, or weights are not in memory. Nothing has been changed then.
-        EncodeError: a weight holds NaN or Inf. Nothing has been changed then.
-
-    Example:
-        >>> plan = quantize_model(transformer, SeDialectConfig.preset("compact"))
-        >>> print(plan)
+        ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
+        FormatbookError: there is no such formatbook. Nothing has been changed then.
     """
     plan = make_plan(module, config or SeDialectConfig(), token_layout)
     _check_weights(module, plan)

@@ -11,6 +11,7 @@ from torch import nn
 from sedialect import Plan, SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, FormatbookError, ModelError
 from sedialect.sedialect_core.plan import make_plan
+from sedialect.sedialect_core.quantize import quantize_layers
 
 MODELS = {**TINY, **OPEN_SORA}
 
@@ -147,8 +148,21 @@ def test_models_with_nothing_to_quantize_are_refused_with_the_reason(model):
 def test_quantizing_twice_is_refused():
     model = wan()
     quantize_model(model)
-    with pytest.raises(ModelError, match="no layer to quantize"):
+    with pytest.raises(ModelError, match="WanTransformer3DModel is quantized by sedialect already"):
         quantize_model(model)
+
+
+def test_a_model_quantized_without_a_pipeline_saves_and_loads(tmp_path):
+    model = wan()
+    plan = quantize_model(model)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path, dtype=torch.float32)
+    layers = [module for module in again.modules() if isinstance(module, SeDialectLinear)]
+    assert len(layers) == len(plan.quantized)
+    saved, loaded = model.state_dict(), again.state_dict()
+    assert saved.keys() == loaded.keys() and all(torch.equal(saved[key], loaded[key]) for key in saved)
+    with pytest.raises(ValueError, match="quantized"):
+        model.to(torch.bfloat16)
 
 
 def spoil_last(model: nn.Module) -> None:
@@ -225,5 +239,5 @@ def test_layers_take_the_book_and_the_settings_of_the_plan():
 def test_keep_is_handed_each_original_before_it_goes():
     model, kept = wan(), {}
     originals = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
-    plan = quantize_model(model, keep=kept.__setitem__)
+    plan = quantize_layers(model, keep=kept.__setitem__)
     assert kept == {layer.name: originals[layer.name] for layer in plan.quantized}

@@ -9,7 +9,7 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..linear import SeDialectLinear
-from ..quantize import quantize_model, set_submodule
+from ..quantize import quantize_layers, set_submodule
 from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready, check_restorable
 from .lora import fused_into_codes
@@ -119,7 +119,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
 def _enable(model: nn.Module, config: SeDialectConfig, keep_original: bool, progress: bool) -> None:
     before = model_bytes(model)
     named: dict[str, nn.Linear] = {}
-    plan = quantize_model(model, config, progress=progress, keep=named.__setitem__ if keep_original else None)
+    plan = quantize_layers(model, config, progress=progress, keep=named.__setitem__ if keep_original else None)
     for name, linear in named.items():
         # By layer rather than by name: loading or unloading a LoRA renames them. In __dict__, past torch's bookkeeping: no
         # child of the layer, which would be moved, saved and counted with it, but copied and pickled with it all the same.

@@ -1,0 +1,44 @@
+"""`sedialect.quantize_model`: one transformer, without a pipeline around it."""
+
+from torch import nn
+
+from ..config import SeDialectConfig
+from ..inspection import TokenLayout
+from ..plan import Plan
+from ..quantize import quantize_layers
+from ..report import model_bytes
+from .checks import check_ready
+from .state import Enabled, mark_quantized
+
+
+def quantize_model(
+    module: nn.Module,
+    config: SeDialectConfig | None = None,
+    token_layout: TokenLayout | None = None,
+    *,
+    progress: bool = False,
+) -> Plan:
+    """Rewrite the linear layers of a video transformer in place, and return what was done to which and why.
+
+    Each layer is encoded on the device its weight lies on; besides the model, memory holds one layer at a time. A model of
+    diffusers knows afterwards that it is quantized: `save_pretrained` writes a checkpoint, and casting is refused.
+
+    Args:
+        module: any `torch.nn.Module`; classes of diffusers and Open-Sora are known by name, others by rules.
+        token_layout: where video and text tokens stand, for a model that is not known.
+        progress: show a progress bar.
+
+    Raises:
+        ModelError: nothing can be quantized, weights are not in memory or not finite, or swapping layers would break the
+            model as it is (compiled, offloaded by groups …). Nothing has been changed then.
+        FormatbookError: there is no such formatbook. Nothing has been changed then.
+
+    Example:
+        >>> plan = quantize_model(transformer, SeDialectConfig.preset("compact"))
+        >>> print(plan)
+    """
+    check_ready(type(module).__name__, module)
+    before = model_bytes(module)
+    plan = quantize_layers(module, config, token_layout, progress=progress)
+    mark_quantized(module, Enabled(plan, before))
+    return plan
