@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from interruptible import start
 from tiny_pipelines import build
 
 from sedialect.sedialect_core import cli
@@ -161,7 +162,7 @@ def test_a_missing_encoder_is_found_out_before_sampling(model, tmp_path, monkeyp
 def test_ctrl_c_in_the_middle_leaves_nothing(model, tmp_path):
     command = [sys.executable, "-P", "-m", "sedialect", *compare(model, tmp_path / "out")]
     command[command.index("--steps") + 1] = "5000"
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     seen = ""
     deadline = time.monotonic() + 60
     while "16 bit:   0%" not in seen and "16 bit:   1%" not in seen and time.monotonic() < deadline:

@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from interruptible import start
 from safetensors.torch import load_file, save_file
 from test_checkpoint import WEIGHTS, one_thread, same  # noqa: F401  # a fixture
 from tiny_models import TINY
@@ -175,7 +176,7 @@ def test_a_killed_process_leaves_no_output_and_the_next_finishes(tmp_path, how):
         str(tmp_path / "out"),
     ]
     command += ["--max-shard-size", "40KB"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = start(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 100
     while not list((tmp_path / ".out.unfinished").glob("*-00002.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.01)
