@@ -179,9 +179,6 @@ def test_config_json_stays_small(saved):
         SeDialectConfig(skip=tuple(f"blocks.{n}.attn1.to_q" for n in range(200)))
 
 
-# -- the ways in
-
-
 def test_variants_subfolders_and_automodel(plain, tmp_path):
     model = load(plain, quantization_config=SeDialectConfig())
     model.save_pretrained(tmp_path / "sub", variant="w4")
@@ -299,9 +296,6 @@ def test_settings_of_a_file_beat_those_of_the_call(saved):
     assert {layer.block_size for layer in layers(model)} == {16}
 
 
-# -- the ways back
-
-
 def test_dequantizing_gives_an_ordinary_model_with_the_same_values(saved, tmp_path):
     model = load(saved, **EXACT)
     values = {name: layer.dequantize() for name, layer in model.named_modules() if isinstance(layer, SeDialectLinear)}
@@ -380,9 +374,6 @@ def test_copies_save_and_models_are_let_go(saved, tmp_path):
     gone = weakref.ref(model)
     del model
     assert gone() is None  # without waiting for the garbage collector: on a GPU that would be memory
-
-
-# -- damage
 
 
 def rewrite(folder: Path, change) -> None:
@@ -559,9 +550,6 @@ def test_16_bit_weights_that_will_not_do_are_refused(plain, tmp_path):
 def test_books_that_will_not_do_are_refused(plain, settings, message):
     with pytest.raises(FormatbookError, match=message):
         load(plain, quantization_config=SeDialectConfig(**settings))
-
-
-# -- for ever
 
 
 def test_the_first_version_is_still_read():

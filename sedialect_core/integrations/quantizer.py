@@ -87,8 +87,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self.book = book
         self.quantization_config = replace(self.quantization_config, formatbook=book.name, formatbook_digest=book.digest)
 
-    # -- before the files
-
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Refuse a device map that would put 16-bit weights on disk, where nobody quantizes them.
 
@@ -113,8 +111,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
             raise ModelError(f"dtype is {torch_dtype}; layers compute in bfloat16, float16 or float32: pass one of these")
         self.compute_dtype = torch_dtype or torch.bfloat16
         return self.compute_dtype
-
-    # -- headers of the files
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """Look into the files, and hide our record from a loader that would call it unexpected.
@@ -142,8 +138,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
         if self.contents is None and RECORD in state_dict:
             raise InputError("this single file is quantized by sedialect already; load its folder with from_pretrained()")
         return state_dict
-
-    # -- the model without weights
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         if "state_dict" in kwargs:  # from_single_file
@@ -201,8 +195,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
         """diffusers reserves 2 bytes for so many elements; packed parameters have one byte, awaited weights half a byte."""
         return 2 if self.pre_quantized else 4
 
-    # -- every tensor
-
     def check_if_quantized_param(
         self, model: nn.Module, param_value: Any, param_name: str, *args: Any, **kwargs: Any
     ) -> bool:
@@ -234,8 +226,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
         layer.store(encode(weight.to(target_device), formatbook=book, block_size=size, name=param_name))
         self._bar.update(weight.numel())
 
-    # -- afterwards
-
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         """Mark the model.
 
@@ -258,8 +248,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
         """Enter the settings into the model's config, from where `save_pretrained` writes them."""
         values = (self.quantization_config, self.compute_dtype)
         model.register_to_config(**dict(zip(CONFIG_KEYS, values, strict=True)))  # type: ignore[operator]
-
-    # -- saving
 
     @property
     def is_serializable(self) -> bool:
@@ -287,8 +275,6 @@ class SeDialectQuantizer(DiffusersQuantizer):
         _check_savable(state_dict, None)
         record = self.record.of_layers({key.removesuffix(SCALE) for key in state_dict if key.endswith(SCALE)})
         return {**state_dict, RECORD: record.to_tensor()}, record.metadata()
-
-    # -- the way back
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Put 16-bit layers with the quantized values in place, one at a time.
