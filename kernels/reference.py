@@ -66,16 +66,14 @@ def activation_scale(x: torch.Tensor) -> torch.Tensor:
     return torch.where(top == 0, 1.0, torch.where(top.isfinite(), scale, torch.nan))
 
 
-def encode_rows(
-    x: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "max", max_delta: int = ACTIVATION_DELTA
-) -> EncodedRows:
+def encode_rows(x: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "max") -> EncodedRows:
     """Encode activations x [M, K] of any floating dtype into the storage layout, `candidates` being "max" or "all"."""
     scale = activation_scale(x)
-    encoded = _empty_rows(x, block_size, torch.uint8 if max_delta <= STORED_DELTA else torch.uint16)
+    encoded = _empty_rows(x, block_size, torch.uint16)
     encoded.scale.copy_(scale)
     for rows in _row_chunks(x):
         magnitude, negative = _normalise(x[rows], scale[rows], block_size)
-        assignment = assign(magnitude, tables, candidates, max_delta)
+        assignment = assign(magnitude, tables, candidates, ACTIVATION_DELTA)
         encoded.codes[rows] = pack(assignment, negative, tables)
         encoded.meta[rows] = pack_meta(assignment).to(encoded.meta.dtype)
     return encoded

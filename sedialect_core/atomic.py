@@ -1,10 +1,11 @@
 """Files that are whole or absent: written under a temporary name beside their place, then moved there."""
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from .errors import InputError
 
@@ -21,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False) as file:
             temporary = Path(file.name)
         yield temporary
         umask = os.umask(0)
@@ -33,6 +34,27 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside `folder`; its files move up when the block ends well, and vanish when it does not.
+
+    Raises:
+        InputError: the folder cannot be made or written, or the disk is full.
+    """
+    staged: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        yield staged
+        for path in staged.iterdir():
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}; {REMEDY}") from error
+    finally:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -2,10 +2,6 @@
 
 import json
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,10 +10,9 @@ from typing import Any
 
 import torch
 
-from .atomic import REMEDY
+from .atomic import staging
 from .bench.metrics import Fidelity, fidelity
 from .config import SeDialectConfig
-from .errors import InputError
 from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
 from .report import megabytes
 from .sampling import Request, Sample, sample
@@ -107,27 +102,6 @@ def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Pat
         (staged / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
         names = sorted(path.name for path in staged.iterdir())
     return [folder / name for name in names]
-
-
-@contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """A temporary folder inside `folder`; its files move up when the block ends well, and vanish when it does not.
-
-    Raises:
-        InputError: the folder cannot be made or written, or the disk is full.
-    """
-    staged: Path | None = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
-        yield staged
-        for path in staged.iterdir():
-            path.replace(folder / path.name)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}; {REMEDY}") from error
-    finally:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

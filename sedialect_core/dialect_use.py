@@ -11,7 +11,7 @@ from tqdm import tqdm
 from . import hub
 from .codec import encode
 from .config import SeDialectConfig
-from .errors import InputError
+from .errors import InputError, first_line
 from .formatbook import Formatbook
 from .plan import make_plan
 
@@ -59,7 +59,7 @@ def _transformers(source: str) -> Iterator[Any]:
         try:
             yield AutoModel.from_pretrained(source, subfolder=subfolder, torch_dtype=torch.bfloat16)
         except (OSError, ValueError, ImportError, RuntimeError) as error:
-            raise InputError(f"cannot load {subfolder or 'the model'} of {source!r}: {_first_line(error)}") from error
+            raise InputError(f"cannot load {subfolder or 'the model'} of {source!r}: {first_line(error)}") from error
 
 
 def _components(source: str) -> list[str | None]:
@@ -88,9 +88,4 @@ def _index(source: str) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"model_index.json of {source!r} cannot be read: {_first_line(error)}; get it again") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise InputError(f"model_index.json of {source!r} cannot be read: {first_line(error)}; get it again") from None

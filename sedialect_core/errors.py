@@ -26,3 +26,9 @@ class ModelError(SeDialectError, ValueError):
 
 class InputError(SeDialectError, ValueError):
     """Something asked for on the command line, or read from disk, that is not there or not usable."""
+
+
+def first_line(said: object) -> str:
+    """The first line of an error's message, or its kind where it has none: other libraries explain at length."""
+    lines = str(said).strip().splitlines()
+    return lines[0] if lines else type(said).__name__

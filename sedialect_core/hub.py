@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOG_IN = "log in with `hf auth login`, or pass another token"
@@ -180,26 +180,21 @@ def _explain(error: Exception, repo_id: str, revision: str | None, filename: str
         if isinstance(cause, errors.HfHubHTTPError):
             return _explain_status(cause, where)
         if not isinstance(cause, errors.OfflineModeIsEnabled):
-            return f"{where} is not in the cache and the Hub cannot be reached: {_first_line(cause)}; check the connection"
+            return f"{where} is not in the cache and the Hub cannot be reached: {first_line(cause)}; check the connection"
     if isinstance(error, errors.LocalEntryNotFoundError):
         return f"{where} is not in the cache, and offline mode forbids to download it; do so once while online"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"offline mode forbids to reach {where}; unset HF_HUB_OFFLINE"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot keep {where} in the cache: {error.strerror}; set HF_HOME to a writable place with free space"
-    return f"the connection to the Hub failed for {where}: {_first_line(error)}; try again, it goes on where it can"
+    return f"the connection to the Hub failed for {where}: {first_line(error)}; try again, it goes on where it can"
 
 
 def _explain_status(error: Any, where: str) -> str:
     status = error.response.status_code
     said = error.server_message or error.response.reason_phrase
     if status == 401:
-        return f"the Hub refuses the token for {where}: {_first_line(said)}; {_LOG_IN}"
+        return f"the Hub refuses the token for {where}: {first_line(said)}; {_LOG_IN}"
     if status == 403:
-        return f"this token may not do that with {where}: {_first_line(said)}; pass one with write access"
-    return f"the Hub answers {status} for {where}: {_first_line(said)}; try again later"
-
-
-def _first_line(said: object) -> str:
-    lines = str(said).strip().splitlines()
-    return lines[0] if lines else type(said).__name__
+        return f"this token may not do that with {where}: {first_line(said)}; pass one with write access"
+    return f"the Hub answers {status} for {where}: {first_line(said)}; try again later"

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .codec import DTYPES
 from .config import SeDialectConfig
 from .errors import ModelError
 from .formatbook.matching import find_book
@@ -78,7 +79,7 @@ def _check_weights(module: nn.Module, plan: Plan) -> None:
                 f"{layer.name}.weight is not in memory (device meta), as under sequential or disk offloading; "
                 "quantize first, then enable offloading"
             )
-        if weight.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        if weight.dtype not in DTYPES:
             raise ModelError(
                 f"{layer.name}.weight is {weight.dtype}; quantize from float32, float16 or bfloat16 weights, before "
                 "layerwise casting or another quantizer"

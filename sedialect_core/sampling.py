@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .video import Frames, to_bytes
 
 
@@ -113,12 +113,6 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used: {first_line(error)}") from None
     return name
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import demo
+from ..atomic import write_text
 from ..comparison import environment
 from ..config import SeDialectConfig
 from ..errors import InputError
@@ -147,4 +148,4 @@ def write_between_marks(path: Path, table: str) -> None:
         _, after = rest.split(END)
     except (OSError, ValueError):
         raise InputError(f"{path} must hold {BEGIN} and {END}; the table goes between them") from None
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    write_text(path, f"{before}{BEGIN}\n{table}\n{END}{after}")

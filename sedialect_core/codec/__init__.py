@@ -1,5 +1,5 @@
 """Tensors to codes and back. This room knows blocks and books; it knows no layer and no model."""
 
-from .encoded import EncodedTensor, encode, encode_residual
+from .encoded import DTYPES, EncodedTensor, encode, encode_residual
 
-__all__ = ["EncodedTensor", "encode", "encode_residual"]
+__all__ = ["DTYPES", "EncodedTensor", "encode", "encode_residual"]

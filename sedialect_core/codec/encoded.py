@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 
 from ...kernels import reference
+from ..config import BLOCK_SIZES
 from ..errors import EncodeError
 from ..formatbook import Formatbook
 
 Role = Literal["weight", "activation"]
 Candidates = Literal["max", "all"]
-BLOCK_SIZES = (16, 32)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DELTA_BITS = {"weight": 3, "activation": 4}
 DIALECT_BITS = 5
 
@@ -125,7 +126,7 @@ def _check(x: torch.Tensor, block_size: int, role: str, candidates: str | None, 
         raise EncodeError(f"candidates {candidates!r} is unknown; use 'max' or 'all'")
     if block_size not in BLOCK_SIZES:
         raise EncodeError(f"block size {block_size} is not supported; choose one of {', '.join(map(str, BLOCK_SIZES))}")
-    if x.ndim == 0 or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    if x.ndim == 0 or x.dtype not in DTYPES:
         raise EncodeError(f"{name} is {x.dtype} of shape {tuple(x.shape)}; expected float32, float16 or bfloat16 rows")
     if x.shape[-1] == 0 or x.shape[-1] % block_size:
         raise EncodeError(

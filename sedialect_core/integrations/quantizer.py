@@ -25,7 +25,7 @@ from ..checkpoint import (
     place_layers,
     read_contents,
 )
-from ..codec import encode
+from ..codec import DTYPES, encode
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..formatbook import Formatbook
@@ -34,7 +34,6 @@ from ..plan import Plan, make_plan, recorded_plan
 from ..quantize import set_submodule
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 UNLOAD = "call pipe.unload_lora_weights() first, or pipe.fuse_lora() and then pipe.unload_lora_weights() to keep its effect"
 
 
