@@ -1,7 +1,9 @@
 """Torch custom operators: what layers call. Opaque to torch.compile, each with a fake for its shapes.
 
-Gradients are straight-through: backwards, the rounding of activations counts as the identity, so that a LoRA on a frozen
-quantized layer, and whatever stands before it, can be trained. The stored weight itself has no gradient.
+`encode` and `matmul` are the two halves of a layer; layers that read the same input share one `encode`. `linear` is both at
+once and differentiable: gradients are straight-through, that is, backwards the rounding of activations counts as the
+identity, so that a LoRA on a frozen quantized layer, and whatever stands before it, can be trained. The stored weight itself
+has no gradient.
 """
 
 from typing import Any
@@ -9,12 +11,122 @@ from typing import Any
 import torch
 
 from . import reference
+from .activations import encode_activations
+from .dispatch import operand_dtype, weight_dtype
+from .rotation import rotate_rows
 from .tables import DialectTables
 
-# Written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
+# Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
+ENCODE_SCHEMA = (
+    "(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, Tensor? salient=None, Tensor? group=None, "
+    "Tensor? choice=None, Tensor? protected=None, int rotation=0) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("sedialect::encode", mutates_args=(), schema=ENCODE_SCHEMA)
+def encode(
+    x: torch.Tensor,
+    tables: list[torch.Tensor],
+    block_size: int,
+    bits: int,
+    candidates: str,
+    salient: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+    choice: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    rotation: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Activations as operands of a matrix product, [M + E, K], and their row scales, float32 [M + E].
+
+    The operands' dtype is `dispatch.operand_dtype`'s, in which each of them is exact; for `bits=16` it is x's, and the row
+    scales are 1.
+
+    Args:
+        x: [M, K] float32, float16 or bfloat16.
+        tables: the tensors of a `DialectTables`.
+        bits: 4, dialects; 8, E4M3 with a row scale; 16, as they are.
+        candidates: for 4 bits, "max" or "all".
+        salient: int32 [E], rows of x whose residual is appended as further rows (DESIGN 2.4).
+        group: int32 [M], the group of each row, -1 for none; choice: uint8 [G, K/B], a bit for each shape that a group may
+            take in a block (DESIGN 2.5). Both or neither; for 4 bits.
+        protected: bool [1]. Where it holds True when the operator runs, 4 bits count as 8: a protected step.
+        rotation: size of the Hadamard blocks by which x is rotated first; 0 for none.
+    """
+    book = DialectTables(*tables)
+    operand, scale = encode_activations(x, book, block_size, bits, candidates, salient, group, choice, protected, rotation)
+    return operand.to(operand_dtype(x, bits)), scale
+
+
+@encode.register_fake
+def _(
+    x: torch.Tensor,
+    tables: list[torch.Tensor],
+    block_size: int,
+    bits: int,
+    candidates: str,
+    salient: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+    choice: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    rotation: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = x.shape[0] + (0 if salient is None else salient.shape[0])
+    return x.new_empty(rows, x.shape[1], dtype=operand_dtype(x, bits)), x.new_empty(rows, dtype=torch.float32)
+
+
+MATMUL_SCHEMA = (
+    "(Tensor operand, Tensor? row_scale, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, "
+    "ScalarType dtype, Tensor? salient=None) -> Tensor"
+)
+
+
+@torch.library.custom_op("sedialect::matmul", mutates_args=(), schema=MATMUL_SCHEMA)
+def matmul(
+    operand: torch.Tensor,
+    row_scale: torch.Tensor | None,
+    codes: torch.Tensor,
+    meta: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    tables: list[torch.Tensor],
+    dtype: torch.dtype,
+    salient: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """x_hat @ W.T + bias in `dtype`, [M, N], of what `encode` gave and W in the storage layout.
+
+    Args:
+        operand: [M + E, K]; row_scale: float32 [M + E], None for ones.
+        codes: uint8 [N, K/2]; meta: uint8 [N, K/B]; scale: float32 [N]; bias: [N] or None.
+        salient: as for `encode`; row M + e of the product is added to row salient[e].
+    """
+    weight = reference.decode_rows(codes, meta, DialectTables(*tables), weight_dtype(operand))
+    product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, scale)
+    if salient is not None:
+        rows = product.shape[0] - salient.shape[0]
+        product = product[:rows].index_add_(0, salient, product[rows:])
+    return (product if bias is None else product.add_(bias.float())).to(dtype)
+
+
+@matmul.register_fake
+def _(
+    operand: torch.Tensor,
+    row_scale: torch.Tensor | None,
+    codes: torch.Tensor,
+    meta: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    tables: list[torch.Tensor],
+    dtype: torch.dtype,
+    salient: torch.Tensor | None = None,
+) -> torch.Tensor:
+    rows = operand.shape[0] - (0 if salient is None else salient.shape[0])
+    return operand.new_empty(rows, codes.shape[0], dtype=dtype)
+
+
 LINEAR_SCHEMA = (
-    "(Tensor x, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, int activation_bits, str candidates)"
-    " -> Tensor"
+    "(Tensor x, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, "
+    "int activation_bits, str candidates, Tensor? salient=None, Tensor? group=None, Tensor? choice=None, "
+    "Tensor? protected=None, int rotation=0) -> Tensor"
 )
 
 
@@ -28,26 +140,23 @@ def linear(
     tables: list[torch.Tensor],
     activation_bits: int,
     candidates: str,
+    salient: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+    choice: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    rotation: int = 0,
 ) -> torch.Tensor:
     """x @ W.T + bias in x.dtype, [M, N], with W in the storage layout and activations encoded as they come.
 
-    Args:
-        x: [M, K] float32, float16 or bfloat16.
-        codes: uint8 [N, K/2]; meta: uint8 [N, K/B]; scale: float32 [N]; bias: [N] or None.
-        tables: the tensors of a `DialectTables`.
-        activation_bits: 4, dialects; 8, E4M3 with a row scale; 16, as they are.
-        candidates: for 4 bits, "max" or "all".
+    Arguments as of `encode` and `matmul`.
     """
-    book = DialectTables(*tables)
     block_size = codes.shape[1] * 2 // meta.shape[1]
-    if activation_bits == 4:
-        operand, row_scale = reference.quantize_rows(x, book, block_size, candidates)
-    elif activation_bits == 8:
-        operand, row_scale = reference.e4m3_rows(x)
-    else:
-        operand, row_scale = x.float(), x.new_ones(x.shape[0], dtype=torch.float32)
-    weight = reference.decode_rows(codes, meta, book, _matmul_dtype(x.device))
-    return reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, scale, bias).to(x.dtype)
+    operand, row_scale = x, None
+    if activation_bits != 16 or rotation:
+        operand, row_scale = encode(
+            x, tables, block_size, activation_bits, candidates, salient, group, choice, protected, rotation
+        )
+    return matmul(operand, row_scale, codes, meta, scale, bias, tables, x.dtype, salient)
 
 
 @linear.register_fake
@@ -60,16 +169,26 @@ def _(
     tables: list[torch.Tensor],
     activation_bits: int,
     candidates: str,
+    salient: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+    choice: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    rotation: int = 0,
 ) -> torch.Tensor:
     return x.new_empty(x.shape[0], codes.shape[0])
 
 
-GRADIENT_SCHEMA = "(Tensor gradient, Tensor codes, Tensor meta, Tensor scale, Tensor[] tables) -> Tensor"
+GRADIENT_SCHEMA = "(Tensor gradient, Tensor codes, Tensor meta, Tensor scale, Tensor[] tables, int rotation=0) -> Tensor"
 
 
 @torch.library.custom_op("sedialect::linear_input_gradient", mutates_args=(), schema=GRADIENT_SCHEMA)
 def linear_input_gradient(
-    gradient: torch.Tensor, codes: torch.Tensor, meta: torch.Tensor, scale: torch.Tensor, tables: list[torch.Tensor]
+    gradient: torch.Tensor,
+    codes: torch.Tensor,
+    meta: torch.Tensor,
+    scale: torch.Tensor,
+    tables: list[torch.Tensor],
+    rotation: int = 0,
 ) -> torch.Tensor:
     """gradient @ W, [M, K] in gradient.dtype, of the gradient [M, N] of `linear`'s output; the rest as for `linear`.
 
@@ -77,18 +196,24 @@ def linear_input_gradient(
     """
     fast = gradient.device.type != "cpu" and gradient.dtype == torch.bfloat16
     weight = reference.decode_rows(codes, meta, DialectTables(*tables), torch.bfloat16 if fast else torch.float32)
-    return ((gradient.float() * scale).to(weight.dtype) @ weight).to(gradient.dtype)
+    product = (gradient.float() * scale).to(weight.dtype) @ weight
+    return (rotate_rows(product, rotation) if rotation else product).to(gradient.dtype)  # its own transpose
 
 
 @linear_input_gradient.register_fake
 def _(
-    gradient: torch.Tensor, codes: torch.Tensor, meta: torch.Tensor, scale: torch.Tensor, tables: list[torch.Tensor]
+    gradient: torch.Tensor,
+    codes: torch.Tensor,
+    meta: torch.Tensor,
+    scale: torch.Tensor,
+    tables: list[torch.Tensor],
+    rotation: int = 0,
 ) -> torch.Tensor:
     return gradient.new_empty(gradient.shape[0], codes.shape[1] * 2)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    _, codes, meta, scale, bias, tables, _, _ = inputs
+    _, codes, meta, scale, bias, tables, *_, ctx.rotation = inputs
     ctx.save_for_backward(codes, meta, scale, *tables)  # packed: the float weight is decoded again when it is needed
     ctx.bias_dtype = None if bias is None else bias.dtype
 
@@ -97,15 +222,11 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     codes, meta, scale, *tables = ctx.saved_tensors
     to_x = to_bias = None
     if ctx.needs_input_grad[0]:
-        to_x = linear_input_gradient(gradient, codes, meta, scale, tables)
+        to_x = linear_input_gradient(gradient, codes, meta, scale, tables, ctx.rotation)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         to_bias = gradient.float().sum(0).to(ctx.bias_dtype)
-    return to_x, None, None, None, to_bias, [None] * len(tables), None, None
+    others = len(ctx.needs_input_grad) - 6  # torch counts only arguments that differ from their defaults
+    return to_x, None, None, None, to_bias, [None] * len(tables), *[None] * others
 
 
 linear.register_autograd(_backward, setup_context=_keep_for_backward)
-
-
-def _matmul_dtype(device: torch.device) -> torch.dtype:
-    """Operands are exact in bfloat16, which GPUs multiply fastest; float16 would overflow in the sum. CPUs: float32."""
-    return torch.float32 if device.type == "cpu" else torch.bfloat16

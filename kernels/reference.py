@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
-from .tables import Q_BITS, Q_VALUES, DialectTables
+from .tables import MAXIMA, Q_BITS, Q_VALUES, DialectTables
 
 ACTIVATION_DELTA = 13  # the largest exponent offset whose operands are exact in E4M3
 STORED_DELTA = 7  # the largest that three bits of a stored meta byte hold
@@ -80,18 +80,22 @@ def encode_rows(x: torch.Tensor, tables: DialectTables, block_size: int, candida
 
 
 def quantize_rows(
-    x: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "max"
+    x: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "max", allowed: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands, float32 [M, K], and row scales, float32 [M], of activations x [M, K].
 
     The same numbers as decoding what `encode_rows` gives, without packing and unpacking them.
+
+    Args:
+        allowed: uint8 [M, K/B], the shapes that each block may take, as bits: DESIGN 2.5. None: all of them.
     """
     scale = activation_scale(x)
     value = tables.half_units.gather(1, tables.indices.long()).float().view(-1)  # [D * 32]: (dialect, q) -> magnitude
     operand = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     for rows in _row_chunks(x):
         magnitude, _ = _normalise(x[rows], scale[rows], block_size)
-        q, delta, dialect = assign(magnitude, tables, candidates, ACTIVATION_DELTA)
+        shapes = None if allowed is None else allowed[rows]
+        q, delta, dialect = assign(magnitude, tables, candidates, ACTIVATION_DELTA, shapes)
         part = value[q.add_((dialect << Q_BITS).unsqueeze(2))].mul_(_power_of_two(-delta).unsqueeze(2))
         torch.copysign(part.view(-1, x.shape[1]), x[rows].float(), out=operand[rows])
     return operand, scale
@@ -109,18 +113,27 @@ def e4m3_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scaled.to(torch.float8_e4m3fn).float(), scale
 
 
-def assign(magnitude: torch.Tensor, tables: DialectTables, candidates: str, max_delta: int) -> Assignment:
+def assign(
+    magnitude: torch.Tensor,
+    tables: DialectTables,
+    candidates: str,
+    max_delta: int,
+    allowed: torch.Tensor | None = None,
+) -> Assignment:
     """Choose exponent offset and dialect of every block by the error tables, as activations do online.
 
     Args:
         magnitude: n = |x| / s, float32 [M, K/B, B], in [0, 16).
         candidates: "max", the shapes of the maximum nearest to the block's; or "all" dialects of the book.
+        allowed: uint8 [M, K/B], bit s set where a block may take shape s; at least one bit in each. None: all shapes.
     """
     delta, q = _intermediate(magnitude, max_delta)
     if candidates == "max":
-        dialect = _best_of_maximum(q, tables)
+        dialect = _best_of_maximum(q, tables, allowed)
     else:
         cost = functional.one_hot(q, Q_VALUES).sum(2).float() @ tables.errors.float().T  # integers below 2^24: exact
+        if allowed is not None:
+            cost = cost.masked_fill(_refused(allowed, tables.shapes).repeat(1, 1, MAXIMA), torch.inf)
         dialect = cost.argmin(2)
     return _clear_empty(q, delta, dialect)
 
@@ -161,12 +174,10 @@ def decode_rows(
     return operand.view(rows, codes.shape[1] * 2).to(dtype)
 
 
-def scaled_matmul(
-    a: torch.Tensor, a_scale: torch.Tensor, w: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None
-) -> torch.Tensor:
-    """(a * a_scale) @ (w * w_scale).T + bias, float32 [M, N], of operands a [M, K], w [N, K] and row scales [M], [N]."""
-    product = functional.linear(a, w).mul_(w_scale).mul_(a_scale.unsqueeze(1))
-    return product if bias is None else product.add_(bias.float())
+def scaled_matmul(a: torch.Tensor, a_scale: torch.Tensor | None, w: torch.Tensor, w_scale: torch.Tensor) -> torch.Tensor:
+    """(a * a_scale) @ (w * w_scale).T, [M, N] in a.dtype, of operands a [M, K], w [N, K] and row scales [M], [N]."""
+    product = functional.linear(a, w).mul_(w_scale)
+    return product if a_scale is None else product.mul_(a_scale.unsqueeze(1))
 
 
 def pack(assignment: Assignment, negative: torch.Tensor, tables: DialectTables) -> torch.Tensor:
@@ -209,12 +220,20 @@ def _clear_empty(q: torch.Tensor, delta: torch.Tensor, dialect: torch.Tensor) ->
     return Assignment(q, delta.masked_fill(empty, 0), dialect.masked_fill(empty, 0))
 
 
-def _best_of_maximum(q: torch.Tensor, tables: DialectTables) -> torch.Tensor:
+def _best_of_maximum(q: torch.Tensor, tables: DialectTables, allowed: torch.Tensor | None) -> torch.Tensor:
     """Among the shapes of the maximum nearest to the block's, the one with the least summed error; ties to the lowest."""
     row = _row_of_maximum(q)
     sums = tables.packed_errors.view(-1)[q + (row << Q_BITS).unsqueeze(2)].sum(2)
     shifts = 16 * torch.arange(tables.shapes, device=q.device)
-    return row * tables.shapes + ((sums.unsqueeze(2) >> shifts) & 0xFFFF).argmin(2)
+    errors = (sums.unsqueeze(2) >> shifts) & 0xFFFF
+    if allowed is not None:
+        errors = errors.masked_fill(_refused(allowed, tables.shapes), 1 << 16)  # above every sum
+    return row * tables.shapes + errors.argmin(2)
+
+
+def _refused(allowed: torch.Tensor, shapes: int) -> torch.Tensor:
+    """bool [M, K/B, S] of a bit mask [M, K/B]: the shapes that a block may not take."""
+    return (allowed.unsqueeze(2) >> torch.arange(shapes, dtype=torch.uint8, device=allowed.device)) & 1 == 0
 
 
 def _row_of_maximum(q: torch.Tensor) -> torch.Tensor:

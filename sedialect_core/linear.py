@@ -4,16 +4,34 @@ Why a subclass with plain uint8 Parameters, rather than a tensor subclass or buf
 offloading, layerwise casting and safetensors all handle it without knowing it.
 """
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from ..kernels import ops
+from ..kernels.rotation import rotate_rows
 from .codec import EncodedTensor, encode
 from .formatbook import Formatbook
+from .shared_input import Encoded, SharedInput
 
 ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
+
+
+class Guidance(NamedTuple):
+    """What a layer is told about the rows of one input; each as `ops.encode` takes it."""
+
+    salient: torch.Tensor | None = None
+    group: torch.Tensor | None = None
+    choice: torch.Tensor | None = None
+    protected: torch.Tensor | None = None
+
+
+class Guide(Protocol):
+    """Tells a layer about its rows, from the input [..., K] itself or from what was seen before."""
+
+    def __call__(self, x: torch.Tensor) -> Guidance:
+        """Guidance for this input."""
 
 
 class SeDialectLinear(nn.Linear):
@@ -38,6 +56,7 @@ class SeDialectLinear(nn.Linear):
         block_size: int = 16,
         formatbook: Formatbook | None = None,
         candidates: str = "max",
+        rotation: int = 0,
         compute_dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ) -> None:
@@ -49,6 +68,9 @@ class SeDialectLinear(nn.Linear):
         self.block_size = block_size
         self.formatbook = formatbook or Formatbook.builtin()
         self.candidates = candidates
+        self.rotation = rotation  # size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
+        self.shared_input: SharedInput | None = None  # with the layers that read the same input
+        self.guide: Guide | None = None
         self.compute_dtype = compute_dtype  # read by PEFT for its adapters, and by models that ask a layer for its dtype
 
         def stored(columns: int) -> nn.Parameter:
@@ -70,8 +92,10 @@ class SeDialectLinear(nn.Linear):
         """
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         new = cls(*shape, compute_dtype=linear.weight.dtype, device="meta", **settings)
-        encoded = encode(linear.weight.detach(), formatbook=new.formatbook, block_size=new.block_size, name=name)
-        new.store(encoded)
+        weight = linear.weight.detach()
+        if new.rotation:
+            weight = rotate_rows(weight, new.rotation)
+        new.store(encode(weight, formatbook=new.formatbook, block_size=new.block_size, name=name))
         if linear.bias is not None:
             new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return new.train(linear.training)
@@ -89,28 +113,56 @@ class SeDialectLinear(nn.Linear):
 
     @property
     def encoded(self) -> EncodedTensor:
-        """The weight as the codec's value; shares the layer's storage."""
+        """The weight as the codec's value, rotated if the layer is; shares the layer's storage."""
         codes, meta, scale = self.weight.detach(), self.weight_meta.detach(), self.row_scale.detach()
         return EncodedTensor(codes, meta, scale, self.block_size, "weight", self.formatbook)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The weight as floats, [N, K], in `compute_dtype` unless told otherwise."""
-        return self.encoded.dequantize(dtype or self.compute_dtype)
+        """The weight as floats, [N, K], in `compute_dtype` unless told otherwise; rotated back if the layer is rotated."""
+        dtype = dtype or self.compute_dtype
+        if self.rotation:
+            return rotate_rows(self.encoded.dequantize(torch.float32), self.rotation).to(dtype)
+        return self.encoded.dequantize(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] in x.dtype, freshly allocated and contiguous."""
-        rows = x.reshape(-1, self.in_features)
-        y = ops.linear(
-            rows,
+        if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            y = self._differentiable(x)
+        else:
+            encoded = self._encode(x) if self.shared_input is None else self.shared_input.encoded(x, lambda: self._encode(x))
+            operand, row_scale, salient = encoded
+            weight = (self.weight, self.weight_meta, self.row_scale)
+            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, salient)
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _encode(self, x: torch.Tensor) -> Encoded:
+        rows, bits = x.reshape(-1, self.in_features), ACTIVATION_BITS[self.precision]
+        if bits == 16 and not self.rotation:
+            return Encoded(rows, None, None)
+        guidance = Guidance() if self.guide is None else self.guide(x)
+        operand, row_scale = ops.encode(
+            rows, self._tables(x), self.block_size, bits, self.candidates, *guidance, rotation=self.rotation
+        )
+        return Encoded(operand, row_scale, guidance.salient)
+
+    def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in one operator, which knows its gradient."""
+        guidance = Guidance() if self.guide is None else self.guide(x)
+        return ops.linear(
+            x.reshape(-1, self.in_features),
             self.weight,
             self.weight_meta,
             self.row_scale,
             self.bias,
-            list(self.formatbook.tables(x.device)),
+            self._tables(x),
             ACTIVATION_BITS[self.precision],
             self.candidates,
+            *guidance,
+            rotation=self.rotation,
         )
-        return y.view(*x.shape[:-1], self.out_features)
+
+    def _tables(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return list(self.formatbook.tables(x.device))
 
     def extra_repr(self) -> str:
         return (

@@ -32,6 +32,12 @@ class LayerPlan:
     precision: str | None
     block_size: int | None
     reason: str
+    block: str | None = None
+    """The transformer block it lies in."""
+    stream: str = "other"
+    """Whose tokens its rows are, as `LinearSite` has it."""
+    shared_input: str | None = None
+    """The same for layers that read equal inputs."""
 
     @property
     def weights(self) -> int:
@@ -153,7 +159,18 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
     if precision is not None and site.in_features % config.block_size:
         precision, reason = None, f"{site.in_features} inputs are not a multiple of the block size {config.block_size}"
     block_size = config.block_size if precision is not None else None
-    return LayerPlan(site.name, site.role, site.in_features, site.out_features, precision, block_size, reason)
+    return LayerPlan(
+        site.name,
+        site.role,
+        site.in_features,
+        site.out_features,
+        precision,
+        block_size,
+        reason,
+        site.block,
+        site.stream,
+        site.shared_input,
+    )
 
 
 def _precision(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> tuple[str | None, str]:

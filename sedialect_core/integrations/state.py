@@ -1,5 +1,6 @@
 """The marks by which diffusers, and we, know that a model is quantized: set and taken off in one place."""
 
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from ..errors import ModelError
 from ..linear import SeDialectLinear
 from ..plan import Plan
 from ..report import model_bytes
+from ..shared_input import share_inputs
 
 REFUSED = {
     "fuse_qkv_projections": "would join packed codes as if they were weights; call it before enable_sedialect()",
@@ -43,6 +45,16 @@ def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any = None) -> N
         quantizer.register(model)
     for name, value in marks.items():
         setattr(model, name, value)
+    share_inputs(_readers(model, state.plan))
+
+
+def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialectLinear]]:
+    """The layers that encode their input, with what those that read equal inputs in the same way have in common."""
+    for entry in plan.quantized:
+        layer = model.get_submodule(entry.name)
+        if isinstance(layer, SeDialectLinear) and (layer.precision != "w4a16" or layer.rotation):
+            settings = (layer.precision, layer.block_size, layer.rotation)
+            yield (entry.shared_input, *settings) if entry.shared_input is not None else None, layer
 
 
 def mark_plain(model: nn.Module) -> None:

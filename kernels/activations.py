@@ -1,0 +1,58 @@
+"""What happens to a linear layer's input before the product, on every path: the specification of `ops.encode`.
+
+Rotation, encoding, the choice of shapes that a group of tokens shares (DESIGN 2.5), and the residual rows of salient
+tokens (DESIGN 2.4).
+"""
+
+import torch
+
+from . import reference
+from .rotation import rotate_rows
+from .tables import DialectTables
+
+
+def encode_activations(
+    x: torch.Tensor,
+    tables: DialectTables,
+    block_size: int,
+    bits: int,
+    candidates: str,
+    salient: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+    choice: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    rotation: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operands, [M + E, K] in float32 (16 bits: x's dtype where x is not rotated), and row scales, float32 [M + E], of
+    activations x [M, K]; arguments as of `ops.encode`.
+
+    Row M + e is the residual of row salient[e], encoded like any row: x_hat of that token is the sum of the two.
+    """
+    if rotation:
+        x = rotate_rows(x, rotation)
+    if bits == 16:
+        return x if rotation else x.clone(), x.new_ones(x.shape[0], dtype=torch.float32)  # an operator returns no input
+    plain = bits == 8 or (protected is not None and bool(protected))
+    allowed = None if group is None or choice is None else allowed_shapes(group, choice)
+
+    def encode(rows: torch.Tensor, shapes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        if plain:
+            return reference.e4m3_rows(rows)
+        return reference.quantize_rows(rows, tables, block_size, candidates, shapes)
+
+    operand, scale = encode(x, allowed)
+    if salient is None:
+        return operand, scale
+    chosen = salient.long()
+    residual = x[chosen].float() - operand[chosen] * scale[chosen].unsqueeze(1)
+    extra, extra_scale = encode(residual, None)
+    return torch.cat([operand, extra]), torch.cat([scale, extra_scale])
+
+
+def allowed_shapes(group: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
+    """Bit masks, uint8 [M, K/B], from a group a row, integer [M], and what each group took, uint8 [G, K/B].
+
+    Rows of group -1 are in none and may take every shape.
+    """
+    chosen = choice[group.clamp_min(0).long()]
+    return chosen.masked_fill((group < 0).unsqueeze(1), 0xFF)
