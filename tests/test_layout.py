@@ -28,6 +28,7 @@ LEVELS = [
     ["sedialect_core/quantize.py"],
     ["sedialect_core/plan.py"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
+    ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],
     ["sedialect_core/formatbook"],
     # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
