@@ -13,6 +13,7 @@ from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout
 
 ROW_SCALE_BITS = 32
 META_BITS = 8
+LinearTypes = tuple[type[nn.Module], ...]
 ROLE_REASONS = {
     "embedder": "embedder: few weights, and every later layer sees its error",
     "head": "output head: its error goes straight into the video",
@@ -116,30 +117,46 @@ class Plan:
         return sum(layer.weight_bits(16) * layer.weights for layer in self.quantized) / total
 
 
-def make_plan(model: nn.Module, config: SeDialectConfig, token_layout: TokenLayout | None = None) -> Plan:
+def make_plan(
+    model: nn.Module,
+    config: SeDialectConfig,
+    token_layout: TokenLayout | None = None,
+    *,
+    linear_types: LinearTypes = (nn.Linear,),
+) -> Plan:
     """Decide for every linear layer of `model`, without changing it.
 
     Args:
         token_layout: where video and text tokens stand, for a model that inspection does not know.
+        linear_types: exact types of what counts as a linear, as of `find_linears`.
 
     Raises:
         ModelError: no layer can be quantized; the message holds the commonest reason.
     """
-    layers = tuple(_decide(site, config, _kept_in_fp32(model)) for site in find_linears(model))
+    sites = find_linears(model, linear_types=linear_types)
+    layers = tuple(_decide(site, config, _kept_in_fp32(model)) for site in sites)
     name = type(model).__name__
     if not any(layer.precision for layer in layers):
         raise ModelError(f"{name} has no layer to quantize: {_commonest_reason(layers)}")
     return Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
 
 
-def recorded_plan(model: nn.Module, config: SeDialectConfig, block_size: int, precisions: Mapping[str, str]) -> Plan:
+def recorded_plan(
+    model: nn.Module,
+    config: SeDialectConfig,
+    block_size: int,
+    precisions: Mapping[str, str],
+    *,
+    linear_types: LinearTypes = (nn.Linear,),
+) -> Plan:
     """The plan that a checkpoint was written by: its own list of layers decides, whatever the rules say today.
 
     Args:
         model: as it is before its layers are replaced.
         precisions: of each quantized layer, by name.
     """
-    layers = tuple(_recorded(site, config, block_size, precisions, _kept_in_fp32(model)) for site in find_linears(model))
+    sites = find_linears(model, linear_types=linear_types)
+    layers = tuple(_recorded(site, config, block_size, precisions, _kept_in_fp32(model)) for site in sites)
     return Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model))
 
 
