@@ -1,0 +1,336 @@
+// Two videos of the same frames, compared: always the same frame on both sides, under a wipe, side by side, or as a difference.
+//
+//   const player = createPlayer(container, { left: { src, label }, right: { src, label }, fps, frames, series, labels, theme });
+//   player.load(options) · play() · pause() · seek(frame) · frame · destroy()
+//
+// `fill: true` fits the player into the container's height; otherwise the pictures' shape gives the height. `locale` picks
+// built-in labels. `container` hears "sedialect:ready", "sedialect:frame" (detail.frame, after it is drawn) and "sedialect:error".
+
+import { FrameClock, ahead, clamp, leash, newestPair } from "./player_clock.js";
+import { createControls, showFrame, showMessage, showPlaying, showView } from "./player_controls.js";
+import { keyAction, movedDivider } from "./player_keys.js";
+import { fill, labelsFor } from "./player_labels.js";
+import { createPlot, seriesFault } from "./player_plot.js";
+import { VideoSource } from "./player_source.js";
+import { attachPointers } from "./player_stage.js";
+import { MODES, NO_ZOOM, draw, heightFor, layout, panBy, zoomAt } from "./player_view.js";
+
+export { LABELS } from "./player_labels.js";
+
+const MEMORY = 192 * 2 ** 20; // bytes of decoded frames that one player keeps
+const ZOOM_STEP = 1.5;
+const ERRORS = { missing: "errorMissing", load: "errorLoad", decode: "errorDecode" };
+const TALLEST = 0.72; // of the window's height, where the pictures' shape gives the height
+
+/** What is wrong with the options, as a sentence; null where nothing is. */
+export function optionsFault({ left, right, fps, frames, series = [] } = {}) {
+  if (!left?.src || !right?.src) return "a video has no address";
+  if (!(fps > 0 && fps <= 1000)) return `fps is ${fps}`;
+  if (frames !== undefined && !(Number.isInteger(frames) && frames > 0)) return `frames is ${frames}`;
+  return frames === undefined ? null : seriesFault(series, frames);
+}
+
+class Player {
+  constructor(container, options) {
+    this.container = container;
+    this.document = container.ownerDocument;
+    this.view = { mode: "wipe", gain: 4, zoom: NO_ZOOM, divider: 0.5 };
+    this.scratch = this.document.createElement("canvas");
+    this.load(options);
+  }
+
+  /** Show another pair; what the visitor chose (view, speed, loop) stays. */
+  load(options) {
+    const { speed = 1, loop = true } = this.clock ?? {};
+    this.clear();
+    this.options = options ?? {};
+    this.abort = new AbortController();
+    this.labels = labelsFor(this.options.locale, this.options.labels);
+    this.names = [this.options.left?.label ?? "A", this.options.right?.label ?? "B"];
+    this.clock = Object.assign(new FrameClock(1, 1), { speed, loop });
+    this.aspect = 16 / 9;
+    this.build();
+    const fault = optionsFault(options);
+    if (fault) this.fail(fill(this.labels.errorInput, { reason: fault }));
+    else this.open(this.abort.signal);
+  }
+
+  build() {
+    const { signal } = this.abort;
+    this.ui = createControls(this.document, this.labels, { ask: (action, value) => this.act(action, value), signal });
+    this.ui.root.dataset.theme = this.options.theme ?? "auto";
+    this.ui.root.toggleAttribute("data-fill", Boolean(this.options.fill));
+    this.ui.root.addEventListener("keydown", (event) => this.key(event), { signal });
+    this.container.append(this.ui.root);
+    attachPointers(this.ui, this.pointing(), signal);
+    this.resizing = new ResizeObserver(() => this.resize());
+    this.resizing.observe(this.ui.stage);
+    this.resizing.observe(this.ui.root);
+    showMessage(this.ui, "loading", this.labels.loading);
+    this.resize();
+  }
+
+  async open(signal) {
+    const { left, right, fps, frames } = this.options;
+    const sides = [left, right];
+    this.sources = sides.map((_, side) => new VideoSource({
+      parent: this.ui.stage, fps, budget: this.options.memory ?? MEMORY,
+      onError: (reason, status) => this.fail(fill(this.labels[ERRORS[reason]], { side: this.names[side], status })),
+    }));
+    await Promise.all(this.sources.map((source, side) => source.load(sides[side].src)));
+    if (signal.aborted || this.failed) return;
+    // Containers may leave the last frame's duration out: one frame less than announced is the same length.
+    const shortest = Math.min(...this.sources.map((source) => source.length));
+    const length = frames === undefined ? Math.max(1, shortest) : frames;
+    const fault = shortest < length - 1 ? this.tooShort(length) : seriesFault(this.options.series ?? [], length);
+    if (fault) return this.fail(fill(this.labels.errorInput, { reason: fault }));
+    this.start(length, fps);
+    await this.seekPair(0);
+    if (signal.aborted || this.failed) return;
+    showMessage(this.ui, null);
+    this.refresh();
+    this.tell("ready", { frames: length, width: this.sources[0].video.videoWidth, height: this.sources[0].video.videoHeight });
+    if (this.playSoon) this.play();
+  }
+
+  tooShort(length) {
+    const parts = this.sources.map((source, side) => `${this.names[side]}: ${source.length}`);
+    return `${length} frames were announced, the videos have ${parts.join(", ")}`;
+  }
+
+  start(frames, fps) {
+    const { speed, loop } = this.clock;
+    this.clock = Object.assign(new FrameClock(frames, fps), { speed, loop });
+    this.aspect = this.sources[0].aspect;
+    this.ui.scrub.max = frames - 1;
+    for (const source of this.sources) source.open(frames);
+    this.plot = createPlot(this.ui.plots, {
+      series: this.options.series ?? [], frames, labels: this.labels, signal: this.abort.signal, onSeek: (frame) => this.seek(frame),
+    });
+    this.ready = true;
+    this.resize();
+  }
+
+  // Time ------------------------------------------------------------------
+
+  get frame() {
+    return Math.max(0, this.shown);
+  }
+
+  hasPair(index) {
+    return this.sources.every((source) => source.store.has(index));
+  }
+
+  play() {
+    if (!this.ready || this.failed) {
+      this.playSoon = !this.failed;
+      return;
+    }
+    if (this.clock.running) return;
+    this.clock.start(performance.now());
+    this.anchor = this.clock.position < 1 && this.shown > 0 ? -1 : this.shown; // started over at the end
+    showPlaying(this.ui, this.labels, true);
+    this.ticking = requestAnimationFrame((now) => this.tick(now));
+  }
+
+  pause() {
+    this.playSoon = false;
+    if (!this.clock.running && !this.ticking) return;
+    this.stop();
+    this.clock.seek(this.shown);
+  }
+
+  stop() {
+    cancelAnimationFrame(this.ticking);
+    this.ticking = 0;
+    this.clock.stop();
+    for (const source of this.sources) source.halt();
+    showPlaying(this.ui, this.labels, false);
+  }
+
+  /** One picture of a running clock: move on, show the newest pair that is due, keep the suppliers busy. */
+  tick(now) {
+    const { clock } = this;
+    const has = (index) => this.hasPair(index);
+    const before = Math.floor(clock.position);
+    const behind = ahead(this.anchor, before, clock.frames);
+    const due = clock.advance(now, before - behind + leash(this.anchor, has, clock.frames, clock.loop) - this.anchor);
+    const next = newestPair(this.anchor, due, has, clock.frames);
+    if (next !== this.anchor || this.shown !== next) this.present(next);
+    for (const source of this.sources) source.serve(due, clock.speed);
+    if (clock.running) this.ticking = requestAnimationFrame((then) => this.tick(then));
+    else this.stop();
+  }
+
+  seek(frame) {
+    if (!this.ready || this.failed || !Number.isFinite(frame)) return;
+    const wanted = clamp(Math.round(frame), 0, this.clock.frames - 1);
+    this.clock.seek(wanted);
+    if (this.clock.running) this.anchor = wanted - 1;
+    else this.seekPair(wanted);
+  }
+
+  /** Bring both sides to one frame, then show it. One pair is fetched at a time; of the wishes meanwhile the last counts. */
+  async seekPair(frame) {
+    this.wanted = frame;
+    showFrame(this.ui, this.labels, this.moment(frame));
+    if (this.fetching) return;
+    const { signal } = this.abort;
+    this.fetching = true;
+    while (!signal.aborted) {
+      const wanted = this.wanted;
+      for (const source of this.sources) source.due = wanted;
+      await Promise.all(this.sources.map((source) => source.seek(wanted)));
+      if (signal.aborted) return;
+      if (!this.clock.running) this.present(wanted);
+      if (this.wanted === wanted) break;
+    }
+    this.fetching = false;
+  }
+
+  // Picture ---------------------------------------------------------------
+
+  moment(frame) {
+    return { frame, frames: this.clock.frames, fps: this.clock.fps, names: this.names };
+  }
+
+  present(frame) {
+    if (!this.hasPair(frame)) return;
+    [this.shown, this.anchor] = [frame, frame];
+    this.paint();
+    showFrame(this.ui, this.labels, this.moment(this.clock.running ? frame : this.wanted ?? frame));
+    this.plot.show(frame);
+    this.tell("frame", { frame });
+  }
+
+  shape() {
+    const { clientWidth: width, clientHeight: height } = this.ui.stage;
+    return layout({ ...this.view, width, height, aspect: this.aspect });
+  }
+
+  resize() {
+    const { stage, canvas } = this.ui;
+    if (!this.options.fill) {
+      const tallest = TALLEST * (this.document.defaultView?.innerHeight || 900);
+      stage.style.height = `${Math.round(Math.min(heightFor(this.view.mode, stage.clientWidth, this.aspect), tallest))}px`;
+    }
+    this.ratio = Math.min(this.document.defaultView?.devicePixelRatio || 1, 3);
+    const size = [stage.clientWidth, stage.clientHeight].map((side) => Math.max(1, Math.round(side * this.ratio)));
+    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+    this.refresh();
+  }
+
+  refresh() {
+    const { speed, loop } = this.clock;
+    showView(this.ui, this.labels, { ...this.view, speed, loop, names: this.names, shape: this.shape() });
+    this.paint();
+  }
+
+  paint() {
+    const { clientWidth: width, clientHeight: height } = this.ui.stage;
+    if (this.shown < 0 || !this.ready || !width || !height || !this.hasPair(this.shown)) return;
+    const images = this.sources.map((source) => source.store.get(this.shown));
+    const how = { ...this.view, width, height, ratio: this.ratio, scratch: this.scratch };
+    draw(this.ui.canvas.getContext("2d"), how, this.shape(), images);
+  }
+
+  // Wishes ----------------------------------------------------------------
+
+  key(event) {
+    const { target } = event;
+    const kind = target === this.ui.divider ? "divider" : target.localName === "button" ? "button" : target.localName === "select" ? "select" : "other";
+    const action = keyAction(event, kind);
+    if (!action) return;
+    event.preventDefault();
+    event.stopPropagation(); // hosts have keys of their own
+    this.act(action);
+  }
+
+  act(action, value) {
+    const { clock, view } = this;
+    if (!this.ready || this.failed) return;
+    const at = clock.running ? this.shown : this.wanted ?? this.shown;
+    const step = { previous: at - 1, next: at + 1, back: at - 10, forward: at + 10, first: 0, last: clock.frames - 1, seek: value }[action];
+    if (step !== undefined) {
+      if (action === "previous" || action === "next") this.pause();
+      return this.seek(step);
+    }
+    if (action === "toggle") return clock.running ? this.pause() : this.play();
+    if (action === "loop") clock.loop = !clock.loop;
+    else if (action === "speed") clock.speed = value;
+    else if (action === "gain") view.gain = value;
+    else if (MODES.includes(action)) view.mode = action;
+    else if (action === "zoomReset") view.zoom = NO_ZOOM;
+    else if (action.startsWith("zoom")) return this.zoomBy(action === "zoomIn" ? ZOOM_STEP : 1 / ZOOM_STEP);
+    else view.divider = movedDivider(view.divider, action);
+    this.resize();
+  }
+
+  paneAt(point) {
+    const { panes } = this.shape();
+    const inside = (pane) => point && point.x >= pane.x && point.x <= pane.x + pane.width && point.y >= pane.y && point.y <= pane.y + pane.height;
+    return panes.find(inside) ?? panes[0];
+  }
+
+  zoomBy(factor, point) {
+    const pane = this.paneAt(point);
+    const centre = point ?? { x: pane.x + pane.width / 2, y: pane.y + pane.height / 2 };
+    this.view.zoom = zoomAt(pane, this.aspect, this.view.zoom, centre, factor);
+    this.refresh();
+  }
+
+  pointing() {
+    return {
+      state: () => this.view,
+      setDivider: (x) => {
+        const { area } = this.shape();
+        this.view.divider = clamp((x - area.x) / Math.max(1, area.width), 0, 1);
+        this.refresh();
+      },
+      pan: (dx, dy, point) => {
+        this.view.zoom = panBy(this.paneAt(point), this.aspect, this.view.zoom, dx, dy);
+        this.refresh();
+      },
+      zoomAt: (point, factor) => this.zoomBy(factor, point),
+    };
+  }
+
+  // Ends ------------------------------------------------------------------
+
+  tell(name, detail) {
+    this.container.dispatchEvent(new CustomEvent(`sedialect:${name}`, { detail, bubbles: true, composed: true }));
+  }
+
+  fail(message) {
+    if (this.failed || this.abort.signal.aborted) return;
+    if (this.ready) this.stop();
+    this.failed = true;
+    showMessage(this.ui, "error", message);
+    this.tell("error", { message });
+  }
+
+  clear() {
+    cancelAnimationFrame(this.ticking);
+    this.abort?.abort();
+    this.resizing?.disconnect();
+    this.sources?.forEach((source) => source.destroy());
+    this.ui?.root.remove();
+    Object.assign(this, { sources: [], ready: false, failed: false, fetching: false, playSoon: false });
+    Object.assign(this, { shown: -1, anchor: -1, wanted: null, ticking: 0, plot: null });
+  }
+}
+
+/** Put a player into `container`. See the top of this file for its options. */
+export function createPlayer(container, options) {
+  const player = new Player(container, options);
+  return {
+    load: (next) => player.load(next),
+    play: () => player.play(),
+    pause: () => player.pause(),
+    seek: (frame) => player.seek(frame),
+    get frame() {
+      return player.frame;
+    },
+    destroy: () => player.clear(),
+  };
+}

@@ -1,0 +1,177 @@
+// One side's media element: a supplier of frames, never itself on show.
+
+import { FrameStore, capacityFor, rate, supply } from "./player_clock.js";
+
+const SETTLE_MS = 150; // after a seek, how long the browser's own frame report is waited for
+const JUMP_SECONDS = 0.5;
+
+/** Number of the frame that is on screen at `seconds`; a little slack for times rounded down by the container. */
+export const frameAt = (seconds, fps) => Math.floor(seconds * fps + 0.1);
+
+/** Middle of a frame: a seek there is safe from rounding on either side. */
+export const middleOf = (frame, fps) => (frame + 0.5) / fps;
+
+export class VideoSource {
+  /** @param {{parent: Element, fps: number, budget: number, onError: (reason: string) => void}} options */
+  constructor(options) {
+    Object.assign(this, options);
+    this.video = this.parent.ownerDocument.createElement("video");
+    Object.assign(this.video, { muted: true, playsInline: true, preload: "auto", disableRemotePlayback: true });
+    Object.assign(this.video, { tabIndex: -1, className: "sedialect-player-media" });
+    this.video.setAttribute("aria-hidden", "true");
+    this.abort = new AbortController();
+    this.waiting = new Map();
+    this.due = 0;
+    this.start = 0;
+    this.timer = 0;
+    const listen = (name, act) => this.video.addEventListener(name, act, { signal: this.abort.signal });
+    listen("error", () => this.onError(this.video.error?.code === MediaError.MEDIA_ERR_DECODE ? "decode" : "load"));
+    listen("seeked", () => this.settle());
+    listen("ended", () => this.captureAs(this.frames - 1));
+    this.parent.append(this.video);
+  }
+
+  /** Resolves when size and length are known and the first picture can be drawn. */
+  async load(src) {
+    const address = await this.fetched(src);
+    const { signal } = this.abort;
+    if (!address || signal.aborted) return;
+    await new Promise((resolve) => {
+      this.video.addEventListener("loadeddata", resolve, { once: true, signal });
+      this.video.src = address;
+      this.video.load();
+    });
+  }
+
+  /** The whole file as an address of this page: clips are short, and then every seek works, whatever the server can do. */
+  async fetched(src) {
+    try {
+      const response = await fetch(src, { signal: this.abort.signal });
+      if (!response.ok) return this.onError("missing", response.status);
+      const file = await response.blob();
+      if (this.abort.signal.aborted) return null;
+      this.address = URL.createObjectURL(file);
+      return this.address;
+    } catch {
+      return src; // another origin that pages may not read: the media element may still play it
+    }
+  }
+
+  /** Start keeping frames; the length was agreed between both sides. */
+  open(frames) {
+    const { videoWidth, videoHeight } = this.video;
+    this.frames = frames;
+    this.store = new FrameStore(frames, capacityFor(videoWidth, videoHeight, this.budget));
+    this.watch();
+  }
+
+  get length() {
+    return Math.round(this.video.duration * this.fps);
+  }
+
+  get aspect() {
+    return this.video.videoWidth / this.video.videoHeight;
+  }
+
+  get head() {
+    return this.video.ended ? this.frames : frameAt(this.video.currentTime - this.start, this.fps);
+  }
+
+  watch() {
+    if (this.abort.signal.aborted) return;
+    this.callback = this.video.requestVideoFrameCallback((_, { mediaTime }) => {
+      this.capture(mediaTime);
+      this.watch();
+    });
+  }
+
+  /** Keep the picture that the element shows now. Its own time stamp, where the browser tells it, is surer than the report's. */
+  capture(mediaTime) {
+    let seconds = mediaTime;
+    let picture = this.video;
+    try {
+      picture = new VideoFrame(this.video);
+      seconds = picture.timestamp / 1e6;
+    } catch {
+      picture = this.video; // VideoFrame is for secure pages and same-origin media
+    }
+    this.keep(Math.round((seconds - this.start) * this.fps), picture);
+  }
+
+  captureAs(index) {
+    if (this.store && !this.store.has(index)) this.keep(index, this.video);
+  }
+
+  async keep(index, picture) {
+    const wanted = index >= 0 && index < this.frames && !this.store.has(index);
+    try {
+      const image = wanted ? await createImageBitmap(picture) : null;
+      if (!image) return;
+      if (this.abort.signal.aborted || this.store.has(index)) return image.close();
+      this.store.put(index, image, this.due);
+      this.arrived(index);
+    } catch (error) {
+      if (!this.abort.signal.aborted) this.onError("decode", error);
+    } finally {
+      if (picture !== this.video) picture.close();
+    }
+  }
+
+  arrived(index) {
+    this.waiting.get(index)?.();
+    this.waiting.delete(index);
+  }
+
+  /** Resolves when the frame is in the store. */
+  seek(index) {
+    if (this.store.has(index)) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.waiting.set(index, resolve);
+      this.jump(index);
+    });
+  }
+
+  jump(index) {
+    this.target = index;
+    this.video.currentTime = this.start + middleOf(index, this.fps);
+  }
+
+  /** After a seek the browser reports the frame; a frame it reports under another time, or not at all, is the one asked for. */
+  settle() {
+    clearTimeout(this.timer);
+    const { target } = this;
+    this.timer = setTimeout(() => target === this.target && !this.video.seeking && this.captureAs(target), SETTLE_MS);
+  }
+
+  /** Supply the clock, which is at frame `due` and runs at `speed`. */
+  serve(due, speed) {
+    this.due = due;
+    const { video, store, frames, head } = this;
+    if (video.seeking) return;
+    const has = (index) => store.has(index);
+    const order = supply({ due, head, has, frames, room: store.room, jump: JUMP_SECONDS * this.fps });
+    if (order === "halt") return this.halt();
+    if (order !== "run") this.jump(order);
+    const lead = head - due;
+    const playback = rate(speed, Math.abs(lead) < frames / 2 ? lead : Infinity);
+    if (Math.abs(video.playbackRate - playback) > 1e-3) video.playbackRate = playback;
+    if (video.paused) video.play().catch(() => {}); // interrupted by the next pause(); errors arrive as events
+  }
+
+  halt() {
+    if (!this.video.paused) this.video.pause();
+  }
+
+  destroy() {
+    this.abort.abort();
+    clearTimeout(this.timer);
+    this.video.cancelVideoFrameCallback?.(this.callback);
+    this.video.pause();
+    this.video.removeAttribute("src");
+    this.video.load();
+    this.video.remove();
+    if (this.address) URL.revokeObjectURL(this.address);
+    this.store?.clear();
+    this.waiting.clear();
+  }
+}
