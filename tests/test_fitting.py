@@ -15,7 +15,7 @@ from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quan
 from sedialect.kernels import reference
 from sedialect.kernels.tables import build_tables
 from sedialect.sedialect_core import cli
-from sedialect.sedialect_core.calibration import capture, fit_formatbook
+from sedialect.sedialect_core.calibration import capture, fit_formatbook, universal
 from sedialect.sedialect_core.errors import FormatbookError, InputError, ModelError
 from sedialect.sedialect_core.formatbook import fitting, matching
 from sedialect.sedialect_core.formatbook.blocks import Blocks, BlockSample, join
@@ -348,3 +348,24 @@ def test_the_scales_of_weights_are_the_encoders():
     total = sum(fitting.total_error(sample.blocks(m), BOOK.half_units.view(8, 4, 8)[15 - m]) for m in range(15, 7, -1))
     assert reference.STORED_DELTA == 7
     assert total / 16 == pytest.approx(error(BOOK, weight, role="weight"), rel=0.25)  # which chooses among all dialects
+
+
+@pytest.mark.parametrize("role", ["activation", "weight"])
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("source", universal.SOURCES)
+def test_the_universal_book_is_better_on_blocks_that_it_was_not_fitted_to(source, block_size, role):
+    x = universal.SOURCES[source](torch.Generator().manual_seed(12345), 64, 1024)
+
+    def error(book: str) -> float:
+        decoded = encode(x, formatbook=book, block_size=block_size, role=role).dequantize(torch.float32)
+        return float((decoded - x).square().sum() / x.square().sum())
+
+    assert error("universal-32") < 0.97 * error("sedialect-32") < error("dialectfp4-16")
+
+
+def test_the_universal_book_is_what_its_command_makes(tmp_path):
+    assert cli.main(["formatbook", "fit", "--model", "synthetic", "--output", str(tmp_path / "book")]) == 0
+    again = Formatbook.resolve(str(tmp_path / "book"))
+    shipped = Formatbook.builtin("universal-32")
+    equal = (again.half_units == shipped.half_units).all(1).sum()
+    assert equal >= 30  # other processors round the draws differently, which may tip a shape

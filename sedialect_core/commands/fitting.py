@@ -13,16 +13,15 @@ if TYPE_CHECKING:
     from ..sampling import Request
 
 BUNDLED = "bundled"
+SYNTHETIC = "synthetic"
 STEPS = 20
 
 
 def add_to(actions: Any) -> None:
     """Add the action to `sedialect formatbook`."""
     fit = actions.add_parser("fit", help="learn a book that suits one model's activations and weights")
-    fit.add_argument("--model", required=True, help="a pipeline's folder, its name on the Hub, or 'bundled'")
-    fit.add_argument(
-        "--prompts", required=True, help="a file, one prompt a line; for the bundled model also a number of prompts"
-    )
+    fit.add_argument("--model", required=True, help="a pipeline's folder, its name on the Hub, 'bundled', or 'synthetic'")
+    fit.add_argument("--prompts", help="a file, one prompt a line; for the bundled model also a number of prompts")
     fit.add_argument("--output", required=True, type=Path, help="folder for the book and what it was measured to bring")
     fit.add_argument("--push-to", metavar="REPO", help="upload the book to this Hub repository, too")
     fit.add_argument("--name", help="of the book")
@@ -54,6 +53,8 @@ def run(parsed: argparse.Namespace) -> int:
     from ..formatbook.matching import remember
     from ..sampling import load_pipeline, pick_device
 
+    if parsed.model == SYNTHETIC:
+        return run_synthetic(parsed)
     config, start = SeDialectConfig(block_size=parsed.block_size), Formatbook.resolve(parsed.start)
     requests = requests_of(parsed)
     check_writable(parsed.output)
@@ -79,17 +80,34 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def run_synthetic(parsed: argparse.Namespace) -> int:
+    """Learn the built-in `universal-32` again, write it, and print it beside the other built-in books."""
+    from ..calibration.universal import comparison_table, fit_universal
+    from ..comparison import check_writable
+    from ..formatbook import Formatbook
+
+    check_writable(parsed.output)
+    book = fit_universal(parsed.seed).book
+    book.save_pretrained(parsed.output)
+    others = [Formatbook.builtin(name) for name in ("dialectfp4-16", "sedialect-32")]
+    print(comparison_table([*others, book]))
+    print(f"written: {parsed.output}")
+    return 0
+
+
 def requests_of(parsed: argparse.Namespace) -> Sequence["Request"]:
     """What to sample: the lines of a file, or the last so many evaluation prompts of the bundled model.
 
     Raises:
-        InputError: the file cannot be read or is empty, or a number is given for another model.
+        InputError: no prompts are given, the file cannot be read or is empty, or a number is given for another model.
     """
     from .. import demo
     from ..sampling import Request
 
     optional = ("guidance_scale", "height", "width", "num_frames")
     given = {name: getattr(parsed, name) for name in optional if getattr(parsed, name) is not None}
+    if parsed.prompts is None:
+        raise InputError("--prompts is missing; pass a file, one prompt a line, or with --model bundled a number of prompts")
     if parsed.model != BUNDLED:
         steps = STEPS if parsed.steps is None else parsed.steps
         lines = _lines(parsed.prompts)

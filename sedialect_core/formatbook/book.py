@@ -173,7 +173,7 @@ class Formatbook:
 
     @classmethod
     def builtin(cls, name: str = "sedialect-32") -> "Formatbook":
-        """A book that ships with the package: `sedialect-32` (default) or `dialectfp4-16`.
+        """A book that ships with the package: `sedialect-32` (default), `universal-32` or `dialectfp4-16`.
 
         Raises:
             FormatbookError: no built-in book has this name.
@@ -294,7 +294,7 @@ def _dialect(entry: dict[str, Any]) -> Dialect:
 
 @cache
 def builtin_names() -> tuple[str, ...]:
-    """The names of the books in the package, the default first."""
+    """The names of the books in the package."""
     return tuple(sorted((path.stem for path in _LIBRARY.glob("*.json")), reverse=True))
 
 
