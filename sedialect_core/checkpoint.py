@@ -8,7 +8,7 @@ want to see. Nothing here knows diffusers, and nothing is ever unpickled.
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .config import BLOCK_SIZES, PRECISIONS, SeDialectConfig
+from .config import BLOCK_SIZES, PRECISIONS, ROTATIONS, SeDialectConfig
 from .errors import FormatbookError, InputError, ModelError
 from .formatbook import Formatbook
 from .linear import SeDialectLinear
 from .plan import Plan
 from .quantize import set_submodule
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # written only where a layer is rotated, which version 1 does not know
 RECORD = "sedialect_record"
 SCALE = ".weight_scale"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -37,18 +37,22 @@ class Record:
     Args:
         model: the class that it was written from; for messages only, since classes get renamed.
         precisions: of each quantized layer, by name.
+        rotations: sizes of the Hadamard blocks, of each rotated layer, by name.
     """
 
     model: str
     block_size: int
     formatbook: Formatbook
     precisions: Mapping[str, str]
+    rotations: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, formatbook: Formatbook) -> "Record":
         """The record of a model that `plan` was carried out on; layers that peft had wrapped go by their own names."""
-        precisions = {layer.name.replace(".base_layer", ""): layer.precision or "" for layer in plan.quantized}
-        return cls(plan.model, plan.config.block_size, formatbook, precisions)
+        layers = {layer.name.replace(".base_layer", ""): layer for layer in plan.quantized}
+        precisions = {name: layer.precision or "" for name, layer in layers.items()}
+        rotations = {name: layer.rotation for name, layer in layers.items() if layer.rotation}
+        return cls(plan.model, plan.config.block_size, formatbook, precisions, rotations)
 
     def of_layers(self, names: Collection[str]) -> "Record":
         """The record of these layers alone: projections that were fused and unfused again are gone.
@@ -61,21 +65,29 @@ class Record:
                 raise ModelError(
                     f"the layer {name!r} was quantized outside of sedialect's plan; quantize the whole model anew"
                 )
-        return replace(self, precisions={name: value for name, value in self.precisions.items() if name in names})
+        return replace(
+            self,
+            precisions={name: value for name, value in self.precisions.items() if name in names},
+            rotations={name: value for name, value in self.rotations.items() if name in names},
+        )
+
+    @property
+    def version(self) -> int:
+        """The lowest version of the format that can say all this."""
+        return FORMAT_VERSION if self.rotations else 1
 
     def to_tensor(self) -> torch.Tensor:
         """The record as the bytes of its JSON form, uint8 [n]."""
-        by_precision: dict[str, list[str]] = {}
-        for name, precision in self.precisions.items():
-            by_precision.setdefault(precision, []).append(name)
-        data = {
-            "format_version": FORMAT_VERSION,
+        data: dict[str, Any] = {
+            "format_version": self.version,
             "model": self.model,
             "block_size": self.block_size,
             "formatbook": self.formatbook.to_dict(),
             "formatbook_digest": self.formatbook.digest,
-            "layers": by_precision,
+            "layers": _names_by_value(self.precisions),
         }
+        if self.rotations:
+            data["rotations"] = _names_by_value(self.rotations)
         return torch.frombuffer(bytearray(json.dumps(data, separators=(",", ":")).encode()), dtype=torch.uint8)
 
     @classmethod
@@ -91,16 +103,17 @@ class Record:
             version = data["format_version"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{key} is damaged ({error}); {DAMAGED}") from None
-        if version != FORMAT_VERSION:
+        if version not in range(1, FORMAT_VERSION + 1):
             raise InputError(
-                f"{key} is of format version {version!r}; this sedialect reads {FORMAT_VERSION}: update sedialect"
+                f"{key} is of format version {version!r}; this sedialect reads 1 to {FORMAT_VERSION}: update sedialect"
             )
         try:
             book = Formatbook.from_dict(data["formatbook"])
             precisions = {str(name): precision for precision, names in data["layers"].items() for name in names}
-            record = cls(str(data["model"]), data["block_size"], book, precisions)
+            rotations = {str(name): int(size) for size, names in data.get("rotations", {}).items() for name in names}
+            record = cls(str(data["model"]), data["block_size"], book, precisions, rotations)
             digest = data["formatbook_digest"]
-        except (TypeError, KeyError, AttributeError, FormatbookError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{key} is damaged ({error}); {DAMAGED}") from None
         record._check(key, digest)
         return record
@@ -108,6 +121,8 @@ class Record:
     def _check(self, key: str, digest: str) -> None:
         if self.block_size not in BLOCK_SIZES or not self.precisions or set(self.precisions.values()) - set(PRECISIONS):
             raise InputError(f"{key} names a block size or a precision that does not exist; {DAMAGED}")
+        if set(self.rotations.values()) - set(ROTATIONS[1:]) or self.rotations.keys() - self.precisions.keys():
+            raise InputError(f"{key} names a rotation or a rotated layer that does not exist; {DAMAGED}")
         self.check_digest(digest, key)
 
     def check_digest(self, digest: str, where: str) -> None:
@@ -126,7 +141,7 @@ class Record:
         """What the header of each file says, for people and for the Hub's viewer."""
         counts = {p: sum(value == p for value in self.precisions.values()) for p in PRECISIONS}
         return {
-            "sedialect_version": str(FORMAT_VERSION),
+            "sedialect_version": str(self.version),
             "sedialect_block_size": str(self.block_size),
             "sedialect_formatbook": self.formatbook.name,
             "sedialect_formatbook_digest": self.formatbook.digest,
@@ -274,6 +289,7 @@ def place_layers(model: nn.Module, record: Record, candidates: str, compute_dtyp
             block_size=record.block_size,
             formatbook=record.formatbook,
             candidates=candidates,
+            rotation=record.rotations.get(name, 0),
             compute_dtype=compute_dtype,
             device="meta",
         )
@@ -306,7 +322,7 @@ def _expected(record: Record, model: nn.Module) -> dict[str, _Wanted]:
     }
     for name in record.precisions:
         linear = linears.get(name)
-        if linear is None or linear.in_features % record.block_size:
+        if linear is None or linear.in_features % max(record.block_size, record.rotations.get(name, 0)):
             raise ModelError(
                 f"{RECORD!r} lists the layer {name!r}, which {type(model).__name__} does not have in this shape; the "
                 f"checkpoint was written from {record.model}: take config.json and weights from one place"
@@ -314,6 +330,13 @@ def _expected(record: Record, model: nn.Module) -> dict[str, _Wanted]:
         shapes = layer_shapes(linear.in_features, linear.out_features, record.block_size)
         expected |= {name + suffix: _Wanted("bytes", shape) for suffix, shape in shapes.items()}
     return expected
+
+
+def _names_by_value(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(str(value), []).append(name)
+    return names
 
 
 def _more(keys: list[str]) -> str:

@@ -10,11 +10,15 @@ from typing import Any, ClassVar
 
 from .errors import ConfigError
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
+# The version that first had a setting; 1 where it is not named. A setting with its default is not written, and the version
+# written is the lowest that has all that are: what an older sedialect can read, it reads.
+SINCE: Mapping[str, int] = {"rotation": 2}
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
+ROTATIONS = (0, 16, 32, 64, 128)
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -43,6 +47,8 @@ class SeDialectConfig:
         modulation: the adaLN linears, which see one row a sample: "w4a16", or "keep" for 16 bit.
         skip: regular expressions; a layer whose name one of them finds stays 16 bit.
         layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
+        rotation: rotate weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0: do
+            not. With calibration, only the layers that it brings nearer to 16 bit.
         formatbook_digest: what the book's numbers must hash to, as checkpoints record it; empty where any will do.
 
     Raises:
@@ -62,6 +68,7 @@ class SeDialectConfig:
     skip: tuple[str, ...] = ()
     layer_precisions: tuple[tuple[str, str], ...] = ()
     formatbook_digest: str = ""
+    rotation: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
@@ -71,6 +78,7 @@ class SeDialectConfig:
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("candidates", self.candidates, ("max", "all"))
         _one_of("modulation", self.modulation, MODULATIONS)
+        _one_of("rotation", self.rotation, ROTATIONS)
         for pattern, precision in self.layer_precisions:
             _one_of(f"layer_precisions[{pattern!r}]", precision, PRECISIONS)
         for pattern in (*self.skip, *(pattern for pattern, _ in self.layer_precisions)):
@@ -117,11 +125,14 @@ class SeDialectConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the version of this form and the name that diffusers looks for."""
-        return {"quant_method": self.quant_method.value, "version": CONFIG_VERSION, **asdict(self)}
+        defaults = _defaults()
+        settings = {key: value for key, value in asdict(self).items() if key not in SINCE or value != defaults[key]}
+        version = max([1, *(SINCE[key] for key in settings if key in SINCE)])
+        return {"quant_method": self.quant_method.value, "version": version, **settings}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """`to_dict` without what has its default."""
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = _defaults()
         return {key: value for key, value in self.to_dict().items() if key not in defaults or value != defaults[key]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -140,9 +151,15 @@ class SeDialectConfig:
         if method != cls.quant_method:
             raise ConfigError(f"settings of the quantizer {method!r}, not of {cls.quant_method.value!r}")
         version = settings.pop("version", None)
-        if version != CONFIG_VERSION:
-            raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")
+        if version not in range(1, CONFIG_VERSION + 1):
+            raise ConfigError(
+                f"settings of version {version!r}; this sedialect reads 1 to {CONFIG_VERSION}: update sedialect"
+            )
         return cls().override(**settings)
+
+
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in fields(SeDialectConfig)}
 
 
 def _one_of(name: str, value: object, possible: tuple[object, ...]) -> None:

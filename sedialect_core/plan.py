@@ -13,6 +13,7 @@ from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout
 
 ROW_SCALE_BITS = 32
 META_BITS = 8
+ROTATED_ROLES = ("attention", "feed_forward")  # modulation sees one row a sample
 LinearTypes = tuple[type[nn.Module], ...]
 ROLE_REASONS = {
     "embedder": "embedder: few weights, and every later layer sees its error",
@@ -39,6 +40,16 @@ class LayerPlan:
     """Whose tokens its rows are, as `LinearSite` has it."""
     shared_input: str | None = None
     """The same for layers that read equal inputs."""
+    rotation: int = 0
+    """Size of the Hadamard blocks by which weight and inputs are rotated; 0: they are not."""
+    compensated: bool = False
+    """Whether the weight was encoded with the layer's inputs in view."""
+
+    @property
+    def explanation(self) -> str:
+        """The reason, with what was done to the weight besides encoding it."""
+        done = [f"rotated by {self.rotation}"] if self.rotation else []
+        return "; ".join([self.reason, *done, *(["compensated"] if self.compensated else [])])
 
     @property
     def weights(self) -> int:
@@ -106,7 +117,7 @@ class Plan:
         for layer in self.layers:
             pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
             shape = f"{layer.in_features} -> {layer.out_features}"
-            key = (pattern, shape, layer.precision or "16 bit", layer.reason)
+            key = (pattern, shape, layer.precision or "16 bit", layer.explanation)
             counts[key] = counts.get(key, 0) + 1
         return [(count, *key) for key, count in counts.items()]
 
@@ -146,6 +157,7 @@ def recorded_plan(
     config: SeDialectConfig,
     block_size: int,
     precisions: Mapping[str, str],
+    rotations: Mapping[str, int] | None = None,
     *,
     linear_types: LinearTypes = (nn.Linear,),
 ) -> Plan:
@@ -154,21 +166,20 @@ def recorded_plan(
     Args:
         model: as it is before its layers are replaced.
         precisions: of each quantized layer, by name.
+        rotations: of each rotated layer, by name.
     """
     sites = find_linears(model, linear_types=linear_types)
-    layers = tuple(_recorded(site, config, block_size, precisions, _kept_in_fp32(model)) for site in sites)
+    decided = (_decide(site, config, _kept_in_fp32(model)) for site in sites)
+    rotated = rotations or {}
+    layers = tuple(_recorded(layer, block_size, precisions.get(layer.name), rotated.get(layer.name, 0)) for layer in decided)
     return Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model))
 
 
-def _recorded(
-    site: LinearSite, config: SeDialectConfig, block_size: int, precisions: Mapping[str, str], kept: tuple[str, ...]
-) -> LayerPlan:
-    today = _decide(site, config, kept)
-    precision = precisions.get(site.name)
+def _recorded(today: LayerPlan, block_size: int, precision: str | None, rotation: int) -> LayerPlan:
     if precision == today.precision:
-        return today
+        return replace(today, rotation=rotation)
     size = block_size if precision is not None else None
-    return replace(today, precision=precision, block_size=size, reason="as the checkpoint has it")
+    return replace(today, precision=precision, block_size=size, rotation=rotation, reason="as the checkpoint has it")
 
 
 def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> LayerPlan:
@@ -176,6 +187,9 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
     if precision is not None and site.in_features % config.block_size:
         precision, reason = None, f"{site.in_features} inputs are not a multiple of the block size {config.block_size}"
     block_size = config.block_size if precision is not None else None
+    rotation = config.rotation if precision is not None and site.role in ROTATED_ROLES else 0
+    if rotation and site.in_features % rotation:
+        rotation, reason = 0, f"{reason}; not rotated: {site.in_features} inputs are not a multiple of {rotation}"
     return LayerPlan(
         site.name,
         site.role,
@@ -187,6 +201,7 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
         site.block,
         site.stream,
         site.shared_input,
+        rotation,
     )
 
 

@@ -56,6 +56,7 @@ def quantize_layers(
                 block_size=layer.block_size,
                 formatbook=book,
                 candidates=plan.config.candidates,
+                rotation=layer.rotation,
             )
             set_submodule(module, layer.name, new)
             del linear

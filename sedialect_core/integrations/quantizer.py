@@ -14,6 +14,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
 from torch import nn
 
+from ...kernels.rotation import rotate_rows
 from ..checkpoint import (
     RECORD,
     SCALE,
@@ -152,7 +153,9 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self.record = self.contents.record
         self._use_book(self.record.formatbook)
         check_contents(self.contents, model, getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-        self.plan = recorded_plan(model, self.quantization_config, self.record.block_size, self.record.precisions)
+        self.plan = recorded_plan(
+            model, self.quantization_config, self.record.block_size, self.record.precisions, self.record.rotations
+        )
         place_layers(model, self.record, self.quantization_config.candidates, self.compute_dtype)
 
     def _expect_weights(self, model: nn.Module) -> None:
@@ -222,7 +225,10 @@ class SeDialectQuantizer(DiffusersQuantizer):
         layer = model.get_submodule(param_name.removesuffix(".weight"))
         assert isinstance(layer, SeDialectLinear)
         size, book = layer.block_size, layer.formatbook
-        layer.store(encode(weight.to(target_device), formatbook=book, block_size=size, name=param_name))
+        weight = weight.to(target_device)
+        if layer.rotation:
+            weight = rotate_rows(weight, layer.rotation)
+        layer.store(encode(weight, formatbook=book, block_size=size, name=param_name))
         self._bar.update(weight.numel())
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
