@@ -19,7 +19,7 @@ export { LABELS } from "./player_labels.js";
 
 const MEMORY = 192 * 2 ** 20; // bytes of decoded frames that one player keeps
 const ZOOM_STEP = 1.5;
-const ERRORS = { missing: "errorMissing", load: "errorLoad", decode: "errorDecode" };
+const ERRORS = { missing: "errorMissing", load: "errorLoad", format: "errorFormat", decode: "errorDecode" };
 const TALLEST = 0.72; // of the window's height, where the pictures' shape gives the height
 
 /** What is wrong with the options, as a sentence; null where nothing is. */
@@ -34,7 +34,7 @@ class Player {
   constructor(container, options) {
     this.container = container;
     this.document = container.ownerDocument;
-    this.view = { mode: "wipe", gain: 4, zoom: NO_ZOOM, divider: 0.5 };
+    this.view = { mode: "wipe", gain: 8, zoom: NO_ZOOM, divider: 0.5 };
     this.scratch = this.document.createElement("canvas");
     this.load(options);
   }
@@ -111,8 +111,6 @@ class Player {
     this.resize();
   }
 
-  // Time ------------------------------------------------------------------
-
   get frame() {
     return Math.max(0, this.shown);
   }
@@ -130,43 +128,46 @@ class Player {
     this.clock.start(performance.now());
     this.anchor = this.clock.position < 1 && this.shown > 0 ? -1 : this.shown; // started over at the end
     showPlaying(this.ui, this.labels, true);
-    this.ticking = requestAnimationFrame((now) => this.tick(now));
+    this.wake();
   }
 
   pause() {
     this.playSoon = false;
-    if (!this.clock.running && !this.ticking) return;
-    this.stop();
-    this.clock.seek(this.shown);
-  }
-
-  stop() {
-    cancelAnimationFrame(this.ticking);
-    this.ticking = 0;
+    if (!this.clock.running) return;
     this.clock.stop();
-    for (const source of this.sources) source.halt();
+    this.clock.seek(this.shown);
+    this.wanted = this.shown;
     showPlaying(this.ui, this.labels, false);
   }
 
-  /** One picture of a running clock: move on, show the newest pair that is due, keep the suppliers busy. */
+  wake() {
+    this.ticking ||= requestAnimationFrame((now) => this.tick(now));
+  }
+
+  /** Once per picture of the screen: show what is due, and fetch frames for as long as any are wanted. */
   tick(now) {
-    const { clock } = this;
+    this.ticking = 0;
+    if (this.clock.running) this.advance(now);
+    const due = Math.floor(this.clock.position);
+    const busy = this.sources.map((source) => source.serve(due, this.clock.speed));
+    if (this.clock.running || busy.includes(true)) this.wake();
+  }
+
+  advance(now) {
+    const { clock, anchor } = this;
     const has = (index) => this.hasPair(index);
     const before = Math.floor(clock.position);
-    const behind = ahead(this.anchor, before, clock.frames);
-    const due = clock.advance(now, before - behind + leash(this.anchor, has, clock.frames, clock.loop) - this.anchor);
-    const next = newestPair(this.anchor, due, has, clock.frames);
-    if (next !== this.anchor || this.shown !== next) this.present(next);
-    for (const source of this.sources) source.serve(due, clock.speed);
-    if (clock.running) this.ticking = requestAnimationFrame((then) => this.tick(then));
-    else this.stop();
+    const allowed = leash(anchor, has, clock.frames, clock.loop) - anchor - ahead(anchor, before, clock.frames);
+    const next = newestPair(anchor, clock.advance(now, before + allowed), has, clock.frames);
+    if (next !== anchor) this.present(next);
+    if (!clock.running) showPlaying(this.ui, this.labels, false); // came to its end
   }
 
   seek(frame) {
     if (!this.ready || this.failed || !Number.isFinite(frame)) return;
     const wanted = clamp(Math.round(frame), 0, this.clock.frames - 1);
     this.clock.seek(wanted);
-    if (this.clock.running) this.anchor = wanted - 1;
+    if (this.clock.running) [this.anchor, this.wanted] = [wanted - 1, wanted];
     else this.seekPair(wanted);
   }
 
@@ -179,16 +180,14 @@ class Player {
     this.fetching = true;
     while (!signal.aborted) {
       const wanted = this.wanted;
-      for (const source of this.sources) source.due = wanted;
       await Promise.all(this.sources.map((source) => source.seek(wanted)));
       if (signal.aborted) return;
       if (!this.clock.running) this.present(wanted);
       if (this.wanted === wanted) break;
     }
     this.fetching = false;
+    this.wake();
   }
-
-  // Picture ---------------------------------------------------------------
 
   moment(frame) {
     return { frame, frames: this.clock.frames, fps: this.clock.fps, names: this.names };
@@ -198,7 +197,8 @@ class Player {
     if (!this.hasPair(frame)) return;
     [this.shown, this.anchor] = [frame, frame];
     this.paint();
-    showFrame(this.ui, this.labels, this.moment(this.clock.running ? frame : this.wanted ?? frame));
+    if (this.clock.running) this.wanted = frame;
+    showFrame(this.ui, this.labels, this.moment(this.wanted));
     this.plot.show(frame);
     this.tell("frame", { frame });
   }
@@ -234,8 +234,6 @@ class Player {
     draw(this.ui.canvas.getContext("2d"), how, this.shape(), images);
   }
 
-  // Wishes ----------------------------------------------------------------
-
   key(event) {
     const { target } = event;
     const kind = target === this.ui.divider ? "divider" : target.localName === "button" ? "button" : target.localName === "select" ? "select" : "other";
@@ -249,7 +247,7 @@ class Player {
   act(action, value) {
     const { clock, view } = this;
     if (!this.ready || this.failed) return;
-    const at = clock.running ? this.shown : this.wanted ?? this.shown;
+    const at = this.wanted;
     const step = { previous: at - 1, next: at + 1, back: at - 10, forward: at + 10, first: 0, last: clock.frames - 1, seek: value }[action];
     if (step !== undefined) {
       if (action === "previous" || action === "next") this.pause();
@@ -295,15 +293,15 @@ class Player {
     };
   }
 
-  // Ends ------------------------------------------------------------------
-
   tell(name, detail) {
     this.container.dispatchEvent(new CustomEvent(`sedialect:${name}`, { detail, bubbles: true, composed: true }));
   }
 
   fail(message) {
     if (this.failed || this.abort.signal.aborted) return;
-    if (this.ready) this.stop();
+    cancelAnimationFrame(this.ticking);
+    this.clock.stop();
+    for (const source of this.sources) source.halt();
     this.failed = true;
     showMessage(this.ui, "error", message);
     this.tell("error", { message });

@@ -99,12 +99,6 @@ export function supply({ due, head, has, frames, room, jump }) {
   return next < 0 ? "halt" : decide(next);
 }
 
-/** Playback rate of a media element that leads the clock by `lead` frames: a little faster until it leads enough. */
-export function rate(speed, lead) {
-  const wanted = lead < LEASH ? speed * 1.1 : speed;
-  return clamp(wanted, 0.0625, 16);
-}
-
 /** The frames that one side has in memory, at most `capacity`; images have a close(). The first `pinned` stay, for loops. */
 export class FrameStore {
   constructor(frames, capacity) {

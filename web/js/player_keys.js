@@ -1,6 +1,7 @@
 // Which key does what, while the focus is inside a player. No DOM in here.
 
 const ANYWHERE = {
+  __proto__: null,
   k: "toggle",
   l: "loop",
   ",": "previous",
@@ -13,8 +14,8 @@ const ANYWHERE = {
   "-": "zoomOut",
   0: "zoomReset",
 };
-const MOVING = { ArrowLeft: "previous", ArrowRight: "next", Home: "first", End: "last", PageUp: "back", PageDown: "forward" };
-const DIVIDER = { ArrowLeft: "dividerLeft", ArrowDown: "dividerLeft", ArrowRight: "dividerRight", ArrowUp: "dividerRight",
+const MOVING = { __proto__: null, ArrowLeft: "previous", ArrowRight: "next", Home: "first", End: "last", PageUp: "back", PageDown: "forward" };
+const DIVIDER = { __proto__: null, ArrowLeft: "dividerLeft", ArrowDown: "dividerLeft", ArrowRight: "dividerRight", ArrowUp: "dividerRight",
   Home: "dividerStart", End: "dividerEnd" };
 
 /**

@@ -25,9 +25,11 @@ const en = {
   noValue: "no value",
   loading: "Loading",
   errorMissing: "{side}: the server does not hand out this video (HTTP {status}). It may have been deleted; run again to make it anew.",
+  errorFormat: "{side}: this file is not a video that this browser plays.",
   errorLoad: "{side}: this file is missing, or is not a video that this browser plays.",
   errorDecode: "{side}: this video is damaged, or the browser cannot decode it.",
   errorInput: "The comparison cannot be shown: {reason}",
+  empty: "Run the workflow, and both videos appear here.",
 };
 
 const zh = {
@@ -55,9 +57,11 @@ const zh = {
   noValue: "无数值",
   loading: "加载中",
   errorMissing: "{side}：服务器未提供此视频（HTTP {status}）。文件可能已被删除，请重新运行。",
+  errorFormat: "{side}：浏览器无法播放此文件。",
   errorLoad: "{side}：文件不存在，或浏览器无法播放此视频格式。",
   errorDecode: "{side}：视频已损坏，或浏览器无法解码。",
   errorInput: "无法显示对比：{reason}",
+  empty: "运行工作流后，两个视频会显示在这里。",
 };
 
 const ja = {
@@ -85,9 +89,11 @@ const ja = {
   noValue: "値なし",
   loading: "読み込み中",
   errorMissing: "{side}：サーバーがこの動画を返しません（HTTP {status}）。削除された可能性があります。もう一度実行してください。",
+  errorFormat: "{side}：このブラウザーで再生できないファイルです。",
   errorLoad: "{side}：ファイルがないか、このブラウザーで再生できない動画です。",
   errorDecode: "{side}：動画が壊れているか、ブラウザーがデコードできません。",
   errorInput: "比較を表示できません：{reason}",
+  empty: "ワークフローを実行すると、両方の動画がここに表示されます。",
 };
 
 export const LABELS = { en, zh, ja };

@@ -1,9 +1,10 @@
 // One side's media element: a supplier of frames, never itself on show.
 
-import { FrameStore, capacityFor, rate, supply } from "./player_clock.js";
+import { FrameStore, capacityFor, clamp, supply } from "./player_clock.js";
 
 const SETTLE_MS = 150; // after a seek, how long the browser's own frame report is waited for
 const JUMP_SECONDS = 0.5;
+const SLOWEST = 0.2; // of the normal pace, while fetching
 
 /** Number of the frame that is on screen at `seconds`; a little slack for times rounded down by the container. */
 export const frameAt = (seconds, fps) => Math.floor(seconds * fps + 0.1);
@@ -22,12 +23,13 @@ export class VideoSource {
     this.abort = new AbortController();
     this.waiting = new Map();
     this.due = 0;
-    this.start = 0;
+    this.last = -1;
+    this.pace = 1;
     this.timer = 0;
     const listen = (name, act) => this.video.addEventListener(name, act, { signal: this.abort.signal });
-    listen("error", () => this.onError(this.video.error?.code === MediaError.MEDIA_ERR_DECODE ? "decode" : "load"));
+    listen("error", () => this.onError(this.video.error?.code === MediaError.MEDIA_ERR_DECODE ? "decode" : this.address ? "format" : "load"));
     listen("seeked", () => this.settle());
-    listen("ended", () => this.captureAs(this.frames - 1));
+    listen("ended", () => this.length <= this.frames && this.captureAs(this.frames - 1));
     this.parent.append(this.video);
   }
 
@@ -73,8 +75,9 @@ export class VideoSource {
     return this.video.videoWidth / this.video.videoHeight;
   }
 
+  /** The frame at which the element stands; `frames` at its end. */
   get head() {
-    return this.video.ended ? this.frames : frameAt(this.video.currentTime - this.start, this.fps);
+    return this.video.ended ? this.frames : Math.min(this.frames, frameAt(this.video.currentTime, this.fps));
   }
 
   watch() {
@@ -95,7 +98,17 @@ export class VideoSource {
     } catch {
       picture = this.video; // VideoFrame is for secure pages and same-origin media
     }
-    this.keep(Math.round((seconds - this.start) * this.fps), picture);
+    const index = Math.round(seconds * this.fps);
+    this.measure(index);
+    this.keep(index, picture);
+  }
+
+  /** A browser that cannot keep up drops frames. Then the element goes slower: frames in memory count, not its own pace. */
+  measure(index) {
+    const step = index - this.last;
+    this.last = index;
+    if (this.video.paused || step < 1 || step > 16) return;
+    this.pace = step > 1 ? Math.max(SLOWEST, this.pace * 0.8) : Math.min(1, this.pace * 1.02);
   }
 
   captureAs(index) {
@@ -122,9 +135,11 @@ export class VideoSource {
     this.waiting.delete(index);
   }
 
-  /** Resolves when the frame is in the store. */
+  /** Resolves when the frame is in the store. Until then the element stands still. */
   seek(index) {
+    this.due = index;
     if (this.store.has(index)) return Promise.resolve();
+    this.halt();
     return new Promise((resolve) => {
       this.waiting.set(index, resolve);
       this.jump(index);
@@ -133,28 +148,34 @@ export class VideoSource {
 
   jump(index) {
     this.target = index;
-    this.video.currentTime = this.start + middleOf(index, this.fps);
+    this.video.currentTime = middleOf(index, this.fps);
   }
 
-  /** After a seek the browser reports the frame; a frame it reports under another time, or not at all, is the one asked for. */
+  /** After a seek the browser reports the frame; one it reports under another time, or not at all, is the one asked for. */
   settle() {
     clearTimeout(this.timer);
-    const { target } = this;
-    this.timer = setTimeout(() => target === this.target && !this.video.seeking && this.captureAs(target), SETTLE_MS);
+    const { target, video } = this;
+    this.timer = setTimeout(() => {
+      if (target === this.target && video.paused && !video.seeking) this.captureAs(target);
+    }, SETTLE_MS);
   }
 
-  /** Supply the clock, which is at frame `due` and runs at `speed`. */
+  /** Fetch what a clock at frame `due` with this speed needs next, then the rest. False where nothing is left to do. */
   serve(due, speed) {
     this.due = due;
     const { video, store, frames, head } = this;
-    if (video.seeking) return;
-    const has = (index) => store.has(index);
-    const order = supply({ due, head, has, frames, room: store.room, jump: JUMP_SECONDS * this.fps });
-    if (order === "halt") return this.halt();
+    if (video.seeking || this.waiting.size) return true;
+    const order = supply({ due, head, has: (index) => store.has(index), frames, room: store.room, jump: JUMP_SECONDS * this.fps });
+    if (order === "halt") this.halt();
+    else this.run(order === "run" && head >= frames ? 0 : order, speed);
+    return order !== "halt";
+  }
+
+  run(order, speed) {
+    const { video } = this;
     if (order !== "run") this.jump(order);
-    const lead = head - due;
-    const playback = rate(speed, Math.abs(lead) < frames / 2 ? lead : Infinity);
-    if (Math.abs(video.playbackRate - playback) > 1e-3) video.playbackRate = playback;
+    const wanted = clamp(Math.max(1, speed) * 1.1 * this.pace, 0.0625, 16);
+    if (Math.abs(video.playbackRate / wanted - 1) > 0.05) video.playbackRate = wanted;
     if (video.paused) video.play().catch(() => {}); // interrupted by the next pause(); errors arrive as events
   }
 

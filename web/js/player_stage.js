@@ -46,6 +46,7 @@ export function attachPointers({ stage, divider }, view, signal) {
   const wheel = (event) => {
     if (!event.ctrlKey && !event.metaKey) return; // a plain wheel scrolls the page; a pinch on a touchpad arrives with ctrlKey
     event.preventDefault();
+    event.stopPropagation();
     view.zoomAt(local(event), Math.exp(-event.deltaY * 0.004));
   };
   stage.addEventListener("pointerdown", press, { signal });

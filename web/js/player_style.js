@@ -70,6 +70,7 @@ export const STYLE = `
 
 .sedialect-player-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 14px; }
 .sedialect-player-group { display: flex; align-items: center; gap: 2px; }
+.sedialect-player-rest { gap: 6px; }
 .sedialect-player-group[data-push] { margin-left: auto; }
 .sedialect-player-time { padding: 0 4px; color: var(--quiet); white-space: nowrap; }
 .sedialect-player-time b { color: var(--text); font-weight: 600; }
@@ -113,7 +114,9 @@ export const STYLE = `
 }
 @container (max-width: 560px) {
   .sedialect-player-panel { padding: 6px 8px 8px; }
-  .sedialect-player-plots { padding: 8px 10px 10px; }
+  .sedialect-player-plots { padding: 8px 10px 10px; gap: 8px 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 120px), 1fr)); }
+  .sedialect-player-series-range { display: none; }
+  .sedialect-player-series-plot { height: 36px; }
   .sedialect-player-bar { gap: 6px 8px; }
   .sedialect-player-modes { order: 1; flex: 1 1 100%; }
   .sedialect-player-modes button { flex: 1; padding: 0 4px; }

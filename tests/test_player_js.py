@@ -1,0 +1,44 @@
+"""The logic of the video comparer (web/js), with Node's own test runner: clock, layout, keys, plots, the ComfyUI node's life."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "tests" / "js").glob("*.test.mjs"))
+
+
+@pytest.fixture(scope="module")
+def node() -> str:
+    """Node 20 or newer."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("no node on this machine")
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.removeprefix("v").split(".")[0]) < 20:
+        pytest.skip(f"node {version}; these tests need 20")
+    return program
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name.removesuffix(".test.mjs"))
+def test_script(node, script):
+    done = subprocess.run(
+        [node, "--test", str(script)], capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"}, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "web" / "js").glob("*.js")), ids=lambda path: path.name)
+def test_modules_stand_alone(script):
+    """No build step and no network: a module imports its neighbours, and nothing else by a fixed address."""
+    text = script.read_text(encoding="utf-8")
+    imports = [
+        line for line in text.splitlines() if line.startswith("import ") or line.startswith("export ") and " from " in line
+    ]
+    assert all('from "./' in line for line in imports), imports
+    assert "https://" not in text
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert len(text.splitlines()) <= 400
