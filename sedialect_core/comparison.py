@@ -2,6 +2,8 @@
 
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +17,8 @@ from .bench.metrics import Fidelity, fidelity
 from .config import SeDialectConfig
 from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
 from .report import megabytes
-from .sampling import Request, Sample, sample
-from .video import side_by_side, write_mp4, write_still
+from .sampling import Request, Sample, Watch, sample
+from .video import Frames, side_by_side, write_mp4, write_still
 
 PACKAGES = ("sedialect", "torch", "diffusers", "transformers")
 
@@ -74,14 +76,42 @@ class Comparison:
         }
 
 
-def compare(pipe: Any, request: Request, config: SeDialectConfig) -> Comparison:
-    """Generate with the pipeline as it is, quantize it in place, and generate again with the same noise."""
+QUANTIZING, MEASURING = "quantizing", "measuring"  # stages of a comparison beside the two videos
+
+
+def compare(
+    pipe: Any, request: Request, config: SeDialectConfig, *, watch: Watch | None = None, restore: bool = False
+) -> Comparison:
+    """Generate with the pipeline as it is, quantize it in place, and generate again with the same noise.
+
+    Args:
+        watch: follows the run, in place of progress bars; its stages are `16 bit`, QUANTIZING, the precision, MEASURING.
+        restore: leave the pipeline as it was, also after an error; its 16-bit layers wait in CPU memory meanwhile.
+    """
     models = denoisers(pipe)
-    original = sample(pipe, models, request, "16 bit")
-    SeDialectMixin.enable_sedialect(pipe, config)
-    quantized = sample(pipe, models, request, config.precision)
-    report = SeDialectMixin.sedialect_report(pipe)
+    follow = watch or Watch()
+    original = sample(pipe, models, request, "16 bit", watch)
+    follow.on_stage(QUANTIZING)
+    with quantized_pipeline(pipe, config, restore, progress=watch is None) as report:
+        quantized = sample(pipe, models, request, config.precision, watch)
+    follow.on_stage(MEASURING)
     return Comparison(request, config, original, quantized, report, fidelity(quantized.frames, original.frames))
+
+
+@contextmanager
+def quantized_pipeline(pipe: Any, config: SeDialectConfig, restore: bool, progress: bool = True) -> Iterator[PipelineReport]:
+    """The pipeline quantized in place, and its report; `restore` puts the 16-bit layers back when the block ends."""
+    SeDialectMixin.enable_sedialect(pipe, config, keep_original=restore, progress=progress)
+    try:
+        yield SeDialectMixin.sedialect_report(pipe)
+    finally:
+        if restore:
+            SeDialectMixin.disable_sedialect(pipe)
+
+
+def fidelity_by_frame(video: Frames, reference: Frames) -> list[Fidelity]:
+    """How near each frame of a video [T, H, W, 3] is to the same frame of its reference."""
+    return [fidelity(video[t : t + 1], reference[t : t + 1]) for t in range(len(reference))]
 
 
 def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Path]:

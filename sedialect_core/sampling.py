@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,19 @@ class Request:
         return {"prompt": self.prompt, "num_inference_steps": self.steps, **given}
 
 
+class Watch:
+    """Follows a run while it is made. This one does nothing; what a method raises stops the run and reaches the caller."""
+
+    def on_stage(self, label: str) -> None:
+        """A part of the run begins."""
+
+    def on_forward(self) -> None:
+        """A transformer is about to be called: at least once a step, and the finest place to stop at."""
+
+    def on_step(self, step: int, latents: torch.Tensor) -> None:
+        """The sampler has made its step number `step`, from 1, with these latents. Not every pipeline tells its steps."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A generated video [T, H, W, 3] and the seconds that the transformers took for one step."""
@@ -52,29 +65,47 @@ class Sample:
     seconds_per_step: float
 
 
-def sample(pipe: Any, models: dict[str, nn.Module], request: Request, label: str) -> Sample:
+def sample(pipe: Any, models: dict[str, nn.Module], request: Request, label: str, watch: Watch | None = None) -> Sample:
     """Generate. The noise depends on the seed alone, whatever the device: it is drawn on the CPU.
+
+    Args:
+        watch: follows the run, in place of a progress bar.
 
     Raises:
         InputError: the pipeline refuses the request's size or arguments.
     """
-    with _timed(models) as seconds:
-        frames = generate(pipe, request, label).frames[0]
+    if watch is not None:
+        watch.on_stage(label)
+    with _timed(models, watch) as seconds:
+        frames = generate(pipe, request, label, progress=watch is None, watch=watch).frames[0]
     return Sample(to_bytes(frames), sum(seconds) / request.steps)
 
 
-def generate(pipe: Any, request: Request, label: str, output_type: str = "np", progress: bool = True) -> Any:
+def generate(
+    pipe: Any,
+    request: Request,
+    label: str,
+    output_type: str = "np",
+    progress: bool = True,
+    watch: Watch | None = None,
+) -> Any:
     """What the pipeline returns for a request; `output_type="latent"` leaves the decoding out.
+
+    Args:
+        watch: is told the steps, where the pipeline tells them.
 
     Raises:
         InputError: the pipeline refuses the request's size or arguments.
     """
     arguments = request.arguments()
-    unknown = sorted(arguments.keys() - inspect.signature(pipe.__call__).parameters.keys())
+    known = inspect.signature(pipe.__call__).parameters.keys()
+    unknown = sorted(arguments.keys() - known)
     if unknown:
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; leave it out")
     pipe.set_progress_bar_config(desc=label, disable=not progress)
     generator = torch.Generator("cpu").manual_seed(request.seed)
+    if watch is not None and "callback_on_step_end" in known:
+        arguments["callback_on_step_end"] = _step_callback(watch)
     try:
         return pipe(**arguments, generator=generator, output_type=output_type)
     except ValueError as error:
@@ -115,13 +146,25 @@ def pick_device(name: str) -> str:
     return name
 
 
+def _step_callback(watch: Watch) -> Callable[..., dict[str, Any]]:
+    """What diffusers calls after each step."""
+
+    def tell(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        watch.on_step(step + 1, tensors["latents"])
+        return {}
+
+    return tell
+
+
 @contextmanager
-def _timed(models: dict[str, nn.Module]) -> Iterator[list[float]]:
-    """Seconds of every forward of the models while the block runs."""
+def _timed(models: dict[str, nn.Module], watch: Watch | None = None) -> Iterator[list[float]]:
+    """Seconds of every forward of the models while the block runs; `watch` is told before each."""
     seconds: list[float] = []
     started: list[float] = []
 
     def begin(*_: object) -> None:
+        if watch is not None:
+            watch.on_forward()
         started.append(_now())
 
     def end(*_: object) -> None:

@@ -1,0 +1,40 @@
+"""`sedialect app`: the page with 16 bit beside quantized."""
+
+import argparse
+from typing import Any
+
+BOUNDS = {
+    "max_steps": "sampling steps",
+    "max_frames": "frames",
+    "max_side": "pixels of width and height",
+    "max_pixels": "pixels of all frames together",
+    "seconds": "that one run may take",
+    "waiting": "visitors that may wait in line",
+}
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    app = commands.add_parser("app", help="a page in the browser: generate, compare, look inside")
+    app.add_argument(
+        "--model", help="a pipeline's folder, or its name on the Hugging Face Hub; the bundled model if not given"
+    )
+    app.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
+    app.add_argument("--port", type=int, default=7860)
+    app.add_argument("--share", action="store_true", help="a public address through Gradio's servers")
+    app.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    app.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the plain arm")
+    app.add_argument("--fps", type=int, help="frames a second of the videos")
+    bounds = app.add_argument_group("bounds of what visitors may ask for")
+    for option, text in BOUNDS.items():
+        bounds.add_argument(f"--{option.replace('_', '-')}", type=int, help=text)
+    app.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    from ...web.app import Settings, launch
+
+    changes = tuple((name, getattr(parsed, name)) for name in ("fps", *BOUNDS) if getattr(parsed, name) is not None)
+    launch(Settings(parsed.model, parsed.host, parsed.port, parsed.share, parsed.device, parsed.dtype, changes))
+    return 0

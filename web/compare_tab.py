@@ -1,0 +1,177 @@
+"""The first tab: one prompt, one noise, two videos under one slider, and the numbers between them."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from ..sedialect_core.config import PRESETS, SeDialectConfig
+from ..sedialect_core.errors import SeDialectError
+from . import markup
+from .limits import CHOICES, MAX_FRAGMENTS, Offer, simple_settings
+from .player import comparer, shown
+from .service import SIXTEEN, Finished, Service
+from .studio import Progress, Stopped
+
+LOG = logging.getLogger(__name__)
+UNEXPECTED = "This failed inside the server, which has written down why. Try again, or with other settings."
+MODEL_QUEUE = "model"  # everything that needs the pipeline stands in one line
+SETTING_LABELS = {
+    "precision": ("Precision", "w4a4: 4-bit weights and activations; w4a8: 8-bit activations; w4a16: weights alone"),
+    "block_size": ("Block size", "numbers that share one dialect: 16 is 4.5 bits a weight, 32 is 4.25"),
+    "formatbook": ("Formatbook", "the set of 4-bit number formats that blocks choose from"),
+    "candidates": ("Candidates of an activation block", "max: the dialects of its maximum; all: every one"),
+    "modulation": ("Modulation layers", "w4a16: 4-bit weights; keep: 16 bit"),
+}
+HEAD = ("", "16 bit", "quantized", "")
+DOWNLOADS = ("16 bit", "Quantized", "Side by side", "Numbers")
+
+
+class CompareTab:
+    """The tab's components and what happens in them.
+
+    Attributes:
+        finished: the visitor's last result, a `Finished`, for the other tabs.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.finished = gr.State(None)
+        with gr.Row(equal_height=False, elem_classes="sd-columns"):
+            with gr.Column(scale=4, min_width=320):
+                self._inputs(service.offer)
+            with gr.Column(scale=7, min_width=320):
+                self._outputs()
+        self._wire()
+
+    def _inputs(self, offer: Offer) -> None:
+        self.prompt = gr.Textbox(offer.prompt, label="Prompt", lines=3, max_length=offer.prompt_characters)
+        with gr.Row():
+            self.run = gr.Button("Generate both videos", variant="primary", scale=3, elem_id="sd-run")
+            self.stop = gr.Button("Cancel", variant="stop", scale=1, min_width=90, interactive=False, elem_id="sd-stop")
+        with gr.Row():
+            self.seed = gr.Number(offer.seed, label="Seed", precision=0, minimum=0, min_width=120)
+            self.steps = gr.Slider(1, offer.max_steps, offer.steps, step=1, label="Steps", min_width=160)
+        self.preset = gr.Radio(list(PRESETS), value="default", label="Preset of the quantized video")
+        with gr.Accordion("Size, guidance", open=False):
+            self._sizes(offer)
+        with gr.Accordion("Advanced settings of the quantized video", open=False):
+            self._settings()
+        if offer.examples:
+            gr.Examples([list(example) for example in offer.examples], [self.prompt, self.seed], label="Examples")
+
+    def _sizes(self, offer: Offer) -> None:
+        hint = None if offer.fixed_sizes else "0 leaves it to the pipeline"
+        low = offer.min_side if offer.fixed_sizes else 0
+        side = {"step": offer.side_step, "info": hint}
+        self.width = gr.Slider(low, offer.max_side, offer.side, label="Width", **side)
+        self.height = gr.Slider(low, offer.max_side, offer.side, label="Height", **side)
+        least = 5 if offer.frames else 0
+        self.frames = gr.Slider(
+            least, offer.max_frames, offer.frames, step=offer.frame_step if offer.frames else 1, label="Frames", info=hint
+        )
+        self.guidance = gr.Slider(0, offer.max_guidance, offer.guidance_scale, step=0.1, label="Guidance")
+        self.negative = gr.Textbox("", label="Negative prompt", max_length=offer.prompt_characters)
+
+    def _settings(self) -> None:
+        start = SeDialectConfig()
+        self.settings: dict[str, Any] = {}
+        for name, choices in CHOICES.items():
+            label, info = SETTING_LABELS[name]
+            self.settings[name] = gr.Dropdown(list(choices), value=getattr(start, name), label=label, info=info)
+        for name, value in simple_settings().items():
+            label = name.replace("_", " ").capitalize()
+            self.settings[name] = (
+                gr.Checkbox(value, label=label) if isinstance(value, bool) else gr.Number(value, label=label)
+            )
+        self.keep = gr.Textbox(
+            "",
+            label="Layers left in 16 bit",
+            info="parts of layer names, separated by commas, such as attn2 or blocks.0.",
+            max_length=MAX_FRAGMENTS,
+        )
+
+    def _outputs(self) -> None:
+        self.status = gr.HTML(markup.message(self._greeting()), elem_id="sd-status")
+        with gr.Column(visible=False) as self.result:
+            self.player = comparer(elem_id="sd-compare")
+            with gr.Row(elem_classes="sd-downloads"):
+                self.files = [gr.DownloadButton(label, size="sm", min_width=120) for label in DOWNLOADS]
+            self.numbers = gr.HTML(elem_id="sd-numbers")
+
+    def _greeting(self) -> str:
+        return (
+            f"{self.service.name}: the same prompt and the same noise, once in 16 bit and once quantized with "
+            "SemanticDialect. Both videos appear here under one slider."
+        )
+
+    def _wire(self) -> None:
+        settings = list(self.settings.values())
+        asked = [self.prompt, self.negative, self.seed, self.steps, self.guidance, self.width, self.height, self.frames]
+        outputs = [self.status, self.result, self.player, self.numbers, *self.files, self.finished, self.run, self.stop]
+        self.preset.change(self._preset_values, self.preset, settings, queue=False, api_visibility="private")
+        started = self.run.click(
+            self.compare,
+            [self.finished, *asked, self.preset, self.keep, *settings],
+            outputs,
+            concurrency_limit=1,
+            concurrency_id=MODEL_QUEUE,
+            show_progress="minimal",
+            show_progress_on=self.status,
+            trigger_mode="once",
+            api_visibility="private",
+        )
+        self.prompt.submit(None, js="() => document.querySelector('#sd-run')?.click()")
+        self.stop.click(self._stopped, self.finished, outputs, cancels=[started], queue=False, api_visibility="private")
+
+    @staticmethod
+    def _preset_values(preset: str) -> list[Any]:
+        config = SeDialectConfig.preset(preset)
+        return [getattr(config, name) for name in (*CHOICES, *simple_settings())]
+
+    def compare(self, request: gr.Request, last: Finished | None, *values: Any) -> Iterator[list[Any]]:
+        """Generate, and fill the right side as it goes; what ends without a result shows the last one again."""
+        names = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "num_frames")
+        asked, (preset, keep, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
+        settings = dict(zip(self.settings, rest, strict=True))
+        try:
+            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep):
+                yield self._finished(news) if isinstance(news, Finished) else self._running(news, settings["precision"])
+        except SeDialectError as error:
+            yield self._ended(last, markup.message(f"This did not work: {error}", "error"))
+        except Stopped:
+            yield self._ended(last, markup.message("Cancelled."))
+        except Exception:  # a bug: it goes to the operator's log, and the visitor can go on
+            LOG.exception("comparison failed")
+            yield self._ended(last, markup.message(UNEXPECTED, "error"))
+
+    def _running(self, progress: Progress, precision: str) -> list[Any]:
+        status = markup.progress(progress, (SIXTEEN, precision))
+        hidden = gr.update(visible=False)
+        return [status, hidden, *[gr.skip()] * 7, gr.update(interactive=False), gr.update(interactive=True)]
+
+    def _finished(self, done: Finished) -> list[Any]:
+        left, right, *_ = done.files
+        series = done.measured.series
+        labels = ("16 bit", f"SemanticDialect {done.config.precision}")
+        player = shown(left, right, labels, done.fps, len(series[0]["values"]), series)
+        caption = f"{done.request.prompt} (seed {done.request.seed}, {done.request.steps} steps)"
+        notes = "".join(markup.message(note) for note in done.notes)
+        return [
+            notes or markup.message("Done. Drag the line, step through the frames, or look at the difference."),
+            gr.update(visible=True),
+            player,
+            markup.table(HEAD, done.rows, caption),
+            *map(str, done.files),
+            done,
+            gr.update(interactive=True),
+            gr.update(interactive=False),
+        ]
+
+    def _ended(self, last: Finished | None, status: str) -> list[Any]:
+        shown = gr.update(visible=last is not None)
+        return [status, shown, *[gr.skip()] * 7, gr.update(interactive=True), gr.update(interactive=False)]
+
+    def _stopped(self, last: Finished | None) -> list[Any]:
+        return self._ended(last, markup.message("Cancelled."))

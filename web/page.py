@@ -1,0 +1,28 @@
+"""The page: its tabs, and the endpoints that programs call."""
+
+import gradio as gr
+
+from .compare_tab import CompareTab
+from .service import Service
+
+TITLE = "sedialect"
+
+
+def build(service: Service) -> gr.Blocks:
+    """All tabs, wired to a service."""
+    # delete_cache cannot stand in for `Results`: it goes by age alone, and keeps what Gradio itself made.
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(
+            '<header class="sd-title"><h1>sedialect</h1>'
+            "<p>Video diffusion in 4-bit weights and 4-bit activations, beside 16 bit</p></header>"
+        )
+        with gr.Tabs():
+            compare = gr.Tab("Compare")
+            with compare:
+                CompareTab(service)
+
+        def leave(request: gr.Request) -> None:
+            service.results.left(request.session_hash or "")
+
+        page.unload(leave)
+    return page

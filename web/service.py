@@ -1,0 +1,98 @@
+"""What the tabs do, apart from how they look: inputs checked, work run on the studio's pipeline, progress told."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..sedialect_core.comparison import Comparison, compare, write_comparison
+from ..sedialect_core.config import SeDialectConfig
+from ..sedialect_core.demo import unknown_words
+from ..sedialect_core.errors import SeDialectError
+from ..sedialect_core.sampling import Request
+from .limits import Offer, checked_config, checked_request
+from .measures import Measured, measure, rows
+from .results import Results
+from .studio import Progress, Run, Studio
+
+SIXTEEN = "16 bit"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A comparison on disk: its files, what was measured, and what it was asked for."""
+
+    request: Request
+    config: SeDialectConfig
+    folder: Path
+    fps: int
+    rows: list[tuple[str, str, str, str]]
+    measured: Measured
+    numbers: dict[str, Any] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, Path, Path, Path]:
+        """16 bit, quantized, side by side, and the numbers."""
+        names = ("16-bit.mp4", "quantized.mp4", "side-by-side.mp4", "comparison.json")
+        first, second, both, numbers = (self.folder / name for name in names)
+        return first, second, both, numbers
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server's pipeline, what it offers, and where its results lie."""
+
+    studio: Studio
+    offer: Offer
+    results: Results
+    bundled: bool
+    name: str
+
+    def compare(
+        self, session: str, asked: dict[str, Any], preset: str, settings: dict[str, Any], keep: str
+    ) -> Iterator[Progress | Finished]:
+        """Both videos of a request: progress while they are made, then the result.
+
+        Raises:
+            SeDialectError: the inputs are out of bounds, or the model, the pipeline or the disk fails.
+        """
+        request, config = checked_request(self.offer, **asked), checked_config(preset, settings, keep)
+
+        def work(pipe: Any, run: Run[Finished]) -> Finished:
+            comparison = compare(pipe, request, config, watch=run, restore=True)
+            return self._write(session, comparison, self._notes(pipe, request))
+
+        yield from self._follow(work, steps=request.steps, stages=2)
+
+    def _follow(self, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
+        with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
+            yield Progress(steps=steps)
+            yield from run.follow()
+        if run.error is not None:
+            raise explained(run.error) from run.error
+        yield run.result
+
+    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...]) -> Finished:
+        fps = self.offer.fps
+        measured = measure(comparison.quantized.frames, comparison.original.frames, fps)
+        folder = self.results.new_folder(session)
+        write_comparison(comparison, folder, fps)
+        numbers = {**comparison.to_dict(), "measured": measured.values}
+        lines = rows(comparison, measured)
+        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes)
+
+    def _notes(self, pipe: Any, request: Request) -> tuple[str, ...]:
+        unknown = unknown_words(request.prompt, pipe.tokenizer) if self.bundled else []
+        if not unknown:
+            return ()
+        return (f"The bundled model does not know: {', '.join(unknown)}. It knows coloured shapes that move.",)
+
+
+def explained(error: BaseException) -> BaseException:
+    """An error as visitors are told it: what they, or the operator, can mend."""
+    if isinstance(error, SeDialectError):
+        return error
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return SeDialectError("the server's memory is too small for this; ask for fewer or smaller frames")
+    return error

@@ -1,0 +1,221 @@
+"""The one pipeline of a server, and the one run that it makes at a time; the others wait for it."""
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from ..sedialect_core.errors import InputError, ModelError, SeDialectError
+from ..sedialect_core.preview import CleanLatents, LatentPreview
+from ..sedialect_core.sampling import Watch
+from ..sedialect_core.video import Frames
+
+WAKE = 1.0  # seconds after which whoever follows a run looks up, news or not
+PREVIEW_FRAMES, PREVIEW_SIDE = 12, 160
+WAITING = "waiting for the model"
+
+Result = TypeVar("Result")
+
+
+class Stopped(Exception):
+    """The visitor cancelled the run, or left."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `previews` holds a picture, as a data URI, for each stage that has shown one."""
+
+    stage: str = WAITING
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    previews: dict[str, str] = field(default_factory=dict)
+
+
+class Run(Watch, Generic[Result]):
+    """One piece of work on the pipeline, in a thread of its own: its progress, its result, and the wish to stop it.
+
+    Args:
+        steps: of one sampling stage.
+        stages: how many sampling stages there will be, for the seconds that are left.
+        seconds: after which it is stopped.
+    """
+
+    def __init__(self, steps: int, stages: int, seconds: float) -> None:
+        self.steps, self.stages, self.seconds = steps, stages, seconds
+        self.progress = Progress(steps=steps)
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._version, self._ended = 0, False
+        self._stop = threading.Event()
+        self._started = self._stage_started = time.monotonic()
+        self._holding = False  # the time in line is nobody's fault
+        self._sampled = 0
+        self._preview: LatentPreview | None = None
+        self._scheduler: Any = None
+        self._clean: CleanLatents | None = None
+
+    def stop(self) -> None:
+        """Ask the run to end at its next step, or sooner."""
+        self._stop.set()
+
+    def follow(self) -> Iterator[Progress]:
+        """Progress, whenever there is news, until the run has ended."""
+        seen = -1
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda seen=seen: self._ended or self._version != seen, timeout=WAKE)
+                news, seen, ended, progress = self._version != seen, self._version, self._ended, self.progress
+            if ended:
+                return
+            if news:
+                yield progress
+
+    def on_stage(self, label: str) -> None:
+        self._check()
+        self._stage_started, self._clean = time.monotonic(), None
+        self._tell(replace(self.progress, stage=label, step=0, seconds_left=None))
+
+    def on_forward(self) -> None:
+        self._check()
+
+    def on_step(self, step: int, latents: torch.Tensor) -> None:
+        self._check()
+        self._sampled += step == 1
+        previews = {**self.progress.previews, **self._show(step, latents)}
+        self._tell(replace(self.progress, step=step, seconds_left=self._seconds_left(step), previews=previews))
+
+    def carry_out(self, work: Callable[[Any, "Run[Result]"], Result], studio: "Studio") -> None:
+        """Do the work when the pipeline is free; the body of the run's thread."""
+        try:
+            with studio.pipeline(self._check) as pipe:
+                self._started, self._holding = time.monotonic(), True
+                self._preview, self._scheduler = studio.preview, getattr(pipe, "scheduler", None)
+                self.result = work(pipe, self)
+        except BaseException as error:  # noqa: BLE001  # it is raised again where the run is waited for
+            self.error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+        if self._holding and time.monotonic() - self._started > self.seconds:
+            raise InputError(f"this took longer than {self.seconds:.0f} s and was stopped; ask for fewer steps or frames")
+
+    def _seconds_left(self, step: int) -> float:
+        a_step = (time.monotonic() - self._stage_started) / step
+        return a_step * (self.steps - step + self.steps * max(0, self.stages - self._sampled))
+
+    def _show(self, step: int, latents: torch.Tensor) -> dict[str, str]:
+        if self._preview is None:
+            return {self.progress.stage: self.progress.previews.get(self.progress.stage, "")}
+        if self._clean is None:
+            self._clean = CleanLatents(self._scheduler)
+        clean = self._clean.after_step(step, latents)
+        frames = None if clean is None else self._preview.frames(clean)
+        return {self.progress.stage: "" if frames is None else moving_picture(frames)}
+
+    def _tell(self, progress: Progress) -> None:
+        with self._changed:
+            self.progress = progress
+            self._version += 1
+            self._changed.notify_all()
+
+
+class Studio:
+    """Holds the pipeline. Loading begins when it is told to, and again at the next run where it failed.
+
+    Args:
+        load: makes the pipeline; what it raises is what visitors are told.
+    """
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load = load
+        self._pipe: Any = None
+        self._lock = threading.Lock()
+        self.preview: LatentPreview | None = None
+        self.notes: list[str] = []
+        self.failed = ""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the pipeline is in memory."""
+        return self._pipe is not None
+
+    def start_loading(self) -> None:
+        """Load in the background, so that the page is there at once."""
+
+        def load() -> None:
+            with self._lock:
+                self._ensure_loaded(quiet=True)
+
+        threading.Thread(target=load, name="sedialect-loading", daemon=True).start()
+
+    @contextmanager
+    def pipeline(self, check: Callable[[], None]) -> Iterator[Any]:
+        """The pipeline, for one run alone; `check` may end the waiting by raising.
+
+        Raises:
+            SeDialectError: it cannot be loaded.
+        """
+        while not self._lock.acquire(timeout=0.25):
+            check()
+        try:
+            self._ensure_loaded()
+            yield self._pipe
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def run(
+        self, work: Callable[[Any, Run[Result]], Result], *, steps: int, stages: int, seconds: float
+    ) -> Iterator[Run[Result]]:
+        """A run that has begun, to be followed; leaving the block stops it."""
+        run: Run[Result] = Run(steps, stages, seconds)
+        thread = threading.Thread(target=run.carry_out, args=(work, self), name="sedialect-run", daemon=True)
+        thread.start()
+        try:
+            yield run
+        finally:
+            run.stop()
+
+    def _ensure_loaded(self, quiet: bool = False) -> None:
+        if self._pipe is not None:
+            return
+        try:
+            pipe = self._load()
+        except SeDialectError as error:
+            self.failed = str(error)
+            if quiet:
+                return
+            raise
+        self.failed = ""
+        pipe.set_progress_bar_config(disable=True)
+        try:
+            self.preview = LatentPreview.fit(pipe)
+        except ModelError as error:
+            self.notes.append(str(error))
+        self._pipe = pipe
+
+
+def moving_picture(frames: Frames) -> str:
+    """At most PREVIEW_FRAMES frames [T, H, W, 3] as an animated WebP in a data URI."""
+    from PIL import Image
+
+    chosen = frames[:: max(1, -(-len(frames) // PREVIEW_FRAMES))]
+    pictures = [Image.fromarray(frame) for frame in chosen]
+    for picture in pictures:
+        picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    file = io.BytesIO()
+    pictures[0].save(file, "WEBP", save_all=True, append_images=pictures[1:], duration=160, loop=0, quality=80)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
