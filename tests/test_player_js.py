@@ -1,4 +1,4 @@
-"""The logic of the video comparer (web/js), with Node's own test runner: clock, layout, keys, plots, the ComfyUI node's life."""
+"""The logic of the video comparer (web/js), with Node's own test runner."""
 
 import os
 import shutil
@@ -35,9 +35,7 @@ def test_script(node, script):
 def test_modules_stand_alone(script):
     """No build step and no network: a module imports its neighbours, and nothing else by a fixed address."""
     text = script.read_text(encoding="utf-8")
-    imports = [
-        line for line in text.splitlines() if line.startswith("import ") or line.startswith("export ") and " from " in line
-    ]
+    imports = [line for line in text.splitlines() if line.startswith(("import ", "export ")) and " from " in line]
     assert all('from "./' in line for line in imports), imports
     assert "https://" not in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")

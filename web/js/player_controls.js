@@ -46,7 +46,7 @@ export function createControls(document, labels, { ask, signal }) {
   ui.plots = make("div", "plots", { hidden: "" });
   const style = Object.assign(document.createElement("style"), { textContent: STYLE });
   const panel = make("div", "panel", {}, [ui.scrub, ui.bar]);
-  ui.root = make("div", "", { role: "group", "aria-label": labels.player }, [style, ui.stage, panel, ui.plots]);
+  ui.root = make("div", "", { role: "group", "aria-label": labels.player, tabindex: -1 }, [style, ui.stage, panel, ui.plots]);
   ui.root.classList.add("sedialect-player");
   return ui;
 }

@@ -9,7 +9,7 @@ export const STYLE = `
   color-scheme: light dark; container-type: inline-size; box-sizing: border-box; width: 100%; min-width: 0;
   color: var(--text); background: var(--bg); border: 1px solid var(--line); border-radius: 10px; overflow: hidden;
   font: 13px/1.4 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; font-variant-numeric: tabular-nums;
-  text-align: left; letter-spacing: normal; -webkit-tap-highlight-color: transparent;
+  outline: none; text-align: left; letter-spacing: normal; -webkit-tap-highlight-color: transparent;
 }
 .sedialect-player[data-theme="light"] { color-scheme: light; }
 .sedialect-player[data-theme="dark"] { color-scheme: dark; }
