@@ -25,9 +25,9 @@ lint: $(VENV)/installed-dev
 	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/sedialect
 	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -m sedialect -p sedialect.kernels -p sedialect.sedialect_core
 
-# The table of docs/demo.md, measured again.
+# The tables of docs/demo.md, measured again; those of docs/quality.md want a GPU: sedialect bench quality --write docs/quality.md
 docs: $(VENV)/installed-demo
-	$(BIN)/sedialect bench quality --write docs/demo.md
+	$(BIN)/sedialect bench quality --pairs 8 --arms '^(fp8|w4)' --metrics velocity,psnr,ssim --write docs/demo.md
 
 # The table of docs/compatibility.md, from the outcomes of its tests.
 compatibility: $(VENV)/installed-dev

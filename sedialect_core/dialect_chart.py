@@ -2,14 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from .atomic import replacing
-from .errors import InputError
+from .drawing import COLOURS, INK, PALE, PAPER, Pen, picture
 from .formatbook import Formatbook
-
-if TYPE_CHECKING:
-    from PIL import ImageDraw
 
 COLUMNS = 16  # half-units 0 to 15
 BAR = 20
@@ -61,15 +57,10 @@ def _heading(book: Formatbook) -> list[str]:
     return [printable(line) for line in [*lines, *(["fitted on " + ", ".join(fitted)] if fitted else [])]]
 
 
-# The picture. Everything is drawn at twice its size and scaled down, for Pillow's shapes have hard edges.
-
-SCALE = 2
 WIDTH, MARGIN, HEAD, FOOT = 1120, 40, 132, 64
 ROW, GROUP_GAP, DOT = 24, 12, 6
 STRIP_LEFT, STEP = 190, 30
 BAR_LEFT, BAR_WIDTH = 720, 290
-INK, PALE, PAPER, GRID = "#1d2433", "#8a93a6", "#ffffff", "#e6e9f0"
-COLOURS = ("#3b5bdb", "#0c9a8d", "#e8930c", "#d6336c")
 
 
 def draw(book: Formatbook, use: Use, path: Path) -> Path:
@@ -78,45 +69,15 @@ def draw(book: Formatbook, use: Use, path: Path) -> Path:
     Raises:
         InputError: Pillow is missing, or the file cannot be written.
     """
-    try:
-        from PIL import Image, ImageDraw
-    except ImportError:
-        raise InputError("drawing needs Pillow; install it: pip install 'sedialect[demo]'") from None
     height = HEAD + len(book.dialects) * ROW + 7 * GROUP_GAP + FOOT
-    canvas = Image.new("RGB", (WIDTH * SCALE, height * SCALE), PAPER)
-    pen = _Pen(ImageDraw.Draw(canvas))
-    _draw_heading(pen, book, use)
-    _draw_axis(pen, height)
-    shares = use.shares()
-    for number, share in enumerate(shares):
-        _draw_row(pen, book, number, share, max(shares))
-    _draw_legend(pen, book, height)
-    with replacing(path) as temporary:
-        canvas.resize((WIDTH, height), Image.Resampling.LANCZOS).save(temporary, format="PNG")
+    with picture(path, WIDTH, height) as pen:
+        _draw_heading(pen, book, use)
+        _draw_axis(pen, height)
+        shares = use.shares()
+        for number, share in enumerate(shares):
+            _draw_row(pen, book, number, share, max(shares))
+        _draw_legend(pen, book, height)
     return path
-
-
-class _Pen:
-    """Draws in units of the finished picture."""
-
-    def __init__(self, draw: "ImageDraw.ImageDraw") -> None:
-        self._draw = draw
-
-    def text(self, x: float, y: float, text: str, size: int = 13, fill: str = INK, anchor: str = "lm") -> None:
-        from PIL import ImageFont
-
-        self._draw.text((x * SCALE, y * SCALE), text, fill=fill, font=ImageFont.load_default(size * SCALE), anchor=anchor)
-
-    def line(self, x0: float, y0: float, x1: float, y1: float, fill: str = GRID) -> None:
-        self._draw.line((x0 * SCALE, y0 * SCALE, x1 * SCALE, y1 * SCALE), fill=fill, width=SCALE)
-
-    def dot(self, x: float, y: float, radius: float, fill: str, ring: str) -> None:
-        box = tuple(value * SCALE for value in (x - radius, y - radius, x + radius, y + radius))
-        self._draw.ellipse(box, fill=fill, outline=ring, width=2 * SCALE)
-
-    def bar(self, x: float, y: float, width: float, height: float, fill: str) -> None:
-        box = tuple(value * SCALE for value in (x, y - height / 2, x + width, y + height / 2))
-        self._draw.rounded_rectangle(box, radius=3 * SCALE, fill=fill)
 
 
 def _column(unit: int) -> int:
@@ -127,7 +88,7 @@ def _row(book: Formatbook, number: int) -> float:
     return HEAD + number * ROW + (number // book.shapes) * GROUP_GAP + ROW / 2
 
 
-def _draw_heading(pen: _Pen, book: Formatbook, use: Use) -> None:
+def _draw_heading(pen: Pen, book: Formatbook, use: Use) -> None:
     name, *rest = _heading(book)
     pen.text(MARGIN, 36, _short(name, 60), size=24)
     pen.text(MARGIN, 66, _short(rest[-1 if book.fingerprint else -2], 130), fill=PALE)
@@ -138,13 +99,13 @@ def _draw_heading(pen: _Pen, book: Formatbook, use: Use) -> None:
     pen.text(BAR_LEFT, HEAD - 24, f"use by {_short(use.of, 44)}", fill=PALE)
 
 
-def _draw_axis(pen: _Pen, height: int) -> None:
+def _draw_axis(pen: Pen, height: int) -> None:
     for unit in range(COLUMNS):
         pen.text(_column(unit), HEAD - 22, str(unit), size=11, fill=PALE, anchor="mm")
         pen.line(_column(unit), HEAD - 8, _column(unit), height - FOOT)
 
 
-def _draw_row(pen: _Pen, book: Formatbook, number: int, share: float, top: float) -> None:
+def _draw_row(pen: Pen, book: Formatbook, number: int, share: float, top: float) -> None:
     dialect, y = book.dialects[number], _row(book, number)
     colour = COLOURS[number % book.shapes]
     if number % book.shapes == 0:
@@ -159,7 +120,7 @@ def _draw_row(pen: _Pen, book: Formatbook, number: int, share: float, top: float
     pen.text(BAR_LEFT + width + 8, y, f"{share:.1%}", size=12)
 
 
-def _draw_legend(pen: _Pen, book: Formatbook, height: int) -> None:
+def _draw_legend(pen: Pen, book: Formatbook, height: int) -> None:
     y, x = height - FOOT / 2, MARGIN
     for shape in range(book.shapes):
         pen.dot(x + DOT, y, DOT, fill=COLOURS[shape], ring=COLOURS[shape])

@@ -13,7 +13,7 @@ LEVELS = [
     ["sedialect_core/cli.py"],
     ["sedialect_core/commands"],
     ["web"],
-    ["sedialect_core/doctor.py", "sedialect_core/bench/quality.py"],
+    ["sedialect_core/doctor.py", "sedialect_core/bench/quality"],
     ["sedialect_core/comparison.py"],
     ["sedialect_core/demo", "sedialect_core/calibration"],
     ["sedialect_core/conversion.py"],
@@ -31,7 +31,7 @@ LEVELS = [
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],
-    ["sedialect_core/formatbook"],
+    ["sedialect_core/formatbook", "sedialect_core/drawing.py"],
     # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
     ["sedialect_core/config.py", "sedialect_core/atomic.py", "sedialect_core/hub.py"],
     ["sedialect_core/errors.py"],

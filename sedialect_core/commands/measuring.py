@@ -2,17 +2,18 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..bench.quality import Job
+
+QUICK_PAIRS, QUICK_STEPS = 8, 5
 
 
 def add_to(commands: Any) -> None:
     """Add the command and what it measures."""
     bench = commands.add_parser("bench", help="measure").add_subparsers(required=True, metavar="WHAT")
-    quality = bench.add_parser("quality", help="how near each precision is to 16 bit, on the bundled model")
-    quality.add_argument("--prompts", type=int, default=8, help="how many of the 64 evaluation prompts")
-    quality.add_argument("--device", default="auto")
-    quality.add_argument("--write", type=Path, help="a document whose marked table is replaced")
-    quality.set_defaults(run=run_quality)
+    _add_quality(bench)
     fusing = bench.add_parser("fusing", help="what 4-bit rounding leaves of a LoRA that is fused")
     fusing.set_defaults(run=run_fusing)
     loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
@@ -37,13 +38,71 @@ def run_loading(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def run_quality(parsed: argparse.Namespace) -> int:
-    """Print the table, and write it where asked."""
-    from ..bench.quality import measure_quality, write_between_marks
-    from ..sampling import pick_device
+def _add_quality(bench: Any) -> None:
+    quality = bench.add_parser("quality", help="how near to 16 bit each precision, setting and peer stays")
+    quality.add_argument("--quick", action="store_true", help="8 pairs, few arms, velocity at 5 steps: minutes on a CPU")
+    quality.add_argument("--arms", metavar="PATTERN", help="a regular expression that finds arms by name or group")
+    quality.add_argument("--list", action="store_true", help="print the arms and stop")
+    quality.add_argument("--base", help="the arm that the others are held against; the default preset unless told otherwise")
+    quality.add_argument("--pairs", type=int, help="of prompt and seed; 64 unless told otherwise")
+    quality.add_argument("--metrics", help="all, video, or a list such as velocity,psnr,cvvdp; velocity alone with --quick")
+    quality.add_argument("--forced-steps", type=int, help="at how many steps the velocity is measured; at all unless told")
+    quality.add_argument("--batch", type=int, help="videos at a time; 16 on a GPU, 4 on a CPU")
+    quality.add_argument("--device", default="auto")
+    quality.add_argument("--model", help="a diffusers pipeline's folder or name on the Hub; the bundled model unless told")
+    quality.add_argument("--prompts", type=Path, help="with --model: JSON as demo/prompts.json is, or one prompt a line")
+    quality.add_argument("--steps", type=int, help="sampling steps")
+    quality.add_argument("--negative-prompt")
+    quality.add_argument("--guidance-scale", type=float)
+    for option in ("--height", "--width", "--num-frames"):
+        quality.add_argument(option, type=int)
+    quality.add_argument("--fps", type=int, default=16)
+    quality.add_argument("--output", type=Path, default=Path("sedialect-quality"), help="results, also of interrupted runs")
+    quality.add_argument("--write", type=Path, help="a document whose marked tables are replaced")
+    quality.set_defaults(run=run_quality)
 
-    table = measure_quality(parsed.prompts, pick_device(parsed.device))
+
+def run_quality(parsed: argparse.Namespace) -> int:
+    """Measure what has no results yet; print the tables, and write them where asked."""
+    from ..bench import quality
+    from ..comparison import check_writable
+
+    base = parsed.base or quality.BASE
+    if parsed.list:
+        print("\n".join(f"{arm.group}: {arm.name}{' (quick)' if arm.quick else ''}" for arm in quality.arms()))
+        return 0
+    arms = quality.choose(parsed.arms, base, parsed.quick)
+    job = _job_of(parsed)
+    check_writable(parsed.output)
+    results = quality.run(job, arms, parsed.output)
+    table = quality.markdown(job, results, base)
     print(table)
+    print("written:", *quality.write_results(job, results, base, parsed.output), sep="\n  ")
     if parsed.write is not None:
-        write_between_marks(parsed.write, table)
+        quality.write_between_marks(parsed.write, table)
     return 0
+
+
+def _job_of(parsed: argparse.Namespace) -> "Job":
+    from ..bench import quality
+    from ..errors import InputError
+    from ..sampling import Request, pick_device
+
+    device = pick_device(parsed.device)
+    settings: dict[str, Any] = {
+        "metrics": parsed.metrics or ("velocity" if parsed.quick else "all"),
+        "forced_steps": parsed.forced_steps or (QUICK_STEPS if parsed.quick else None),
+        "batch": (16 if device.startswith("cuda") else 4) if parsed.batch is None else parsed.batch,
+        "device": device,
+    }
+    pairs = (QUICK_PAIRS if parsed.quick else 64) if parsed.pairs is None else parsed.pairs
+    names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt", "steps")
+    given = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    if parsed.model is None:
+        if parsed.prompts is not None:
+            raise InputError("--prompts needs --model: the bundled model has its own evaluation prompts")
+        return quality.bundled_job(pairs, given, **settings)
+    if parsed.prompts is None:
+        raise InputError("--model needs --prompts, a file with a prompt a line")
+    requests = quality.requests_of(pairs, quality.read_prompts(parsed.prompts), Request(prompt="-", **given))
+    return quality.job_of(parsed.model, requests, fps=parsed.fps, **settings)

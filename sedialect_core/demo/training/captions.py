@@ -230,10 +230,10 @@ def _take_even(items: list[ObjectSpec], count: int, rng: random.Random) -> list[
     return chosen
 
 
-def evaluation_items(count: int = 64) -> list[dict[str, Any]]:
-    """The held-out evaluation set: full captions of held-out objects, each with the seed of its noise."""
+def evaluation_specs(count: int = 64) -> list[tuple[str, ClipSpec]]:
+    """Full captions of held-out objects with the clips that they describe, in the order of `evaluation_items`."""
     rng = random.Random(2026)
-    items: list[dict[str, Any]] = []
+    found: list[tuple[str, ClipSpec]] = []
     for index, base in enumerate(_take_even(held_out_objects(), count, rng)):
         change = CHANGES[index % 4] if base.texture != "plain" or index % 4 != 1 else "none"
         main = ObjectSpec(base.shape, base.colour, base.texture, SIZES[index % 3], base.motion, change)
@@ -242,5 +242,11 @@ def evaluation_items(count: int = 64) -> list[dict[str, Any]]:
             other = _trained_object(rng, second=True)
         scene = _with_scene(rng, main, other)
         spec = ClipSpec(main, other, scene.order, PATTERNS[index % 5], scene.backdrop, CAMERAS[index % 7])
-        items.append({"prompt": write_caption(spec, rng, full=True), "seed": 1000 + index})
-    return items
+        found.append((write_caption(spec, rng, full=True), spec))
+    return found
+
+
+def evaluation_items(count: int = 64) -> list[dict[str, Any]]:
+    """The held-out evaluation set: full captions of held-out objects, each with the seed of its noise."""
+    captions = (caption for caption, _ in evaluation_specs(count))
+    return [{"prompt": caption, "seed": 1000 + index} for index, caption in enumerate(captions)]

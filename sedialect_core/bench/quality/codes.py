@@ -1,0 +1,117 @@
+"""Do tokens that nearly repeat get the same codes? Looked at while an arm is led along the 16-bit trajectory.
+
+Groups are tokens at one place of neighbouring latent frames. What an arm's semantic assignment groups is its own affair: all
+arms are asked about the same pairs of tokens.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ....kernels import ops
+from ....kernels.rotation import rotate_rows
+from ...inspection import TokenLayout, layout_of
+from ...linear import ACTIVATION_BITS, Guidance, SeDialectLinear
+from ..metrics import difference_error, same_code_rate
+from ..peers import PeerLinear
+
+NAMES = {"same_code": same_code_rate, "difference_error": difference_error}
+
+
+class CodeWatch:
+    """Same-code rate and difference error of every quantized layer that reads video tokens, at chosen steps."""
+
+    def __init__(self, models: Mapping[str, nn.Module], pairs: int, metrics: Sequence[str]) -> None:
+        self.models = models if "same_code" in metrics else {}
+        self.pairs = pairs
+        self.steps: frozenset[int] = frozenset()
+        self.now = -1
+        self.found: list[dict[str, list[float]]] = [{name: [] for name in NAMES} for _ in range(pairs)]
+        self.handles: list[Any] = []
+        self.last: torch.Tensor | None = None
+        self.layout = TokenLayout("unknown", (1, 1, 1))
+
+    def at_step(self, step: int) -> None:
+        """A call at this step begins."""
+        self.now, self.last = step, None
+
+    def __enter__(self) -> "CodeWatch":
+        for model in self.models.values():
+            layout = layout_of(model)
+            self.handles.append(model.register_forward_pre_hook(self._reader(layout), with_kwargs=True))
+            for layer in model.modules():
+                if isinstance(layer, SeDialectLinear | PeerLinear):
+                    self.handles.append(layer.register_forward_pre_hook(self._look))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def values(self, pair: int) -> dict[str, float | list[float]]:
+        """Means over layers and steps for one pair of prompt and seed; nothing where nothing was looked at."""
+        found = {name: [value for value in values if not math.isnan(value)] for name, values in self.found[pair].items()}
+        return {name: sum(values) / len(values) for name, values in found.items() if values}
+
+    def _reader(self, layout: TokenLayout) -> Any:
+        def read(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.layout = layout.for_inputs(kwargs)
+
+        return read
+
+    def _look(self, layer: SeDialectLinear | PeerLinear, args: tuple[torch.Tensor, ...]) -> None:
+        x = args[0]
+        grid = self.layout.grid
+        if self.now not in self.steps or grid is None or x is self.last:
+            return
+        if x.ndim != 3 or x.shape[1] != math.prod(grid) or len(x) % self.pairs:
+            return
+        self.last = x  # layers that read the same input are looked at once
+        coded = coded_input(layer, x)
+        if coded is None:
+            return
+        groups = _places(self.layout, x.device)
+        for row, (values, quantized) in enumerate(zip(*coded, strict=True)):
+            for name, measure in NAMES.items():  # where guidance doubles the batch, both branches are of one pair
+                self.found[row % self.pairs][name].append(measure(values, quantized, groups))
+
+
+def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The input [B, N, K] as a layer's codes stand for it, and what they decode to, both float32; None where it has none."""
+    if isinstance(layer, PeerLinear):
+        return x.float(), layer.activation(x.float())
+    if layer.precision == "w4a16":
+        return None
+    rows = x.reshape(-1, x.shape[-1])
+    guidance = Guidance() if layer.guide is None else layer.guide(x)
+    operand, scale = ops.encode(
+        rows,
+        list(layer.formatbook.tables(x.device)),
+        layer.block_size,
+        ACTIVATION_BITS[layer.precision],
+        layer.candidates,
+        *guidance,
+        rotation=layer.rotation,
+    )
+    decoded = operand.float() * scale.unsqueeze(1)
+    quantized = decoded[: len(rows)]
+    if guidance.salient is not None:
+        quantized = quantized.index_add(0, guidance.salient, decoded[len(rows) :])
+    values = rotate_rows(rows.float(), layer.rotation) if layer.rotation else rows.float()
+    return values.view(x.shape), quantized.view(x.shape)
+
+
+def _places(layout: TokenLayout, device: torch.device) -> torch.Tensor:
+    """The place in its frame of every video token, int64 [T*H*W]: a group is one place over time."""
+    assert layout.grid is not None
+    frames, height, width = layout.grid
+    t, h, w = (torch.arange(size, device=device) for size in (frames, height, width))
+    index = layout.token_index(t.view(-1, 1, 1), h.view(1, -1, 1), w.view(1, 1, -1))
+    place = (h.view(1, -1, 1) * width + w.view(1, 1, -1)).expand(frames, height, width)
+    groups = torch.empty(frames * height * width, dtype=torch.int64, device=device)
+    groups[index.expand_as(place).flatten()] = place.flatten()
+    return groups

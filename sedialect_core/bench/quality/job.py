@@ -1,0 +1,125 @@
+"""What is to be measured: on which pipeline, with which prompts and seeds, by which metrics; and the digest of all that."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ... import demo
+from ...comparison import package_version
+from ...errors import InputError
+from ...sampling import Request
+from . import recognition
+
+RESULTS = 1  # version of what is measured and how; another one makes old results old
+METRICS = ("velocity", "psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy", "same_code")
+OF_TRAJECTORY = ("velocity", "same_code")  # these need no video
+SETS = {"all": METRICS, "video": ("psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy")}
+SEED_STRIDE = 1000  # prompts that are used again have other seeds
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that decides the numbers, but the arm."""
+
+    model: str
+    requests: tuple[Request, ...]
+    metrics: tuple[str, ...]
+    forced_steps: int | None
+    """At how many steps the velocity is measured; None: at all."""
+    batch: int
+    device: str
+    fps: int
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a metric needs videos."""
+        return any(name not in OF_TRAJECTORY for name in self.metrics)
+
+    def chunks(self) -> list[tuple[Request, ...]]:
+        """The requests, `batch` at a time."""
+        return [self.requests[start : start + self.batch] for start in range(0, len(self.requests), self.batch)]
+
+    def digest(self) -> str:
+        """Of everything that decides the numbers, versions included."""
+        versions = {name: package_version(name) for name in ("sedialect", "torch", "diffusers")}
+        data = {"results": RESULTS, "versions": versions, **asdict(self)}
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def metrics_of(text: str, requests: Sequence[Request]) -> tuple[str, ...]:
+    """Metrics from a list such as `velocity,psnr`, or `all`, or `video`; in their own order.
+
+    Of `all` and `video` what these prompts cannot have is left out.
+
+    Raises:
+        InputError: a name is unknown, or accuracy is asked for of prompts whose clips are unknown.
+    """
+    wanted: set[str] = set()
+    for name in text.split(","):
+        if name not in SETS and name not in METRICS:
+            raise InputError(f"no metric {name!r}; there are {', '.join((*METRICS, *SETS))}")
+        wanted |= set(SETS.get(name, (name,)))
+    if not recognition.knows([request.prompt for request in requests]):
+        if "accuracy" in text.split(","):
+            raise InputError("prompt accuracy is known for the bundled model's evaluation prompts alone; leave it out")
+        wanted.discard("accuracy")
+    return tuple(name for name in METRICS if name in wanted)
+
+
+def requests_of(pairs: int, prompts: Sequence[tuple[str, int]], template: Request) -> tuple[Request, ...]:
+    """`pairs` requests; prompts are used again, with other seeds, where there are fewer.
+
+    Raises:
+        InputError: fewer than 2 pairs, from which nothing can be concluded.
+    """
+    if pairs < 2:
+        raise InputError(f"--pairs is {pairs}; take 2 or more, better 64")
+    found = []
+    for number in range(pairs):
+        prompt, seed = prompts[number % len(prompts)]
+        found.append(replace(template, prompt=prompt, seed=seed + SEED_STRIDE * (number // len(prompts))))
+    return tuple(found)
+
+
+def read_prompts(path: Path) -> list[tuple[str, int]]:
+    """Prompts and seeds from a file: JSON as demo/prompts.json is, or a prompt a line, whose seeds are 0, 1, 2 …
+
+    Raises:
+        InputError: the file cannot be read, or holds no prompt.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            found = [(str(item["prompt"]), int(item["seed"])) for item in json.loads(text)]
+        else:
+            found = [(line.strip(), number) for number, line in enumerate(filter(str.strip, text.splitlines()))]
+    except OSError as error:
+        raise InputError(f"cannot read the prompts {path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is no list of objects with 'prompt' and 'seed'; demo/prompts.json is an example") from None
+    if not found:
+        raise InputError(f"{path} holds no prompt")
+    return found
+
+
+def bundled_job(pairs: int, changes: Mapping[str, Any], **settings: Any) -> Job:
+    """The bundled model with its evaluation prompts at its recommended settings, some of them changed."""
+    template = replace(demo.request("-", 0), **changes)
+    requests = requests_of(pairs, demo.evaluation_prompts(), template)
+    return job_of(str(demo.MODEL), requests, fps=demo.defaults()["fps"], **settings)
+
+
+def job_of(model: str, requests: tuple[Request, ...], *, metrics: str, **settings: Any) -> Job:
+    """A job whose metrics are given as text.
+
+    Raises:
+        InputError: a setting is out of range.
+    """
+    for name in ("batch", "forced_steps"):
+        value = settings.get(name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    return Job(model, requests, metrics_of(metrics, requests), **settings)

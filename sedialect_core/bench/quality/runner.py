@@ -1,0 +1,99 @@
+"""Carries out a job: references first, then one arm after the other; every batch of every arm is kept in a file of its own.
+
+An interrupted run goes on where it stopped: what has a file is not measured again.
+"""
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...atomic import write_text
+from ...errors import InputError
+from ...sampling import load_pipeline
+from .arms import Arm, EffectiveBits, installed
+from .job import Job
+from .measuring import Reference, Values, make_reference, measure_batch
+
+
+@dataclass(frozen=True)
+class Result:
+    """One arm's values, pair by pair in the job's order, its effective bits, and the seconds that measuring took."""
+
+    arm: Arm
+    bits: EffectiveBits
+    pairs: tuple[Values, ...]
+    seconds: float
+
+    def column(self, name: str) -> list[float]:
+        """One metric of every pair; empty where the arm has not all of it."""
+        values = [pair[name] for pair in self.pairs if name in pair]
+        return [float(value) for value in values if not isinstance(value, list)] if len(values) == len(self.pairs) else []
+
+    def curve(self) -> list[float]:
+        """The velocity error at each step that was looked at, the mean over the pairs."""
+        rows = [pair["velocity_by_step"] for pair in self.pairs]
+        return [sum(column) / len(column) for column in zip(*(row for row in rows if isinstance(row, list)), strict=True)]
+
+
+def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None) -> list[Result]:
+    """Measure what has not been measured yet, and return the results of all arms.
+
+    Args:
+        output: results lie in a folder of it that is named by the job's digest.
+        pipe: the job's pipeline, where it is loaded already.
+
+    Raises:
+        InputError: the folder cannot be written, or the pipeline cannot be loaded or refuses the requests.
+    """
+    folder, chunks = output / job.digest(), job.chunks()
+    write_text(folder / "job.json", json.dumps(asdict(job), indent=1) + "\n")
+    missing = {arm.name: [n for n in range(len(chunks)) if not place(folder, arm, n).is_file()] for arm in arms}
+    needed = sorted({number for numbers in missing.values() for number in numbers})
+    if needed:
+        pipe = pipe if pipe is not None else load_pipeline(job.model, torch.bfloat16, job.device)
+        with tqdm(total=len(needed) + sum(map(len, missing.values())), unit="batch", smoothing=0.1) as bar:
+            references = {}
+            for number in needed:
+                bar.set_description("16 bit")
+                references[number] = make_reference(pipe, job, chunks[number])
+                bar.update()
+            for arm in arms:
+                bar.set_description(arm.name)
+                _measure(pipe, job, arm, {number: references[number] for number in missing[arm.name]}, folder, bar)
+    return [_result(arm, [place(folder, arm, number) for number in range(len(chunks))]) for arm in arms]
+
+
+def place(folder: Path, arm: Arm, number: int) -> Path:
+    """The file of one arm's values on one batch."""
+    name = re.sub(r"[^a-z0-9]+", "-", arm.name.lower()).strip("-")
+    return folder / f"{name}-{arm.digest()}" / f"batch-{number:03d}.json"
+
+
+def _measure(pipe: Any, job: Job, arm: Arm, references: Mapping[int, Reference], folder: Path, bar: Any) -> None:
+    if not references:
+        return
+    with installed(pipe, arm) as bits:
+        for number, reference in references.items():
+            start = time.perf_counter()
+            pairs = measure_batch(pipe, job, arm, reference)
+            kept = {"arm": arm.key(), "bits": bits, "seconds": round(time.perf_counter() - start, 2), "pairs": pairs}
+            write_text(place(folder, arm, number), json.dumps(kept) + "\n")
+            bar.update()
+
+
+def _result(arm: Arm, paths: Sequence[Path]) -> Result:
+    parts = []
+    for path in paths:
+        try:
+            parts.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read the results {path}: {error}; remove the file, and it is measured again") from None
+    pairs = tuple(pair for part in parts for pair in part["pairs"])
+    return Result(arm, EffectiveBits(*parts[0]["bits"]), pairs, sum(part["seconds"] for part in parts))

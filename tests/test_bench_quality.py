@@ -1,0 +1,350 @@
+"""The quality bench: that it measures what it says, resumes, and leaves the pipeline as it was."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+from torch import nn
+
+from sedialect.sedialect_core import demo
+from sedialect.sedialect_core.bench import quality
+from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
+from sedialect.sedialect_core.bench.quality import codes, measuring, rendering, runner, statistics
+from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
+from sedialect.sedialect_core.bench.quality.job import Job, metrics_of
+from sedialect.sedialect_core.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
+from sedialect.sedialect_core.cli import main
+from sedialect.sedialect_core.config import SeDialectConfig
+from sedialect.sedialect_core.errors import InputError
+from sedialect.sedialect_core.integrations.pipelines import denoisers
+from sedialect.sedialect_core.sampling import Request
+
+W4A4 = Arm(quality.BASE, "ours", SeDialectConfig())
+FP8 = Arm("FP8", "peers", peer=FP8_ROWS)
+REPEAT = Arm("repeat", "16 bit", parts=2)
+
+
+def tiny_job(metrics: str = "velocity", steps: int = 3, **changes: object) -> Job:
+    template = Request(prompt="-", steps=steps, height=32, width=48, num_frames=5, guidance_scale=4.0)
+    requests = quality.requests_of(3, [("a ball", 1), ("a star", 2)], template)
+    settings = {"metrics": metrics, "forced_steps": None, "batch": 2, "device": "cpu", "fps": 16, **changes}
+    return quality.job_of("tiny", requests, **settings)
+
+
+class Unusable:
+    """A pipeline that must not be touched."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"nothing is left to be measured, but {name} is asked for")
+
+
+@pytest.mark.parametrize("family", tiny_pipelines.PIPELINES)
+def test_every_family_is_led_along_its_own_trajectory(family):
+    """Led along what it recorded, an unchanged pipeline gives just that, and nothing is left on its transformers."""
+    pipe, arguments = tiny_pipelines.build(family)
+    models = denoisers(pipe)
+
+    def sample() -> torch.Tensor:
+        noise = [torch.Generator("cpu").manual_seed(seed) for seed in (1, 2)]
+        given = {"prompt": ["a ball", "a star"], "num_inference_steps": 3, "output_type": "latent", **arguments}
+        return pipe(**given, generator=noise).frames
+
+    with recording(models) as calls:
+        wanted = sample()
+    trajectory = Trajectory(2, 4.0, tuple(calls))
+    assert trajectory.steps == 3
+    for parameter in nn.ModuleList(models.values()).parameters():
+        parameter.data.mul_(1.001)  # whatever the arm computes, the latents follow the recorded run
+    with forced(models, trajectory, frozenset({0, 2})) as own:
+        assert torch.equal(sample(), wanted)
+    assert {call.step for call in own} == {0, 2}
+    assert not any("forward" in model.__dict__ for model in models.values())
+    velocities = Trajectory(2, 4.0, tuple(own)).velocities("cpu", frozenset({0, 2}))
+    recorded = trajectory.velocities("cpu", frozenset({0, 2}))
+    assert {step: list(found) for step, found in velocities.items()} == {s: list(found) for s, found in recorded.items()}
+    assert all(len(value) == 2 for found in velocities.values() for value in found.values())
+
+
+def test_guidance_is_read_from_two_calls_and_from_a_doubled_batch():
+    conditional, unconditional = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    two = Trajectory(2, 5.0, (Call(0, conditional), Call(0, unconditional)))
+    doubled = Trajectory(2, 5.0, (Call(0, torch.cat([unconditional, conditional])),))
+    wanted = unconditional + 5 * (conditional - unconditional)
+    for trajectory in (two, doubled):
+        for rows in (slice(0, 2), slice(1, 2)):
+            found = trajectory.part(rows).velocities("cpu", frozenset({0}))[0]
+            assert torch.allclose(found["guided"], wanted[rows])
+            assert torch.equal(found["conditional"], conditional[rows])
+    single = Trajectory(2, 5.0, (Call(0, conditional),)).velocities("cpu", frozenset({0}))[0]
+    assert list(single) == ["guided"]
+    with pytest.raises(InputError, match="called the transformer 3 times"):
+        Trajectory(2, 5.0, (Call(0, conditional),) * 3).velocities("cpu", frozenset({0}))
+
+
+def test_steps_that_are_looked_at_are_spread_evenly():
+    assert spread(20, None) == spread(20, 20) == frozenset(range(20))
+    assert spread(20, 5) == {0, 5, 10, 14, 19} and spread(20, 1) == {0} and spread(3, 9) == {0, 1, 2}
+
+
+def test_velocity_errors_rank_arms_and_are_resumed(tmp_path, monkeypatch):
+    pipe, _ = tiny_pipelines.build("wan")
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    job = tiny_job()
+    repeat, fp8, ours = quality.run(job, (REPEAT, FP8, W4A4), tmp_path, pipe)
+    after = pipe.transformer.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert len(ours.pairs) == 3 and len(ours.curve()) == 3
+    for low, high in ((repeat, fp8), (fp8, ours)):
+        assert all(a < b for a, b in zip(low.column("velocity"), high.column("velocity"), strict=True))
+    assert max(repeat.column("velocity")) < 1e-4 and min(ours.column("velocity")) > 0.01
+    assert quality.run(job, (REPEAT, FP8, W4A4), tmp_path, Unusable()) == [repeat, fp8, ours]
+
+    runner.place(tmp_path / job.digest(), FP8, 1).unlink()
+    measured = []
+    monkeypatch.setattr(runner, "measure_batch", lambda p, j, arm, ref: measured.append(arm.name) or measure(p, j, arm, ref))
+    measure = measuring.measure_batch
+    again = quality.run(job, (REPEAT, FP8, W4A4), tmp_path, pipe)
+    assert measured == ["FP8"] and again[1].pairs == fp8.pairs
+
+
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
+    pipe, _ = tiny_pipelines.build("wan")
+    job, real = tiny_job(), measuring.measure_batch
+    seen = []
+
+    def interrupted(pipe, job, arm, reference):
+        seen.append(arm.name)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(pipe, job, arm, reference)
+
+    monkeypatch.setattr(runner, "measure_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quality.run(job, (FP8, W4A4), tmp_path, pipe)
+    assert not hasattr(pipe.transformer, "_sedialect"), "the arm is out of the pipeline again"
+    quality.run(job, (FP8, W4A4), tmp_path, pipe)
+    assert seen == ["FP8", "FP8", W4A4.name, W4A4.name, W4A4.name]
+
+
+def test_two_pairs_in_one_batch_are_measured_as_each_alone(tmp_path):
+    pipe, _ = tiny_pipelines.build("wan")
+    together = quality.run(tiny_job(batch=3), (W4A4,), tmp_path, pipe)[0]
+    alone = quality.run(tiny_job(batch=1), (W4A4,), tmp_path, pipe)[0]
+    assert together.column("velocity") == pytest.approx(alone.column("velocity"), rel=1e-3)
+
+
+@pytest.mark.parametrize("arm", quality.arms(), ids=lambda arm: arm.name)
+def test_every_arm_goes_in_and_out(arm):
+    pipe, _ = tiny_pipelines.build("wan")
+    types = [type(module) for module in pipe.transformer.modules()]
+    with installed(pipe, arm) as bits:
+        assert 4 <= bits.weight <= 16 and 4 <= bits.activation <= 16
+        inside = [type(module) for module in pipe.transformer.modules()]
+        assert (inside == types) == (arm.config is None and arm.peer is None)
+    assert [type(module) for module in pipe.transformer.modules()] == types
+    assert json.dumps(arm.key())
+
+
+def test_names_of_arms_are_unique_and_arms_are_chosen_by_pattern():
+    names = [arm.name for arm in quality.arms()]
+    assert len(set(names)) == len(names) and quality.BASE in names
+    assert {arm.name for arm in quality.choose("^fp8|nvfp4", quality.BASE, quick=False)} == {
+        "FP8 rows",
+        "NVFP4-16",
+        quality.BASE,
+    }
+    assert all(arm.quick for arm in quality.choose(None, quality.BASE, quick=True))
+    for pattern, base, message in (
+        ("nothing", quality.BASE, "finds none"),
+        ("(", quality.BASE, "no regular"),
+        ("", "x", "no arm"),
+    ):
+        with pytest.raises(InputError, match=message):
+            quality.choose(pattern, base, quick=False)
+
+
+def test_all_metrics_of_videos(tmp_path):
+    """On two clips of the bundled model, small and few-stepped: every metric is there and says that FP8 is nearer."""
+    pytest.importorskip("pycvvdp")
+    job = quality.bundled_job(
+        2,
+        {"steps": 2, "height": 64, "width": 64, "num_frames": 9},
+        metrics="all",
+        forced_steps=1,
+        batch=2,
+        device="cpu",
+    )
+    fp8, ours = quality.run(job, (FP8, W4A4), tmp_path)
+    for metric, better in (
+        ("psnr", 1),
+        ("ssim", 1),
+        ("cvvdp", 1),
+        ("flicker", -1),
+        ("velocity", -1),
+        ("difference_error", -1),
+    ):
+        for a, b in zip(fp8.column(metric), ours.column(metric), strict=True):
+            assert better * a > better * b, metric
+    for result in (fp8, ours):
+        assert all(0 <= value <= 1 for name in ("accuracy", "same_code") for value in result.column(name))
+        assert all(value > 0 for value in result.column("warping"))
+
+
+def test_the_layers_codes_are_what_the_codes_are_read_from():
+    """Weights of one: then a layer's output is the sum of what its input decodes to."""
+    from sedialect.sedialect_core.linear import SeDialectLinear
+
+    linear = nn.Linear(64, 16, bias=False)
+    linear.weight.data.fill_(1.0)
+    layer = SeDialectLinear.from_linear(linear)
+    x = torch.randn(2, 6, 64)
+    values, quantized = codes.coded_input(layer, x)
+    assert torch.equal(values, x) and torch.allclose(layer(x)[..., 0], quantized.sum(-1), atol=1e-4)
+    assert codes.coded_input(SeDialectLinear.from_linear(linear, precision="w4a16"), x) is None
+
+
+def test_intervals_are_right_for_a_large_sample_and_the_same_every_time():
+    values = np.random.default_rng(0).normal(3, 2, size=400).tolist()
+    found = statistics.bootstrap(values)
+    half = NormalDist().inv_cdf(0.975) * np.std(values) / math.sqrt(400)
+    assert found.mean == pytest.approx(np.mean(values))
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.02)
+    assert statistics.bootstrap(values) == found
+    assert statistics.bootstrap([2.0] * 5) == (2, 2, 2)
+
+
+def test_differences_are_taken_pair_by_pair():
+    base = np.random.default_rng(0).normal(0, 100, size=20)
+    found = statistics.paired_difference((base + 1).tolist(), base.tolist())
+    assert found == pytest.approx((1, 1, 1)) and found.clear
+    assert not statistics.bootstrap([-1.0, 1.0, -2.0, 2.0]).clear
+
+
+def results() -> list[quality.Result]:
+    def result(arm: Arm, shift: float) -> quality.Result:
+        pairs = tuple({"velocity": v + shift, "velocity_by_step": [v, v + shift], "psnr": 30 - v} for v in (0.1, 0.2, 0.3))
+        return quality.Result(arm, EffectiveBits(4.5, 4.6), pairs, 1.0)
+
+    return [result(W4A4, 0.0), result(Arm("other", "peers", peer=NVFP4, sampled=False), 0.05)]
+
+
+def test_results_are_written_as_numbers_tables_and_a_picture(tmp_path):
+    from PIL import Image
+
+    paths = rendering.write_results(tiny_job(), results(), quality.BASE, tmp_path)
+    assert [path.name for path in paths] == ["quality.json", "quality.md", "quality.png"]
+    data = json.loads(paths[0].read_text())
+    other = data["arms"][1]
+    assert other["means"]["velocity"][0] == pytest.approx(0.25)
+    assert other["minus_base"]["velocity"] == pytest.approx([0.05] * 3)
+    assert len(other["pairs"]) == 3 and data["job"]["requests"][0]["prompt"] == "a ball"
+    text = paths[1].read_text()
+    assert "| other | 4.50 | 4.60 | 0.2500 [" in text and "+0.0500 [+0.0500, +0.0500]" in text
+    assert "3 pairs of prompt and seed" in text and "5 frames of 48x32" in text
+    with Image.open(paths[2]) as picture:
+        assert picture.width > 800 and len(picture.convert("L").getcolors(256)) > 10
+
+
+def test_tables_go_between_their_marks_and_nowhere_else(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{rendering.BEGIN}\nold\n{rendering.END}\nafter\n")
+    quality.write_between_marks(path, "new")
+    assert path.read_text() == f"before\n{rendering.BEGIN}\nnew\n{rendering.END}\nafter\n"
+    path.write_text("no marks")
+    with pytest.raises(InputError, match="must hold"):
+        quality.write_between_marks(path, "new")
+
+
+def test_jobs_name_what_they_cannot_do(tmp_path):
+    requests = quality.requests_of(2, [("a ball", 0)], Request(prompt="-"))
+    assert [request.seed for request in requests] == [0, 1000], "a prompt that comes again has other noise"
+    with pytest.raises(InputError, match="--pairs is 1"):
+        quality.requests_of(1, [("a ball", 0)], Request(prompt="-"))
+    with pytest.raises(InputError, match="no metric 'fvd'"):
+        metrics_of("velocity,fvd", requests)
+    with pytest.raises(InputError, match="evaluation prompts alone"):
+        metrics_of("accuracy", requests)
+    assert "accuracy" not in metrics_of("all", requests)
+    assert "accuracy" in metrics_of("all", [demo.request(*demo.evaluation_prompts()[0])])
+    with pytest.raises(InputError, match="--batch is 0"):
+        tiny_job(batch=0)
+    assert tiny_job().digest() == tiny_job().digest() != tiny_job(steps=4).digest() != tiny_job(metrics="psnr").digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("p.txt", "a ball\n\n a star \n", [("a ball", 0), ("a star", 1)]),
+        ("p.json", '[{"prompt": "a ball", "seed": 7}]', [("a ball", 7)]),
+        ("p.json", '[{"prompt": "a ball"}]', None),
+        ("p.json", "{", None),
+        ("p.txt", "\n", None),
+    ],
+)
+def test_prompts_are_read_from_lines_and_from_json(tmp_path, name, text, wanted):
+    path = tmp_path / name
+    path.write_text(text)
+    if wanted is None:
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            quality.read_prompts(path)
+    else:
+        assert quality.read_prompts(path) == wanted
+    with pytest.raises(InputError, match="cannot read"):
+        quality.read_prompts(tmp_path / "absent.txt")
+
+
+def test_the_quick_command(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"{rendering.BEGIN}\n{rendering.END}\n")
+    small = ["--pairs", "2", "--steps", "2", "--height", "32", "--width", "32", "--num-frames", "5", "--forced-steps", "1"]
+    command = ["bench", "quality", "--quick", "--arms", "fp8", "--device", "cpu", *small, "--output", str(tmp_path / "out")]
+    assert main([*command, "--write", str(page)]) == 0
+    printed = capsys.readouterr().out
+    assert "| FP8 rows |" in printed and f"| {quality.BASE} |" in printed and "| FP8 rows |" in page.read_text()
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"quality.json", "quality.md", "quality.png"}
+    assert main(["bench", "quality", "--list"]) == 0
+    assert "peers: NVFP4-16 (quick)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--prompts", "p.txt"], "--prompts needs --model"), (["--model", "m"], "--model needs --prompts")],
+)
+def test_prompts_and_model_come_together(options, message, capsys):
+    assert main(["bench", "quality", "--device", "cpu", *options]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_a_pipeline_of_ones_own(tmp_path, capsys):
+    pipe, _ = tiny_pipelines.build("ltx")
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a ball\na star\n")
+    size = ["--height", "64", "--width", "96", "--num-frames", "9", "--steps", "2", "--guidance-scale", "3", "--pairs", "2"]
+    files = [
+        "--model",
+        str(tmp_path / "model"),
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    command = ["bench", "quality", *files, *size, "--metrics", "velocity,psnr,flicker", "--arms", "fp8", "--device", "cpu"]
+    assert main(command) == 0
+    data = json.loads((tmp_path / "out" / "quality.json").read_text())
+    fp8, ours = ({arm["name"]: arm for arm in data["arms"]}[name]["means"] for name in ("FP8 rows", quality.BASE))
+    assert fp8["velocity"][0] < ours["velocity"][0] and fp8["psnr"][0] > ours["psnr"][0]
+
+
+def test_arms_of_the_table_are_about_the_precision_they_name():
+    for arm in quality.arms():
+        if arm.config is not None:
+            assert arm.name.startswith("w4a") is False or arm.name == f"{arm.config.precision} B={arm.config.block_size}"
+    assert next(arm for arm in quality.arms() if arm.name == quality.BASE).config == SeDialectConfig()
+    assert replace(W4A4, sampled=False).digest() == W4A4.digest() != FP8.digest()
+    assert Path(quality.bundled_job(2, {}, metrics="velocity", forced_steps=1, batch=1, device="cpu").model).is_dir()
