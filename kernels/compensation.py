@@ -13,7 +13,7 @@ import torch
 
 GROUP = 128  # columns whose errors are carried on to all later ones in one product; a multiple of every block size
 # Of the mean of the moment's diagonal, added to it. GPTQ's 1 % fits the calibration rows better and others worse.
-DAMPING = 0.1
+DAMPING = 0.03
 DAMPING_STEP = 10.0
 DAMPING_LIMIT = 1e6  # a moment that does not factor with this much has no numbers to work with
 ROWS = 1024  # of a weight that are looked at together in float64

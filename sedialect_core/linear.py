@@ -84,18 +84,24 @@ class SeDialectLinear(nn.Linear):
             self.bias = nn.Parameter(torch.empty(out_features, dtype=compute_dtype, device=device), requires_grad=False)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, name: str = "weight", **settings: Any) -> "SeDialectLinear":
+    def from_linear(
+        cls, linear: nn.Linear, *, name: str = "weight", encoded: EncodedTensor | None = None, **settings: Any
+    ) -> "SeDialectLinear":
         """Encode a float layer, on the device it lies on. `settings` are those of the constructor.
+
+        Args:
+            encoded: its weight, where it is rotated and encoded already.
 
         Raises:
             EncodeError: its weight holds NaN or Inf, or K is not a multiple of the block size; the error calls it `name`.
         """
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         new = cls(*shape, compute_dtype=linear.weight.dtype, device="meta", **settings)
-        weight = linear.weight.detach()
-        if new.rotation:
-            weight = rotate_rows(weight, new.rotation)
-        new.store(encode(weight, formatbook=new.formatbook, block_size=new.block_size, name=name))
+        if encoded is None:
+            weight = linear.weight.detach()
+            weight = rotate_rows(weight, new.rotation) if new.rotation else weight
+            encoded = encode(weight, formatbook=new.formatbook, block_size=new.block_size, name=name)
+        new.store(encoded)
         if linear.bias is not None:
             new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return new.train(linear.training)

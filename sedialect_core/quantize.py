@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .calibrated import Calibration, WeightEncoder, groups_of
 from .codec import DTYPES
 from .config import SeDialectConfig
 from .errors import ModelError
 from .formatbook.matching import find_book
 from .inspection import TokenLayout
 from .linear import SeDialectLinear
-from .plan import Plan, make_plan
+from .plan import LayerPlan, Plan, make_plan
 
 
 def quantize_layers(
@@ -23,11 +24,13 @@ def quantize_layers(
     *,
     progress: bool = False,
     keep: Callable[[str, nn.Linear], None] | None = None,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """Plan, and rewrite the layers in place, one in memory at a time; `sedialect.quantize_model` is the public face.
 
     Args:
         keep: called with each name and original layer before it is let go.
+        calibration: what the layers read, by which weights are encoded; the plan that is returned says where.
 
     Raises:
         ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
@@ -44,24 +47,33 @@ def quantize_layers(
         unit_scale=True,
         disable=not progress,
     ) as bar:
-        for layer in plan.quantized:
-            linear = module.get_submodule(layer.name)
-            assert isinstance(linear, nn.Linear)
-            if keep is not None:
-                keep(layer.name, linear)
-            new = SeDialectLinear.from_linear(
-                linear,
-                name=f"{layer.name}.weight",
-                precision=layer.precision,
-                block_size=layer.block_size,
-                formatbook=book,
-                candidates=plan.config.candidates,
-                rotation=layer.rotation,
-            )
-            set_submodule(module, layer.name, new)
-            del linear
-            bar.update(layer.weights)
-    return plan
+        done: dict[str, LayerPlan] = {}
+        encoder = WeightEncoder(book, plan.config.candidates, calibration)
+        for group in groups_of(plan.quantized):
+            for layer, encoded in encoder.encode(group, lambda layer: _linear(module, layer.name).weight.detach()):
+                linear = _linear(module, layer.name)
+                if keep is not None:
+                    keep(layer.name, linear)
+                new = SeDialectLinear.from_linear(
+                    linear,
+                    encoded=encoded,
+                    precision=layer.precision,
+                    block_size=layer.block_size,
+                    formatbook=book,
+                    candidates=plan.config.candidates,
+                    rotation=layer.rotation,
+                )
+                set_submodule(module, layer.name, new)
+                del linear
+                done[layer.name] = layer
+                bar.update(layer.weights)
+    return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers))
+
+
+def _linear(module: nn.Module, name: str) -> nn.Linear:
+    linear = module.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:

@@ -1,12 +1,7 @@
 """The job: run prompts, learn shapes, and say on other prompts what that brought."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +14,12 @@ from ..formatbook import Formatbook
 from ..formatbook.blocks import BlockSample
 from ..formatbook.book import MAXIMA
 from ..formatbook.fitting import RESTARTS, Fitted, fit_book
-from ..formatbook.matching import config_digest, weights_digest
-from ..hub import is_repo_id
+from ..formatbook.matching import weights_digest
 from ..integrations.checks import check_ready
-from ..integrations.pipelines import denoisers
+from ..integrations.denoisers import denoisers
 from ..sampling import Request, generate
 from .capture import WEIGHT_ROWS, Target, add_activation, add_weight, spread_rows, targets_of, watching
+from .fingerprint import fingerprint_of
 from .measure import Change, ErrorMeter
 
 HELD_OUT = 0.25  # of the prompts
@@ -123,25 +118,8 @@ def fit_formatbook(
         ),
         prompts=(len(fitted_to), len(measured_on)),
     )
-    return replace(fitted.book, fingerprint=fingerprint_of(pipe, models, fitted_to, config.block_size)), report
-
-
-def fingerprint_of(
-    pipe: Any, models: Mapping[str, nn.Module], requests: Sequence[Request], block_size: int
-) -> dict[str, str]:
-    """What a book was fitted on. `weights` has one digest for each transformer, with commas between them."""
-    asked = json.dumps([asdict(request) for request in requests], sort_keys=True)
-    return {
-        "model": _model_name(pipe),
-        "model_class": ",".join(type(model).__name__ for model in models.values()),
-        "config": ",".join(config_digest(model) for model in models.values()),
-        "weights": ",".join(weights_digest(model) for model in models.values()),
-        "prompts": hashlib.sha256(asked.encode()).hexdigest(),
-        "prompt_count": str(len(requests)),
-        "block_size": str(block_size),
-        "date": datetime.now(UTC).date().isoformat(),
-        **{package: _version(package) for package in ("sedialect", "torch", "diffusers")},
-    }
+    fingerprint = {**fingerprint_of(pipe, models, fitted_to), "block_size": str(config.block_size)}
+    return replace(fitted.book, fingerprint=fingerprint), report
 
 
 @dataclass(frozen=True)
@@ -216,18 +194,3 @@ def _split(requests: list[Request], held_out: int | None) -> tuple[list[Request]
 def _name(models: Mapping[str, nn.Module], config: SeDialectConfig) -> str:
     model = next(iter(models.values()))
     return f"{type(model).__name__}-{weights_digest(model)[:8]}-{config.block_size}"
-
-
-def _model_name(pipe: Any) -> str:
-    """The model's name on the Hub where it came from there, else the name of its folder or class: never a local path."""
-    path = str(getattr(pipe.config, "_name_or_path", "") or "")
-    if path and Path(path).exists():
-        return Path(path).resolve().name
-    return path if is_repo_id(path) else type(pipe).__name__
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

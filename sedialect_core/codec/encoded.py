@@ -80,7 +80,7 @@ def encode(
         >>> encoded.codes.shape, encoded.bits_per_element
         (torch.Size([64, 128]), 4.625)
     """
-    _check(x, block_size, role, candidates, name)
+    check_encodable(x, block_size, role, candidates, name)
     book = Formatbook.resolve(formatbook) if isinstance(formatbook, str) else formatbook or Formatbook.builtin()
     tables = book.tables(x.device)
     width = x.shape[-1]
@@ -119,7 +119,12 @@ def encode_residual(x: torch.Tensor, encoded: EncodedTensor, candidates: Candida
     )
 
 
-def _check(x: torch.Tensor, block_size: int, role: str, candidates: str | None, name: str) -> None:
+def check_encodable(x: torch.Tensor, block_size: int, role: str, candidates: str | None, name: str) -> None:
+    """Refuse what `encode` cannot take, before anything is computed.
+
+    Raises:
+        EncodeError: as `encode` says, but for NaN and Inf, which are not looked for here.
+    """
     if role not in DELTA_BITS:
         raise EncodeError(f"role {role!r} is unknown; use 'weight' or 'activation'")
     if candidates not in (None, "max", "all"):

@@ -1,6 +1,5 @@
 """The methods that every diffusers pipeline gains: `enable_sedialect`, `disable_sedialect`, `sedialect_report`."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,11 +11,11 @@ from ..linear import SeDialectLinear
 from ..quantize import quantize_layers, set_submodule
 from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready, check_restorable
+from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes
 from .state import Enabled, mark_plain, mark_quantized
 
 ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
-DENOISER = re.compile(r"^transformer(_\d+)?$")  # transformer_2: Wan 2.2's expert for the less noisy steps
 
 
 class SeDialectMixin:
@@ -98,22 +97,6 @@ class PipelineReport:
 
     def __str__(self) -> str:
         return "\n\n".join(map(str, self.models))
-
-
-def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline, by component name.
-
-    Raises:
-        ModelError: there is none.
-    """
-    components: dict[str, Any] = pipe.components
-    found = {name: part for name, part in components.items() if DENOISER.match(name) and isinstance(part, nn.Module)}
-    if not found:
-        raise ModelError(
-            f"{type(pipe).__name__} has no transformer among its components ({', '.join(components)}); "
-            "sedialect quantizes video transformers, not UNets"
-        )
-    return found
 
 
 def _enable(model: nn.Module, config: SeDialectConfig, keep_original: bool, progress: bool) -> None:

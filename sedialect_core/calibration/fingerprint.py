@@ -1,0 +1,46 @@
+"""What something was learned from: which model, which prompts, which versions."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..formatbook.matching import config_digest, weights_digest
+from ..hub import is_repo_id
+from ..sampling import Request
+
+
+def fingerprint_of(pipe: Any, models: Mapping[str, nn.Module], requests: Sequence[Request]) -> dict[str, str]:
+    """What was sampled. `weights` has one digest for each transformer, with commas between them."""
+    asked = json.dumps([asdict(request) for request in requests], sort_keys=True)
+    return {
+        "model": _model_name(pipe),
+        "model_class": ",".join(type(model).__name__ for model in models.values()),
+        "config": ",".join(config_digest(model) for model in models.values()),
+        "weights": ",".join(weights_digest(model) for model in models.values()),
+        "prompts": hashlib.sha256(asked.encode()).hexdigest(),
+        "prompt_count": str(len(requests)),
+        "date": datetime.now(UTC).date().isoformat(),
+        **{package: _version(package) for package in ("sedialect", "torch", "diffusers")},
+    }
+
+
+def _model_name(pipe: Any) -> str:
+    """The model's name on the Hub where it came from there, else the name of its folder or class: never a local path."""
+    path = str(getattr(pipe.config, "_name_or_path", "") or "")
+    if path and Path(path).exists():
+        return Path(path).resolve().name
+    return path if is_repo_id(path) else type(pipe).__name__
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,26 @@
+"""Which components of a pipeline are its video transformers."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError
+
+DENOISER = re.compile(r"^transformer(_\d+)?$")  # transformer_2: Wan 2.2's expert for the less noisy steps
+
+
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline, by component name.
+
+    Raises:
+        ModelError: there is none.
+    """
+    components: dict[str, Any] = pipe.components
+    found = {name: part for name, part in components.items() if DENOISER.match(name) and isinstance(part, nn.Module)}
+    if not found:
+        raise ModelError(
+            f"{type(pipe).__name__} has no transformer among its components ({', '.join(components)}); "
+            "sedialect quantizes video transformers, not UNets"
+        )
+    return found
