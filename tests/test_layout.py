@@ -15,10 +15,18 @@ LEVELS = [
     ["web"],
     ["sedialect_core/doctor.py", "sedialect_core/bench/quality"],
     ["sedialect_core/comparison.py"],
-    ["sedialect_core/demo", "sedialect_core/calibration"],
     ["sedialect_core/conversion.py"],
-    ["sedialect_core/sampling.py", "sedialect_core/preview.py", "sedialect_core/bench", "sedialect_core/source.py", "sedialect_core/card.py"],
+    [
+        "sedialect_core/preview.py",
+        "sedialect_core/bench",
+        "sedialect_core/source.py",
+        "sedialect_core/card.py",
+    ],
     ["sedialect_core/integrations"],
+    ["sedialect_core/calibration"],
+    ["sedialect_core/demo"],
+    # What is asked of a pipeline, and checked in it, before anything is quantized.
+    ["sedialect_core/sampling.py", "sedialect_core/integrations/checks.py", "sedialect_core/integrations/denoisers.py"],
     [
         "sedialect_core/video.py",
         "sedialect_core/report.py",
@@ -27,13 +35,14 @@ LEVELS = [
     ],
     ["sedialect_core/checkpoint.py"],
     ["sedialect_core/quantize.py"],
+    ["sedialect_core/calibrated.py"],
     ["sedialect_core/plan.py"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],
     ["sedialect_core/formatbook", "sedialect_core/drawing.py"],
     # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
-    ["sedialect_core/config.py", "sedialect_core/atomic.py", "sedialect_core/hub.py"],
+    ["sedialect_core/config.py", "sedialect_core/atomic.py", "sedialect_core/hub.py", "sedialect_core/wan_keys.py"],
     ["sedialect_core/errors.py"],
     ["kernels"],
 ]
