@@ -39,12 +39,11 @@ def _previews(state: Progress, stages: Sequence[str]) -> str:
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str) -> str:
     """A table whose first column heads its rows."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
+    said = f"<caption>{escape(caption)}</caption>" if caption else ""
     lines = "".join(
         f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
         for first, *rest in body
     )
-    return (
-        f'<div class="sd-scroll"><table class="sd-table"><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
-    )
+    return f'<div class="sd-scroll"><table class="sd-table">{said}{top}<tbody>{lines}</tbody></table></div>'

@@ -3,6 +3,7 @@
 import gradio as gr
 
 from .compare_tab import CompareTab
+from .formats_tab import FormatsTab
 from .service import Service
 
 TITLE = "sedialect"
@@ -20,6 +21,10 @@ def build(service: Service) -> gr.Blocks:
             compare = gr.Tab("Compare")
             with compare:
                 CompareTab(service)
+            formats = gr.Tab("Formats")
+            with formats:
+                shelf = FormatsTab(service)
+            formats.select(shelf.layers, None, shelf.source, api_visibility="private")
 
         def leave(request: gr.Request) -> None:
             service.results.left(request.session_hash or "")

@@ -11,13 +11,17 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import InputError, ModelError, SeDialectError
+from ..sedialect_core.integrations.pipelines import denoisers
+from ..sedialect_core.plan import make_plan
 from ..sedialect_core.preview import CleanLatents, LatentPreview
 from ..sedialect_core.sampling import Watch
 from ..sedialect_core.video import Frames
 
 WAKE = 1.0  # seconds after which whoever follows a run looks up, news or not
 PREVIEW_FRAMES, PREVIEW_SIDE = 12, 160
+PIECE_ROWS, PIECE_COLUMNS = 8, 256  # of a layer's weight that the page may look at
 WAITING = "waiting for the model"
 
 Result = TypeVar("Result")
@@ -144,6 +148,8 @@ class Studio:
         self._pipe: Any = None
         self._lock = threading.Lock()
         self.preview: LatentPreview | None = None
+        self.weights: dict[str, torch.Tensor] = {}
+        """A piece of each layer's 16-bit weight, by name: to be looked at while the layers themselves are at work."""
         self.notes: list[str] = []
         self.failed = ""
 
@@ -205,7 +211,18 @@ class Studio:
             self.preview = LatentPreview.fit(pipe)
         except ModelError as error:
             self.notes.append(str(error))
+        self.weights = pieces_of_weights(pipe)
         self._pipe = pipe
+
+
+def pieces_of_weights(pipe: Any) -> dict[str, torch.Tensor]:
+    """The corner of every weight that would be quantized, by component and layer."""
+    found = {}
+    for component, model in denoisers(pipe).items():
+        for layer in make_plan(model, SeDialectConfig()).quantized:
+            weight = model.get_submodule(layer.name).weight.detach()
+            found[f"{component}.{layer.name}"] = weight[:PIECE_ROWS, :PIECE_COLUMNS].float().cpu().clone()
+    return found
 
 
 def moving_picture(frames: Frames) -> str:
