@@ -198,33 +198,41 @@ def _instead_of_torchvision() -> Iterator[None]:
                 sys.modules[name] = module
 
 
-def same_code_rate(values: torch.Tensor, quantized: torch.Tensor, groups: torch.Tensor, tolerance: float = 2.0**-6) -> float:
-    """How often equal values of two tokens of one group get equal codes.
+def same_code_rate(
+    values: torch.Tensor, quantized: torch.Tensor, groups: torch.Tensor, tolerance: float = 2.0**-6
+) -> torch.Tensor:
+    """How often equal values of two tokens of one group get equal codes, for each sample [B].
 
     Two numbers of neighbouring members of a group, in the same channel, count as equal where they differ by no more than
     `tolerance` of the larger one, and so does what their codes decode to: scales that differ a little are no other code. NaN
     where no two numbers are equal.
 
     Args:
-        values, quantized: [N, K], what a layer reads and what its quantizer makes of it.
+        values, quantized: [B, N, K], what a layer reads and what its quantizer makes of it.
         groups: int64 [N]; the group of each token, -1 for none. Members are compared with the next one in order.
     """
     first, second = neighbours(groups)
 
-    def alike(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def alike(x: torch.Tensor) -> torch.Tensor:
+        a, b = x[:, first], x[:, second]
         return (a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs())
 
-    equal = alike(values[first], values[second]) & (values[first] != 0)
-    return float((alike(quantized[first], quantized[second]) & equal).sum() / equal.sum())
+    equal = alike(values) & (values[:, first] != 0)
+    return (alike(quantized) & equal).flatten(1).sum(1) / equal.flatten(1).sum(1)
 
 
-def difference_error(values: torch.Tensor, quantized: torch.Tensor, groups: torch.Tensor) -> float:
-    """Squared error of the *difference* of two neighbouring tokens of a group, by their energy:
-    E |(Q(a) - Q(b)) - (a - b)|^2 / E (|a|^2 + |b|^2) / 2. Arguments as in `same_code_rate`."""
+def difference_error(values: torch.Tensor, quantized: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """Squared error of the *difference* of two neighbouring tokens of a group, by their energy, for each sample [B].
+
+    E |(Q(a) - Q(b)) - (a - b)|^2 / (E |a|^2 + E |b|^2) * 2. Arguments as in `same_code_rate`.
+    """
     first, second = neighbours(groups)
-    error = (quantized - values).float()
-    energy = (values[first].float().square().sum() + values[second].float().square().sum()) / 2
-    return float((error[first] - error[second]).square().sum() / energy)
+
+    def energy(x: torch.Tensor) -> torch.Tensor:
+        return x.float().square().flatten(1).sum(1)
+
+    error = quantized - values
+    return 2 * energy(error[:, first] - error[:, second]) / (energy(values[:, first]) + energy(values[:, second]))
 
 
 def neighbours(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -77,6 +77,10 @@ def arms() -> tuple[Arm, ...]:
         _ours("all candidates, B=32", "selection", candidates="all", block_size=32),
         _ours("book dialectfp4-16", "selection", formatbook="dialectfp4-16"),
         _ours("book dialectfp4-16, B=32", "selection", formatbook="dialectfp4-16", block_size=32),
+        _ours("rotated by 16", "rotation", rotation=16, sampled=False),
+        _ours("rotated by 64", "rotation", rotation=64),
+        _ours("rotated by 64, B=32", "rotation", rotation=64, block_size=32),
+        _ours("rotated by 128", "rotation", rotation=128, sampled=False),
     )
 
 

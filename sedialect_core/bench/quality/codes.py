@@ -19,7 +19,7 @@ from ...linear import ACTIVATION_BITS, Guidance, SeDialectLinear
 from ..metrics import difference_error, same_code_rate
 from ..peers import PeerLinear
 
-NAMES = {"same_code": same_code_rate, "difference_error": difference_error}
+MEASURES = {"same_code": same_code_rate, "difference_error": difference_error}
 
 
 class CodeWatch:
@@ -30,7 +30,7 @@ class CodeWatch:
         self.pairs = pairs
         self.steps: frozenset[int] = frozenset()
         self.now = -1
-        self.found: list[dict[str, list[float]]] = [{name: [] for name in NAMES} for _ in range(pairs)]
+        self.found: dict[str, list[torch.Tensor]] = {name: [] for name in MEASURES}
         self.handles: list[Any] = []
         self.last: torch.Tensor | None = None
         self.layout = TokenLayout("unknown", (1, 1, 1))
@@ -52,10 +52,10 @@ class CodeWatch:
         for handle in self.handles:
             handle.remove()
 
-    def values(self, pair: int) -> dict[str, float | list[float]]:
-        """Means over layers and steps for one pair of prompt and seed; nothing where nothing was looked at."""
-        found = {name: [value for value in values if not math.isnan(value)] for name, values in self.found[pair].items()}
-        return {name: sum(values) / len(values) for name, values in found.items() if values}
+    def values(self) -> list[dict[str, float]]:
+        """Means over layers and steps for each pair of prompt and seed; nothing where nothing was looked at."""
+        means = {name: torch.cat(parts).nanmean(0).tolist() for name, parts in self.found.items() if parts}
+        return [{name: column[pair] for name, column in means.items()} for pair in range(self.pairs)]
 
     def _reader(self, layout: TokenLayout) -> Any:
         def read(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -75,9 +75,8 @@ class CodeWatch:
         if coded is None:
             return
         groups = _places(self.layout, x.device)
-        for row, (values, quantized) in enumerate(zip(*coded, strict=True)):
-            for name, measure in NAMES.items():  # where guidance doubles the batch, both branches are of one pair
-                self.found[row % self.pairs][name].append(measure(values, quantized, groups))
+        for name, measure in MEASURES.items():  # where guidance doubles the batch, both branches are of one pair
+            self.found[name].append(measure(*coded, groups).view(-1, self.pairs))
 
 
 def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -94,7 +94,7 @@ def _velocity_errors(pipe: Any, job: Job, reference: Reference) -> list[Values]:
         for branch, velocity in own[step].items():
             errors.setdefault(branch, []).append(metrics.relative_error(velocity, wanted[step][branch]).cpu())
     by_step = {branch: torch.stack(parts, 1).tolist() for branch, parts in errors.items()}
-    return [_pair_values(by_step, pair) | codes.values(pair) for pair in range(trajectory.size)]
+    return [_pair_values(by_step, pair) | found for pair, found in enumerate(codes.values())]
 
 
 def _pair_values(by_step: dict[str, list[list[float]]], pair: int) -> Values:
