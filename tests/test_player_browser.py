@@ -74,10 +74,16 @@ def bluish(pixel):
     return pixel[2] > pixel[0]
 
 
-@pytest.mark.parametrize("memory", [192 * 2**20, 1], ids=["whole clip", "few frames"])
-def test_both_sides_show_the_same_frame_at_every_moment_of_playing(visit, memory, record_property):
+@pytest.mark.parametrize(
+    ("memory", "secure"),
+    [(192 * 2**20, True), (192 * 2**20, False), (1, True)],
+    ids=["whole clip", "page without https", "few frames"],
+)
+def test_both_sides_show_the_same_frame_at_every_moment_of_playing(visit, memory, secure, record_property):
     """The drift on screen: the frame numbers in the pixels of either half, at each picture drawn."""
     page = visit()
+    if not secure:
+        page.evaluate("delete window.VideoFrame")
     start(page, memory=memory)
     page.evaluate("watching = true; player.play()")
     page.wait_for_function(f"seen.length > {3 * FRAMES}", timeout=60_000)

@@ -107,7 +107,7 @@ test("addresses go through ComfyUI's own, with names escaped", () => {
 
 /** Just enough of a document for the element that a node carries. */
 function fakeDocument() {
-  const element = () => ({ style: {}, children: [], heard: [], ownerDocument: document, removed: false,
+  const element = () => ({ style: {}, dataset: {}, children: [], heard: [], ownerDocument: document, removed: false,
     addEventListener(name) { this.heard.push(name); }, replaceChildren(...all) { this.children = all; }, remove() { this.removed = true; } });
   const document = { createElement: element, defaultView: { matchMedia: () => ({ matches: document.still }) }, still: false };
   return document;

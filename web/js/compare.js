@@ -22,6 +22,6 @@ app.registerExtension({
     if (node.comfyClass === NODE) equip(node, new Comparison(document, { createPlayer, look }), apiURL);
   },
   onNodeOutputsUpdated(outputs) {
-    showOutputs(app.rootGraph ?? app.graph, outputs, apiURL);
+    if (app.isGraphReady !== false) showOutputs(app.rootGraph ?? app.graph, outputs, apiURL);
   },
 });

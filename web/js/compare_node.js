@@ -42,6 +42,7 @@ export class Comparison {
     Object.assign(this, { createPlayer, look, player: null, shown: null });
     this.element = Object.assign(document.createElement("div"), { className: "sedialect-compare" });
     this.element.style.cssText = "width:100%;height:100%;min-width:0;box-sizing:border-box;overflow:hidden";
+    this.element.dataset.captureWheel = "true"; // Nodes 2.0: the wheel is ours while the focus is inside
     // A press inside would else drag the node, and a double click open the node search.
     for (const name of ["pointerdown", "mousedown", "dblclick"]) this.element.addEventListener(name, (event) => event.stopPropagation());
     this.hint();

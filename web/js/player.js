@@ -280,6 +280,8 @@ class Player {
   pointing() {
     return {
       state: () => this.view,
+      // In a page the plain wheel scrolls. Where the player fills a host's box, it is ours while the focus is inside.
+      wheelZooms: () => Boolean(this.options.fill) && this.ui.root.contains(this.ui.root.getRootNode().activeElement),
       setDivider: (x) => {
         const { area } = this.shape();
         this.view.divider = clamp((x - area.x) / Math.max(1, area.width), 0, 1);

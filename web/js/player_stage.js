@@ -1,6 +1,9 @@
 // Pointers on the stage: the divider, moving the picture, two fingers, the wheel.
 
-/** `view` answers { mode, zoom, shape } and does setDivider(x), pan(dx, dy, pane), zoomAt(point, factor, pane), all in CSS pixels of the stage. */
+/**
+ * `view` tells its state() and whether wheelZooms(), and does setDivider(x), pan(dx, dy, point) and zoomAt(point, factor),
+ * all in CSS pixels of the stage.
+ */
 export function attachPointers({ stage, divider }, view, signal) {
   const down = new Map();
   let dragging = null; // "divider", "picture" or "pinch"
@@ -44,7 +47,7 @@ export function attachPointers({ stage, divider }, view, signal) {
     if (!dragging) stage.removeAttribute("data-dragging");
   };
   const wheel = (event) => {
-    if (!event.ctrlKey && !event.metaKey) return; // a plain wheel scrolls the page; a pinch on a touchpad arrives with ctrlKey
+    if (!event.ctrlKey && !event.metaKey && !view.wheelZooms()) return; // a pinch on a touchpad arrives with ctrlKey
     event.preventDefault();
     event.stopPropagation();
     view.zoomAt(local(event), Math.exp(-event.deltaY * 0.004));

@@ -67,6 +67,9 @@ export const STYLE = `
   border: 2px solid var(--bg);
 }
 .sedialect-player-scrub::-moz-range-thumb { width: 10px; height: 10px; border-radius: 50%; background: var(--accent); border: 2px solid var(--bg); }
+.sedialect-player .sedialect-player-scrub:focus-visible { outline: none; }
+.sedialect-player-scrub:focus-visible::-webkit-slider-thumb { box-shadow: 0 0 0 3px color-mix(in srgb, var(--accent) 45%, transparent); }
+.sedialect-player-scrub:focus-visible::-moz-range-thumb { box-shadow: 0 0 0 3px color-mix(in srgb, var(--accent) 45%, transparent); }
 
 .sedialect-player-bar { display: flex; flex-wrap: wrap; align-items: center; gap: 6px 14px; }
 .sedialect-player-group { display: flex; align-items: center; gap: 2px; }
