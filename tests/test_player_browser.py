@@ -109,6 +109,39 @@ def test_once_in_memory_a_loop_leaves_no_frame_out(visit):
     assert steps.count(1) > 0.8 * len(steps)
 
 
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "delete HTMLVideoElement.prototype.requestVideoFrameCallback",
+        "HTMLVideoElement.prototype.play = async () => { throw new DOMException('no', 'NotAllowedError') }",
+    ],
+    ids=["frame reports", "permission to play"],
+)
+def test_without_it_frames_come_one_seek_at_a_time_and_are_still_pairs(visit, missing):
+    page = visit()
+    page.evaluate(f"void ({missing})")
+    start(page)
+    page.evaluate("player.seek(17)")
+    at(page, 17)
+    page.evaluate("watching = true; player.play()")
+    page.wait_for_function("new Set(seen.map(([, frame]) => frame)).size === FRAMES", timeout=60_000)
+    assert all(frame == left == right for _, frame, left, right in page.evaluate("seen"))
+
+
+def test_a_seek_while_playing_or_before_a_pause_is_not_lost(visit):
+    page = visit()
+    start(page)
+    page.evaluate("player.play()")
+    page.wait_for_function("player.frame > 2")
+    page.evaluate("events.length = 0; player.seek(25)")
+    page.wait_for_function("events.length")
+    assert 25 <= page.evaluate("events[0][1]") <= 28
+    page.evaluate("player.seek(8); player.pause()")
+    at(page, 8)
+    page.evaluate("player.seek(30); player.play(); player.pause()")
+    at(page, 30)
+
+
 def test_scrubbing_and_stepping_are_exact(visit):
     page = visit()
     start(page)

@@ -1,11 +1,28 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { FrameClock, FrameStore, LEASH, ahead, capacityFor, leash, newestPair, supply } from "../../web/js/player_clock.js";
+import {
+  FrameClock,
+  FrameStore,
+  LEASH,
+  ahead,
+  capacityFor,
+  leash,
+  newestPair,
+  supply,
+} from "../../web/js/player_clock.js";
 
 const clockAt = (frames, fps, settings = {}) => Object.assign(new FrameClock(frames, fps), settings);
-const image = () => ({ closed: 0, close() { this.closed++; } });
-const holding = (...indexes) => (index) => indexes.includes(index);
+const image = () => ({
+  closed: 0,
+  close() {
+    this.closed++;
+  },
+});
+const holding =
+  (...indexes) =>
+  (index) =>
+    indexes.includes(index);
 
 test("the clock counts frames of real time, whatever the screen's rate", () => {
   for (const hertz of [24, 60, 144]) {
@@ -42,7 +59,10 @@ test("a tab that slept does not jump, and a clock is never set back", () => {
 test("the last frame lasts as long as every other", () => {
   const clock = clockAt(3, 10, { loop: false });
   clock.start(0);
-  assert.deepEqual([50, 150, 250, 295].map((now) => clock.advance(now)), [0, 1, 2, 2]);
+  assert.deepEqual(
+    [50, 150, 250, 295].map((now) => clock.advance(now)),
+    [0, 1, 2, 2],
+  );
   assert.equal(clock.running, true);
   clock.advance(305);
   assert.equal(clock.running, false);
@@ -64,10 +84,21 @@ test("only frames that both sides have are shown, the newest first, never one th
 
 test("a source plays towards near frames, jumps to far ones, and halts when nothing is missing", () => {
   const settings = { frames: 100, room: Infinity, jump: 10 };
-  const missing = (...indexes) => (index) => !indexes.includes(index);
+  const missing =
+    (...indexes) =>
+    (index) =>
+      !indexes.includes(index);
   assert.equal(supply({ ...settings, due: 0, head: 0, has: holding(0) }), "run");
-  assert.equal(supply({ ...settings, due: 50, head: 3, has: holding(0, 1, 2, 3) }), 50, "what the clock needs comes first");
-  assert.equal(supply({ ...settings, due: 50, head: 52, has: missing(51, 60) }), "run", "a hole just passed waits for the next round");
+  assert.equal(
+    supply({ ...settings, due: 50, head: 3, has: holding(0, 1, 2, 3) }),
+    50,
+    "what the clock needs comes first",
+  );
+  assert.equal(
+    supply({ ...settings, due: 50, head: 52, has: missing(51, 60) }),
+    "run",
+    "a hole just passed waits for the next round",
+  );
   assert.equal(supply({ ...settings, due: 10, head: 20, has: missing(25) }), "run");
   assert.equal(supply({ ...settings, due: 10, head: 20, has: missing(90) }), 90);
   assert.equal(supply({ ...settings, due: 10, head: 20, has: missing(5) }), 5, "holes behind the head, too");
@@ -80,13 +111,22 @@ test("where a clip does not fit, a source stays within its room ahead of the clo
   assert.equal(supply({ ...settings, due: 30, head: 38, has: from(28, 38) }), "run");
   assert.equal(supply({ ...settings, due: 30, head: 42, has: from(28, 42) }), "halt");
   assert.equal(supply({ ...settings, due: 30, head: 90, has: from(28, 39) }), "halt");
-  assert.equal(supply({ ...settings, due: 95, head: 100, has: (index) => index > 80 || index < 4 }), "run", "over the end of the loop");
+  assert.equal(
+    supply({ ...settings, due: 95, head: 100, has: (index) => index > 80 || index < 4 }),
+    "run",
+    "over the end of the loop",
+  );
 });
 
 /** Two media elements that drop frames and seek slowly, in simulated time: what a visitor sees of them. */
 function simulate({ frames, fps, dropped, seconds, seekMs = 80, capacity = frames, speed = 1 }) {
   const clock = clockAt(frames, fps, { speed });
-  const sides = [0, 1].map((side) => ({ store: new FrameStore(frames, capacity), time: side * 0.03, busy: 0, last: -1 }));
+  const sides = [0, 1].map((side) => ({
+    store: new FrameStore(frames, capacity),
+    time: side * 0.03,
+    busy: 0,
+    last: -1,
+  }));
   for (const { store } of sides) store.put(0, image(), 0);
   const has = (index) => sides.every(({ store }) => store.has(index));
   const shown = [0];
@@ -103,7 +143,14 @@ function simulate({ frames, fps, dropped, seconds, seekMs = 80, capacity = frame
       const keep = (index) => index < frames && side.store.put(index, image(), before);
       if (head !== side.last && !dropped(head, number, now)) keep(head);
       side.last = head;
-      const order = supply({ due: before, head, has: (index) => side.store.has(index), frames, room: side.store.room, jump: fps / 2 });
+      const order = supply({
+        due: before,
+        head,
+        has: (index) => side.store.has(index),
+        frames,
+        room: side.store.room,
+        jump: fps / 2,
+      });
       if (order === "halt") return;
       if (order === "run" && head < frames) side.time += (speed * 1.1) / 60;
       else {
@@ -123,7 +170,12 @@ test("smooth sources: every frame is shown, in order, in real time", () => {
 });
 
 test("sources that drop every third frame, each another one: all holes are filled, later rounds are whole", () => {
-  const { shown, has } = simulate({ frames: 33, fps: 16, dropped: (index, side, now) => now < 4000 && index % 3 === side, seconds: 30 });
+  const { shown, has } = simulate({
+    frames: 33,
+    fps: 16,
+    dropped: (index, side, now) => now < 4000 && index % 3 === side,
+    seconds: 30,
+  });
   assert.ok(Array.from({ length: 33 }, (_, index) => has(index)).every(Boolean));
   const later = shown.slice(-66);
   for (let step = 1; step < later.length; step++) assert.equal(later[step], (later[step - 1] + 1) % 33);

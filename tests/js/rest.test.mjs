@@ -70,20 +70,32 @@ test("a path has a point for each number and a gap for each infinity", () => {
 });
 
 test("a place on a chart is the nearest frame", () => {
-  assert.deepEqual([0, 0.49, 0.51, 1, 7].map((place) => frameAlong(place, 3)), [0, 1, 1, 2, 2]);
+  assert.deepEqual(
+    [0, 0.49, 0.51, 1, 7].map((place) => frameAlong(place, 3)),
+    [0, 1, 1, 2, 2],
+  );
   assert.equal(frameAlong(0.7, 1), 0);
 });
 
 test("numbers are short, and what is none says so", () => {
-  assert.deepEqual([31.23456, 0.93217, 1234.56, 0.00001234, 0, Infinity, null, NaN].map(short),
-    ["31.23", "0.9322", "1234.6", "1.2e-5", "0.0000", "\u221e", "\u2013", "\u2013"]);
+  assert.deepEqual([31.23456, 0.93217, 1234.56, 0.00001234, 0, Infinity, null, NaN].map(short), [
+    "31.23",
+    "0.9322",
+    "1234.6",
+    "1.2e-5",
+    "0.0000",
+    "\u221e",
+    "\u2013",
+    "\u2013",
+  ]);
 });
 
 test("every language says everything, with the same values in it", () => {
   const holes = (text) => (text.match(/\{\w+\}/g) ?? []).sort().join();
   for (const [locale, labels] of Object.entries(LABELS)) {
     assert.deepEqual(Object.keys(labels), Object.keys(LABELS.en), locale);
-    for (const name of Object.keys(labels)) assert.equal(holes(labels[name]), holes(LABELS.en[name]), `${locale} ${name}`);
+    for (const name of Object.keys(labels))
+      assert.equal(holes(labels[name]), holes(LABELS.en[name]), `${locale} ${name}`);
   }
   assert.equal(labelsFor("zh-TW").play, LABELS.zh.play);
   assert.equal(labelsFor("xx").play, "Play");
@@ -93,32 +105,81 @@ test("every language says everything, with the same values in it", () => {
 
 const apiURL = (route) => `/proxy/api${route}`;
 const file = (filename) => ({ filename, subfolder: "a b", type: "temp" });
-const message = (name = "x.mp4") => ({ sedialect_compare: [{ left: file("l&.mp4"), right: file(name), labels: ["16 bit", "4 bit"], fps: 16, frames: 2,
-  series: [{ name: "PSNR", unit: "dB", values: [1, 2] }] }] });
+const message = (name = "x.mp4") => ({
+  sedialect_compare: [
+    {
+      left: file("l&.mp4"),
+      right: file(name),
+      labels: ["16 bit", "4 bit"],
+      fps: 16,
+      frames: 2,
+      series: [{ name: "PSNR", unit: "dB", values: [1, 2] }],
+    },
+  ],
+});
 
 test("addresses go through ComfyUI's own, with names escaped", () => {
   const options = playerOptions(message(), apiURL);
   assert.equal(options.left.src, "/proxy/api/view?filename=l%26.mp4&subfolder=a+b&type=temp");
   assert.deepEqual([options.right.label, options.fps, options.frames, options.series.length], ["4 bit", 16, 2, 1]);
-  for (const nothing of [undefined, {}, { images: [] }, { sedialect_compare: [] }, { sedialect_compare: [{ left: file("a") }] }]) {
+  for (const nothing of [
+    undefined,
+    {},
+    { images: [] },
+    { sedialect_compare: [] },
+    { sedialect_compare: [{ left: file("a") }] },
+  ]) {
     assert.equal(playerOptions(nothing, apiURL), null);
   }
 });
 
 /** Just enough of a document for the element that a node carries. */
 function fakeDocument() {
-  const element = () => ({ style: {}, dataset: {}, children: [], heard: [], ownerDocument: document, removed: false,
-    addEventListener(name) { this.heard.push(name); }, replaceChildren(...all) { this.children = all; }, remove() { this.removed = true; } });
-  const document = { createElement: element, defaultView: { matchMedia: () => ({ matches: document.still }) }, still: false };
+  const element = () => ({
+    style: {},
+    dataset: {},
+    children: [],
+    heard: [],
+    ownerDocument: document,
+    removed: false,
+    addEventListener(name) {
+      this.heard.push(name);
+    },
+    replaceChildren(...all) {
+      this.children = all;
+    },
+    remove() {
+      this.removed = true;
+    },
+  });
+  const document = {
+    createElement: element,
+    defaultView: { matchMedia: () => ({ matches: document.still }) },
+    still: false,
+  };
   return document;
 }
 
 function fakeNode(document, id, log) {
   const createPlayer = (element, options) => {
     log.push(["create", id, options.right.src]);
-    return { load: (next) => log.push(["load", id, next.right.src]), play: () => log.push(["play", id]), destroy: () => log.push(["destroy", id]) };
+    return {
+      load: (next) => log.push(["load", id, next.right.src]),
+      play: () => log.push(["play", id]),
+      destroy: () => log.push(["destroy", id]),
+    };
   };
-  const node = { id, size: [200, 900], widgets: [], addDOMWidget(...all) { this.widgets.push(all); }, setSize(size) { this.size = size; } };
+  const node = {
+    id,
+    size: [200, 900],
+    widgets: [],
+    addDOMWidget(...all) {
+      this.widgets.push(all);
+    },
+    setSize(size) {
+      this.size = size;
+    },
+  };
   node.onExecuted = () => log.push(["own", id]);
   equip(node, new Comparison(document, { createPlayer, look: () => ({ locale: "en", theme: "dark" }) }), apiURL);
   return node;
@@ -135,7 +196,10 @@ test("a node shows what it made, again without a second player, and leaves nothi
   node.onExecuted(message("one.mp4"));
   node.onExecuted(message("two.mp4"));
   node.onRemoved();
-  assert.deepEqual(log.map(([what]) => what), ["own", "create", "play", "own", "own", "load", "play", "destroy"]);
+  assert.deepEqual(
+    log.map(([what]) => what),
+    ["own", "create", "play", "own", "own", "load", "play", "destroy"],
+  );
   assert.equal(element.removed, true);
 });
 
@@ -143,12 +207,19 @@ test("nothing moves by itself for those who asked for less motion", () => {
   const [log, document] = [[], fakeDocument()];
   document.still = true;
   fakeNode(document, 1, log).onExecuted(message());
-  assert.deepEqual(log.map(([what]) => what), ["own", "create"]);
+  assert.deepEqual(
+    log.map(([what]) => what),
+    ["own", "create"],
+  );
 });
 
 test("another workflow's outputs reach their nodes, in sub-graphs too, and the others go back to the hint", () => {
   const [log, document] = [[], fakeDocument()];
-  const graph = (...nodes) => ({ nodes, getNodeById: (id) => nodes.find((node) => node.id === id), subgraphs: new Map() });
+  const graph = (...nodes) => ({
+    nodes,
+    getNodeById: (id) => nodes.find((node) => node.id === id),
+    subgraphs: new Map(),
+  });
   const [first, second, inner] = [1, 2, 7].map((id) => fakeNode(document, id, log));
   const root = graph(first, second, { id: 3 });
   root.subgraphs.set("some-id", graph(inner));

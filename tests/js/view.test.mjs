@@ -1,7 +1,19 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 
-import { LARGEST_ZOOM, NO_ZOOM, contain, draw, drawDifference, heightFor, layout, panBy, panesOf, place, zoomAt } from "../../web/js/player_view.js";
+import {
+  LARGEST_ZOOM,
+  NO_ZOOM,
+  contain,
+  draw,
+  drawDifference,
+  heightFor,
+  layout,
+  panBy,
+  panesOf,
+  place,
+  zoomAt,
+} from "../../web/js/player_view.js";
 
 const PANE = { x: 10, y: 20, width: 600, height: 400 };
 const near = (a, b, what) => assert.ok(Math.abs(a - b) < 1e-6, `${what}: ${a} is not ${b}`);
@@ -44,7 +56,11 @@ test("zoom has bounds, and out again is where it began", () => {
 });
 
 test("panning cannot leave a margin that the video could fill", () => {
-  for (const [dx, dy] of [[1e5, 1e5], [-1e5, -1e5], [37, -1e5]]) {
+  for (const [dx, dy] of [
+    [1e5, 1e5],
+    [-1e5, -1e5],
+    [37, -1e5],
+  ]) {
     const rect = place(PANE, 1.5, panBy(PANE, 1.5, { scale: 4, x: 0.5, y: 0.5 }, dx, dy));
     assert.ok(rect.x <= PANE.x + 1e-9 && rect.x + rect.width >= PANE.x + PANE.width - 1e-9);
     assert.ok(rect.y <= PANE.y + 1e-9 && rect.y + rect.height >= PANE.y + PANE.height - 1e-9);
@@ -54,14 +70,22 @@ test("panning cannot leave a margin that the video could fill", () => {
 });
 
 test("the divider crosses the picture, not the margins beside it", () => {
-  const at = (divider) => layout({ mode: "wipe", width: 1000, height: 400, aspect: 1, zoom: NO_ZOOM, divider }).dividerX;
+  const at = (divider) =>
+    layout({ mode: "wipe", width: 1000, height: 400, aspect: 1, zoom: NO_ZOOM, divider }).dividerX;
   assert.deepEqual([at(0), at(0.5), at(1)], [300, 500, 700]);
 });
 
 /** A context that remembers each picture drawn, with its clip. */
 function recorder() {
   const calls = [];
-  const ctx = { clip: () => {}, save: () => {}, restore: () => {}, beginPath: () => {}, setTransform: () => {}, clearRect: () => {} };
+  const ctx = {
+    clip: () => {},
+    save: () => {},
+    restore: () => {},
+    beginPath: () => {},
+    setTransform: () => {},
+    clearRect: () => {},
+  };
   ctx.rect = (...box) => (ctx.box = box);
   ctx.drawImage = (what, ...rect) => calls.push({ what, rect, box: ctx.box, operation: ctx.globalCompositeOperation });
   return { ctx, calls };
@@ -79,11 +103,21 @@ test("a wipe draws each side on its own half, both at the same place", () => {
 });
 
 test("a difference of gain 2^n is doubled n times", () => {
-  for (const [gain, doublings] of [[1, 0], [2, 1], [16, 4]]) {
+  for (const [gain, doublings] of [
+    [1, 0],
+    [2, 1],
+    [16, 4],
+  ]) {
     const { ctx, calls } = recorder();
     const scratch = { width: 0, height: 0, getContext: () => ctx };
     drawDifference(scratch, { width: 40, height: 30 }, { width: 20, height: 15 }, gain);
-    assert.deepEqual(calls.slice(0, 2).map(({ operation, rect }) => [operation, ...rect]), [["copy", 0, 0, 40, 30], ["difference", 0, 0, 40, 30]]);
+    assert.deepEqual(
+      calls.slice(0, 2).map(({ operation, rect }) => [operation, ...rect]),
+      [
+        ["copy", 0, 0, 40, 30],
+        ["difference", 0, 0, 40, 30],
+      ],
+    );
     assert.equal(calls.filter(({ operation }) => operation === "lighter").length, doublings);
   }
 });

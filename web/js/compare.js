@@ -3,7 +3,7 @@
 import { Comparison, NODE, equip, showOutputs } from "./compare_node.js";
 import { createPlayer } from "./player.js";
 
-// ComfyUI serves this file from /extensions/<name of the pack's folder>/..., at a depth that the pack's web directory decides.
+// ComfyUI serves this file from /extensions/<name of the pack's folder>/; how deep, the pack's web directory decides.
 const [root] = import.meta.url.split("/extensions/");
 const [{ app }, { api }] = await Promise.all([import(`${root}/scripts/app.js`), import(`${root}/scripts/api.js`)]);
 

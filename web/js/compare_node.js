@@ -6,8 +6,9 @@ export const NODE = "SeDialectCompare";
 export const PAYLOAD = "sedialect_compare";
 const SMALLEST = [440, 520]; // of a new node, px
 const LEAST_HEIGHT = 340; // of the player; below it the pictures would be thumbnails
-const EMPTY = "display:grid;place-items:center;height:100%;min-height:120px;padding:16px;text-align:center;border-radius:10px;"
-  + "border:1px dashed color-mix(in srgb, currentColor 28%, transparent);opacity:.7;font:13px system-ui,sans-serif";
+const EMPTY =
+  "display:grid;place-items:center;height:100%;min-height:120px;padding:16px;text-align:center;border-radius:10px;" +
+  "border:1px dashed color-mix(in srgb, currentColor 28%, transparent);opacity:.7;font:13px system-ui,sans-serif";
 
 /** Address of a file that a node named, through `apiURL`; the sub-folder and type are ComfyUI's. */
 export function viewAddress({ filename, subfolder = "", type = "temp" }, apiURL) {
@@ -36,7 +37,7 @@ export function comparisons(rootGraph) {
   return graphs.flatMap((graph) => graph.nodes ?? []).filter((node) => node.sedialectCompare);
 }
 
-/** The element inside a node: a hint until there is something to compare, then the player. `look()` gives locale and theme. */
+/** The element inside a node: a hint until there is something to compare, then the player. `look()`: locale and theme. */
 export class Comparison {
   constructor(document, { createPlayer, look }) {
     Object.assign(this, { createPlayer, look, player: null, shown: null });
@@ -44,7 +45,8 @@ export class Comparison {
     this.element.style.cssText = "width:100%;height:100%;min-width:0;box-sizing:border-box;overflow:hidden";
     this.element.dataset.captureWheel = "true"; // Nodes 2.0: the wheel is ours while the focus is inside
     // A press inside would else drag the node, and a double click open the node search.
-    for (const name of ["pointerdown", "mousedown", "dblclick"]) this.element.addEventListener(name, (event) => event.stopPropagation());
+    for (const name of ["pointerdown", "mousedown", "dblclick"])
+      this.element.addEventListener(name, (event) => event.stopPropagation());
     this.hint();
   }
 
@@ -89,7 +91,11 @@ export class Comparison {
 export function equip(node, comparison, apiURL) {
   node.sedialectCompare = comparison;
   node.addDOMWidget("comparison", "SEDIALECT_PLAYER", comparison.element, {
-    serialize: false, hideOnZoom: false, getMinHeight: () => LEAST_HEIGHT, getValue: () => "", setValue: () => {},
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => LEAST_HEIGHT,
+    getValue: () => "",
+    setValue: () => {},
   });
   node.setSize?.([Math.max(node.size?.[0] ?? 0, SMALLEST[0]), Math.max(node.size?.[1] ?? 0, SMALLEST[1])]);
   const after = (name, act) => {

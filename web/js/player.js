@@ -1,10 +1,9 @@
-// Two videos of the same frames, compared: always the same frame on both sides, under a wipe, side by side, or as a difference.
+// Two videos, compared under a wipe, side by side, or as a difference; always the same frame on both sides.
 //
-//   const player = createPlayer(container, { left: { src, label }, right: { src, label }, fps, frames, series, labels, theme });
-//   player.load(options) · play() · pause() · seek(frame) · frame · destroy()
+//   const player = createPlayer(container, { left: { src, label }, right: { src, label }, fps, frames, series });
+//   player.load(options), play(), pause(), seek(frame), frame, destroy()
 //
-// `fill: true` fits the player into the container's height; otherwise the pictures' shape gives the height. `locale` picks
-// built-in labels. `container` hears "sedialect:ready", "sedialect:frame" (detail.frame, after it is drawn) and "sedialect:error".
+// docs/player.md lists all options, events and keys.
 
 import { FrameClock, ahead, clamp, leash, newestPair } from "./player_clock.js";
 import { createControls, showFrame, showMessage, showPlaying, showView } from "./player_controls.js";
@@ -73,10 +72,15 @@ class Player {
   async open(signal) {
     const { left, right, fps, frames } = this.options;
     const sides = [left, right];
-    this.sources = sides.map((_, side) => new VideoSource({
-      parent: this.ui.stage, fps, budget: this.options.memory ?? MEMORY,
-      onError: (reason, status) => this.fail(fill(this.labels[ERRORS[reason]], { side: this.names[side], status })),
-    }));
+    this.sources = sides.map(
+      (_, side) =>
+        new VideoSource({
+          parent: this.ui.stage,
+          fps,
+          budget: this.options.memory ?? MEMORY,
+          onError: (reason, status) => this.fail(fill(this.labels[ERRORS[reason]], { side: this.names[side], status })),
+        }),
+    );
     await Promise.all(this.sources.map((source, side) => source.load(sides[side].src)));
     if (signal.aborted || this.failed) return;
     // Containers may leave the last frame's duration out: one frame less than announced is the same length.
@@ -89,7 +93,11 @@ class Player {
     if (signal.aborted || this.failed) return;
     showMessage(this.ui, null);
     this.refresh();
-    this.tell("ready", { frames: length, width: this.sources[0].video.videoWidth, height: this.sources[0].video.videoHeight });
+    this.tell("ready", {
+      frames: length,
+      width: this.sources[0].video.videoWidth,
+      height: this.sources[0].video.videoHeight,
+    });
     if (this.playSoon) this.play();
   }
 
@@ -105,7 +113,11 @@ class Player {
     this.ui.scrub.max = frames - 1;
     for (const source of this.sources) source.open(frames);
     this.plot = createPlot(this.ui.plots, {
-      series: this.options.series ?? [], frames, labels: this.labels, signal: this.abort.signal, onSeek: (frame) => this.seek(frame),
+      series: this.options.series ?? [],
+      frames,
+      labels: this.labels,
+      signal: this.abort.signal,
+      onSeek: (frame) => this.seek(frame),
     });
     this.ready = true;
     this.resize();
@@ -126,7 +138,8 @@ class Player {
     }
     if (this.clock.running) return;
     this.clock.start(performance.now());
-    this.anchor = this.clock.position < 1 && this.shown > 0 ? -1 : this.shown; // started over at the end
+    const at = Math.floor(this.clock.position);
+    this.anchor = at === this.shown ? at : at - 1; // another frame was asked for, or it starts over from its end
     showPlaying(this.ui, this.labels, true);
     this.wake();
   }
@@ -135,9 +148,8 @@ class Player {
     this.playSoon = false;
     if (!this.clock.running) return;
     this.clock.stop();
-    this.clock.seek(this.shown);
-    this.wanted = this.shown;
     showPlaying(this.ui, this.labels, false);
+    this.seek(this.anchor === this.shown ? this.shown : this.wanted);
   }
 
   wake() {
@@ -160,7 +172,9 @@ class Player {
     const allowed = leash(anchor, has, clock.frames, clock.loop) - anchor - ahead(anchor, before, clock.frames);
     const next = newestPair(anchor, clock.advance(now, before + allowed), has, clock.frames);
     if (next !== anchor) this.present(next);
-    if (!clock.running) showPlaying(this.ui, this.labels, false); // came to its end
+    if (clock.running) return;
+    showPlaying(this.ui, this.labels, false); // it came to its end
+    if (this.shown !== clock.frames - 1) this.seekPair(clock.frames - 1);
   }
 
   seek(frame) {
@@ -236,8 +250,8 @@ class Player {
 
   key(event) {
     const { target } = event;
-    const kind = target === this.ui.divider ? "divider" : target.localName === "button" ? "button" : target.localName === "select" ? "select" : "other";
-    const action = keyAction(event, kind);
+    const kind = { button: "button", select: "select" }[target.localName] ?? "other";
+    const action = keyAction(event, target === this.ui.divider ? "divider" : kind);
     if (!action) return;
     event.preventDefault();
     event.stopPropagation(); // hosts have keys of their own
@@ -248,7 +262,16 @@ class Player {
     const { clock, view } = this;
     if (!this.ready || this.failed) return;
     const at = this.wanted;
-    const step = { previous: at - 1, next: at + 1, back: at - 10, forward: at + 10, first: 0, last: clock.frames - 1, seek: value }[action];
+    const steps = {
+      previous: at - 1,
+      next: at + 1,
+      back: at - 10,
+      forward: at + 10,
+      first: 0,
+      last: clock.frames - 1,
+      seek: value,
+    };
+    const step = steps[action];
     if (step !== undefined) {
       if (action === "previous" || action === "next") this.pause();
       return this.seek(step);
@@ -266,8 +289,8 @@ class Player {
 
   paneAt(point) {
     const { panes } = this.shape();
-    const inside = (pane) => point && point.x >= pane.x && point.x <= pane.x + pane.width && point.y >= pane.y && point.y <= pane.y + pane.height;
-    return panes.find(inside) ?? panes[0];
+    const [, other = null] = panes;
+    return other && point && point.x >= other.x && point.y >= other.y ? other : panes[0];
   }
 
   zoomBy(factor, point) {

@@ -87,14 +87,14 @@ function firstMissing(from, count, has, frames) {
  *
  * Missing frames that the clock needs soon come first. Behind those, holes anywhere in the clip are filled where the
  * whole clip fits (`room` is Infinity), else only frames less than `room` ahead of the clock. `jump` is the longest gap
- * that is played through rather than jumped over.
+ * that is played through rather than jumped over; a negative one asks for jumps alone.
  */
 export function supply({ due, head, has, frames, room, jump }) {
   const soon = Math.min(8, room, frames);
   const lead = ahead(due, head, frames);
   const decide = (missing) => (ahead(head, missing, frames) <= jump ? "run" : missing);
   const near = firstMissing(due, soon, has, frames);
-  if (near >= 0) return lead <= soon ? "run" : decide(near);
+  if (near >= 0) return lead <= soon && jump >= 0 ? "run" : decide(near);
   const next = firstMissing(head % frames, Math.min(frames, Math.max(0, room - lead)), has, frames);
   return next < 0 ? "halt" : decide(next);
 }

@@ -7,19 +7,26 @@ import { STYLE } from "./player_style.js";
 export const SPEEDS = [0.1, 0.25, 0.5, 1, 2];
 const ICONS = {
   play: '<path d="M5 3.2v9.6a.6.6 0 0 0 .9.5l7.8-4.8a.6.6 0 0 0 0-1L5.9 2.7a.6.6 0 0 0-.9.5z"/>',
-  pause: '<rect x="3.6" y="2.6" width="3.1" height="10.8" rx=".8"/><rect x="9.3" y="2.6" width="3.1" height="10.8" rx=".8"/>',
-  previous: '<rect x="3" y="3" width="1.8" height="10" rx=".6"/><path d="M13 3.7v8.6a.5.5 0 0 1-.8.4L6.4 8.4a.5.5 0 0 1 0-.8l5.8-4.3a.5.5 0 0 1 .8.4z"/>',
+  pause:
+    '<rect x="3.6" y="2.6" width="3.1" height="10.8" rx=".8"/><rect x="9.3" y="2.6" width="3.1" height="10.8" rx=".8"/>',
+  previous:
+    '<rect x="3" y="3" width="1.8" height="10" rx=".6"/><path d="M13 3.7v8.6a.5.5 0 0 1-.8.4L6.4 8.4a.5.5 0 0 1 0-.8l5.8-4.3a.5.5 0 0 1 .8.4z"/>',
   next: '<rect x="11.2" y="3" width="1.8" height="10" rx=".6"/><path d="M3 3.7v8.6c0 .4.5.6.8.4l5.8-4.3a.5.5 0 0 0 0-.8L3.8 3.3a.5.5 0 0 0-.8.4z"/>',
   loop: '<path d="M11.2 1.6 14 4.3l-2.8 2.7V5.1H5.4A2.4 2.4 0 0 0 3 7.5v.3H1.4v-.3a4 4 0 0 1 4-4h5.8zM4.8 14.4 2 11.7 4.8 9v1.9h5.8A2.4 2.4 0 0 0 13 8.5v-.3h1.6v.3a4 4 0 0 1-4 4H4.8z"/>',
   plus: '<path d="M7.2 3h1.6v4.2H13v1.6H8.8V13H7.2V8.8H3V7.2h4.2z"/>',
   minus: '<path d="M3 7.2h10v1.6H3z"/>',
   grip: '<path d="M6 4 2.2 8 6 12zM10 4l3.8 4L10 12z"/>',
 };
-const icon = (name) => `<svg width="16" height="16" viewBox="0 0 16 16" fill="currentColor" aria-hidden="true">${ICONS[name]}</svg>`;
+const icon = (name) =>
+  `<svg width="16" height="16" viewBox="0 0 16 16" fill="currentColor" aria-hidden="true">${ICONS[name]}</svg>`;
 
 function build(document, tag, className, attributes = {}, children = []) {
   const element = document.createElement(tag);
-  if (className) element.className = className.split(" ").map((name) => `sedialect-player${name && `-${name}`}`).join(" ");
+  if (className)
+    element.className = className
+      .split(" ")
+      .map((name) => `sedialect-player${name && `-${name}`}`)
+      .join(" ");
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
   return element;
@@ -36,7 +43,9 @@ export function createControls(document, labels, { ask, signal }) {
   };
   const select = (name, label, values, text) => {
     const element = make("select", "", { "aria-label": label, title: label });
-    element.append(...values.map((value) => Object.assign(document.createElement("option"), { value, textContent: text(value) })));
+    element.append(
+      ...values.map((value) => Object.assign(document.createElement("option"), { value, textContent: text(value) })),
+    );
     element.addEventListener("change", () => ask(name, Number(element.value)), { signal });
     return element;
   };
@@ -46,7 +55,12 @@ export function createControls(document, labels, { ask, signal }) {
   ui.plots = make("div", "plots", { hidden: "" });
   const style = Object.assign(document.createElement("style"), { textContent: STYLE });
   const panel = make("div", "panel", {}, [ui.scrub, ui.bar]);
-  ui.root = make("div", "", { role: "group", "aria-label": labels.player, tabindex: -1 }, [style, ui.stage, panel, ui.plots]);
+  ui.root = make("div", "", { role: "group", "aria-label": labels.player, tabindex: -1 }, [
+    style,
+    ui.stage,
+    panel,
+    ui.plots,
+  ]);
   ui.root.classList.add("sedialect-player");
   return ui;
 }
@@ -56,9 +70,19 @@ function stageOf(make, labels) {
   const names = [make("span", "name"), make("span", "name")];
   const grip = make("span", "grip");
   grip.innerHTML = icon("grip");
-  const divider = make("div", "divider", {
-    role: "slider", tabindex: 0, "aria-label": labels.divider, "aria-orientation": "horizontal", "aria-valuemin": 0, "aria-valuemax": 100,
-  }, [grip]);
+  const divider = make(
+    "div",
+    "divider",
+    {
+      role: "slider",
+      tabindex: 0,
+      "aria-label": labels.divider,
+      "aria-orientation": "horizontal",
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    [grip],
+  );
   const text = make("span", "");
   const message = make("div", "message", { role: "alert", hidden: "" }, [text]);
   const stage = make("div", "stage", {}, [canvas, ...names, divider, message]);
@@ -69,19 +93,22 @@ function barOf(make, { button, select }, labels) {
   const play = button("toggle", labels.play, "play", icon("play"));
   const [previous, next] = [button("previous", labels.previous), button("next", labels.next)];
   const time = make("span", "time");
-  const modes = Object.fromEntries(MODES.map((mode) => {
-    const element = button(mode, labels[mode], "", "");
-    element.textContent = labels[mode];
-    element.removeAttribute("aria-label"); // its text is its name
-    return [mode, element];
-  }));
+  const modes = Object.fromEntries(
+    MODES.map((mode) => {
+      const element = button(mode, labels[mode], "", "");
+      element.textContent = labels[mode];
+      element.removeAttribute("aria-label"); // its text is its name
+      return [mode, element];
+    }),
+  );
   const gain = select("gain", labels.gain, GAINS, (value) => `\u00d7${value}`);
   const speed = select("speed", labels.speed, SPEEDS, (value) => `${value}\u00d7`);
   const loop = button("loop", labels.loop, "loop");
   const zoomReset = button("zoomReset", labels.zoomReset, "zoom", "");
   const zoomOut = button("zoomOut", labels.zoomOut, "", icon("minus"));
   const zoomIn = button("zoomIn", labels.zoomIn, "", icon("plus"));
-  const group = (className, children, attributes = {}) => make("div", `group${className && ` ${className}`}`, attributes, children);
+  const group = (className, children, attributes = {}) =>
+    make("div", `group${className && ` ${className}`}`, attributes, children);
   const bar = make("div", "bar", {}, [
     group("", [previous, play, next]),
     time,
@@ -117,16 +144,21 @@ export function showView(ui, labels, { mode, gain, zoom, divider, loop, speed, n
   ui.stage.dataset.mode = mode;
   ui.stage.toggleAttribute("data-zoomed", zoom.scale > 1);
   ui.divider.hidden = mode !== "wipe";
-  ui.divider.style.left = `${shape.dividerX}px`;
+  const { area } = shape;
+  Object.assign(ui.divider.style, { left: `${shape.dividerX}px`, top: `${area.y}px`, height: `${area.height}px` });
   const percent = Math.round(divider * 100);
   ui.divider.setAttribute("aria-valuenow", percent);
-  ui.divider.setAttribute("aria-valuetext", fill(labels.dividerAt, { left: names[0], right: names[1], percent, rest: 100 - percent }));
+  ui.divider.setAttribute(
+    "aria-valuetext",
+    fill(labels.dividerAt, { left: names[0], right: names[1], percent, rest: 100 - percent }),
+  );
   showNames(ui, labels, { mode, gain, names, shape });
 }
 
 function showNames({ names: [left, right], stage }, labels, { mode, gain, names, shape: { panes, dividerX } }) {
   const width = stage.clientWidth;
-  left.textContent = mode === "difference" ? `${labels.difference} \u00d7${gain}: ${names[0]} \u2013 ${names[1]}` : names[0];
+  left.textContent =
+    mode === "difference" ? `${labels.difference} \u00d7${gain}: ${names[0]} \u2013 ${names[1]}` : names[0];
   left.style.maxWidth = mode === "difference" ? "94%" : "";
   right.textContent = names[1];
   right.hidden = mode === "difference";
@@ -134,7 +166,8 @@ function showNames({ names: [left, right], stage }, labels, { mode, gain, names,
   left.style.left = "8px";
   right.style.left = "auto";
   right.style.right = "8px";
-  if (mode === "side") Object.assign(right.style, { top: `${panes[1].y + 8}px`, left: `${panes[1].x + 8}px`, right: "auto" });
+  if (mode === "side")
+    Object.assign(right.style, { top: `${panes[1].y + 8}px`, left: `${panes[1].x + 8}px`, right: "auto" });
   left.toggleAttribute("data-covered", mode === "wipe" && dividerX < left.offsetWidth + 12);
   right.toggleAttribute("data-covered", mode === "wipe" && dividerX > width - right.offsetWidth - 12);
 }

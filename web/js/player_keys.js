@@ -14,13 +14,28 @@ const ANYWHERE = {
   "-": "zoomOut",
   0: "zoomReset",
 };
-const MOVING = { __proto__: null, ArrowLeft: "previous", ArrowRight: "next", Home: "first", End: "last", PageUp: "back", PageDown: "forward" };
-const DIVIDER = { __proto__: null, ArrowLeft: "dividerLeft", ArrowDown: "dividerLeft", ArrowRight: "dividerRight", ArrowUp: "dividerRight",
-  Home: "dividerStart", End: "dividerEnd" };
+const MOVING = {
+  __proto__: null,
+  ArrowLeft: "previous",
+  ArrowRight: "next",
+  Home: "first",
+  End: "last",
+  PageUp: "back",
+  PageDown: "forward",
+};
+const DIVIDER = {
+  __proto__: null,
+  ArrowLeft: "dividerLeft",
+  ArrowDown: "dividerLeft",
+  ArrowRight: "dividerRight",
+  ArrowUp: "dividerRight",
+  Home: "dividerStart",
+  End: "dividerEnd",
+};
 
 /**
  * The action of a key press, or null where the key is not ours. `target` is what has the focus: "divider", "button",
- * "select" or "other". Buttons keep the space bar, selects keep all their keys; presses with Ctrl, Alt or Meta are the browser's.
+ * "select" or "other". Buttons keep the space bar, selects all their keys; presses with Ctrl, Alt or Meta are the browser's.
  */
 export function keyAction({ key, ctrlKey, altKey, metaKey }, target) {
   if (ctrlKey || altKey || metaKey || target === "select") return null;

@@ -24,7 +24,8 @@ const en = {
   series: "{name} per frame, {low} to {high} {unit}",
   noValue: "no value",
   loading: "Loading",
-  errorMissing: "{side}: the server does not hand out this video (HTTP {status}). It may have been deleted; run again to make it anew.",
+  errorMissing:
+    "{side}: the server does not hand out this video (HTTP {status}). It may have been deleted; run again to make it anew.",
   errorFormat: "{side}: this file is not a video that this browser plays.",
   errorLoad: "{side}: this file is missing, or is not a video that this browser plays.",
   errorDecode: "{side}: this video is damaged, or the browser cannot decode it.",
@@ -88,7 +89,8 @@ const ja = {
   series: "フレームごとの {name}、{low} から {high} {unit}",
   noValue: "値なし",
   loading: "読み込み中",
-  errorMissing: "{side}：サーバーがこの動画を返しません（HTTP {status}）。削除された可能性があります。もう一度実行してください。",
+  errorMissing:
+    "{side}：サーバーがこの動画を返しません（HTTP {status}）。削除された可能性があります。もう一度実行してください。",
   errorFormat: "{side}：このブラウザーで再生できないファイルです。",
   errorLoad: "{side}：ファイルがないか、このブラウザーで再生できない動画です。",
   errorDecode: "{side}：動画が壊れているか、ブラウザーがデコードできません。",

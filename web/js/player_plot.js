@@ -105,11 +105,15 @@ export function createPlot(parent, { series, frames, labels, signal, onSeek }) {
       const { left, width } = plot.getBoundingClientRect();
       onSeek(frameAlong(clamp((event.clientX - left) / width, 0, 1), frames));
     };
-    plot.addEventListener("pointerdown", (event) => {
-      if (event.button) return;
-      plot.setPointerCapture(event.pointerId);
-      seek(event);
-    }, { signal });
+    plot.addEventListener(
+      "pointerdown",
+      (event) => {
+        if (event.button) return;
+        plot.setPointerCapture(event.pointerId);
+        seek(event);
+      },
+      { signal },
+    );
     plot.addEventListener("pointermove", (event) => plot.hasPointerCapture(event.pointerId) && seek(event), { signal });
   }
   return { show: (frame) => charts.forEach((one) => one.show(frame)) };

@@ -25,12 +25,18 @@ export class VideoSource {
     this.due = 0;
     this.last = -1;
     this.pace = 1;
+    this.seeksOnly = this.settling = false;
     this.timer = 0;
     const listen = (name, act) => this.video.addEventListener(name, act, { signal: this.abort.signal });
-    listen("error", () => this.onError(this.video.error?.code === MediaError.MEDIA_ERR_DECODE ? "decode" : this.address ? "format" : "load"));
+    listen("error", () => this.onError(this.fault()));
     listen("seeked", () => this.settle());
     listen("ended", () => this.length <= this.frames && this.captureAs(this.frames - 1));
     this.parent.append(this.video);
+  }
+
+  fault() {
+    if (this.video.error?.code === MediaError.MEDIA_ERR_DECODE) return "decode";
+    return this.address ? "format" : "load"; // a file that arrived is there, whatever it is
   }
 
   /** Resolves when size and length are known and the first picture can be drawn. */
@@ -82,13 +88,15 @@ export class VideoSource {
 
   watch() {
     if (this.abort.signal.aborted) return;
+    this.seeksOnly = !this.video.requestVideoFrameCallback;
+    if (this.seeksOnly) return;
     this.callback = this.video.requestVideoFrameCallback((_, { mediaTime }) => {
       this.capture(mediaTime);
       this.watch();
     });
   }
 
-  /** Keep the picture that the element shows now. Its own time stamp, where the browser tells it, is surer than the report's. */
+  /** Keep the picture that the element shows now, under its own time stamp where the browser tells it, else the report's. */
   capture(mediaTime) {
     let seconds = mediaTime;
     let picture = this.video;
@@ -155,7 +163,9 @@ export class VideoSource {
   settle() {
     clearTimeout(this.timer);
     const { target, video } = this;
+    this.settling = this.seeksOnly;
     this.timer = setTimeout(() => {
+      this.settling = false;
       if (target === this.target && video.paused && !video.seeking) this.captureAs(target);
     }, SETTLE_MS);
   }
@@ -164,8 +174,9 @@ export class VideoSource {
   serve(due, speed) {
     this.due = due;
     const { video, store, frames, head } = this;
-    if (video.seeking || this.waiting.size) return true;
-    const order = supply({ due, head, has: (index) => store.has(index), frames, room: store.room, jump: JUMP_SECONDS * this.fps });
+    if (video.seeking || this.waiting.size || this.settling) return true;
+    const jump = this.seeksOnly ? -1 : JUMP_SECONDS * this.fps;
+    const order = supply({ due, head, has: (index) => store.has(index), frames, room: store.room, jump });
     if (order === "halt") this.halt();
     else this.run(order === "run" && head >= frames ? 0 : order, speed);
     return order !== "halt";
@@ -174,9 +185,15 @@ export class VideoSource {
   run(order, speed) {
     const { video } = this;
     if (order !== "run") this.jump(order);
+    if (this.seeksOnly) return;
     const wanted = clamp(Math.max(1, speed) * 1.1 * this.pace, 0.0625, 16);
     if (Math.abs(video.playbackRate / wanted - 1) > 0.05) video.playbackRate = wanted;
-    if (video.paused) video.play().catch(() => {}); // interrupted by the next pause(); errors arrive as events
+    if (video.paused) video.play().catch((error) => this.refused(error));
+  }
+
+  /** A browser may forbid to play, to save power, say: frames then come by seeks. Other refusals are our own pause(). */
+  refused(error) {
+    if (error.name === "NotAllowedError") this.seeksOnly = true;
   }
 
   halt() {

@@ -11,7 +11,10 @@ export function attachPointers({ stage, divider }, view, signal) {
   // Hosts may scale the stage (ComfyUI zooms its canvas with a transform), so pixels are counted in the stage's own.
   const local = (event) => {
     const box = stage.getBoundingClientRect();
-    return { x: ((event.clientX - box.left) / box.width) * stage.clientWidth, y: ((event.clientY - box.top) / box.height) * stage.clientHeight };
+    return {
+      x: ((event.clientX - box.left) / box.width) * stage.clientWidth,
+      y: ((event.clientY - box.top) / box.height) * stage.clientHeight,
+    };
   };
   const kind = (event) => {
     if (down.size > 1) return "pinch";
@@ -54,11 +57,16 @@ export function attachPointers({ stage, divider }, view, signal) {
   };
   stage.addEventListener("pointerdown", press, { signal });
   stage.addEventListener("pointermove", move, { signal });
-  for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) stage.addEventListener(name, release, { signal });
+  for (const name of ["pointerup", "pointercancel", "lostpointercapture"])
+    stage.addEventListener(name, release, { signal });
   stage.addEventListener("wheel", wheel, { signal, passive: false });
-  stage.addEventListener("dblclick", (event) => {
-    const { mode, zoom } = view.state();
-    if (divider.contains(event.target) || (mode === "wipe" && zoom.scale === 1)) return;
-    view.zoomAt(local(event), zoom.scale > 1 ? 0 : 2);
-  }, { signal });
+  stage.addEventListener(
+    "dblclick",
+    (event) => {
+      const { mode, zoom } = view.state();
+      if (divider.contains(event.target) || (mode === "wipe" && zoom.scale === 1)) return;
+      view.zoomAt(local(event), zoom.scale > 1 ? 0 : 2);
+    },
+    { signal },
+  );
 }

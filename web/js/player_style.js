@@ -33,7 +33,7 @@ export const STYLE = `
 }
 .sedialect-player-name[data-covered] { opacity: 0; }
 .sedialect-player-divider {
-  position: absolute; top: 0; bottom: 0; width: 44px; margin-left: -22px; cursor: ew-resize; touch-action: none; outline: none;
+  position: absolute; width: 44px; margin-left: -22px; cursor: ew-resize; touch-action: none; outline: none;
 }
 .sedialect-player-divider::before {
   content: ""; position: absolute; inset: 0 auto 0 50%; width: 2px; margin-left: -1px; background: #fff;

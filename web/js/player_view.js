@@ -20,9 +20,15 @@ export function contain(pane, aspect) {
 export function panesOf(mode, width, height, aspect) {
   if (mode !== "side") return [{ x: 0, y: 0, width, height }];
   const half = Math.max(1, (width - GAP) / 2);
-  const beside = [{ x: 0, y: 0, width: half, height }, { x: half + GAP, y: 0, width: half, height }];
+  const beside = [
+    { x: 0, y: 0, width: half, height },
+    { x: half + GAP, y: 0, width: half, height },
+  ];
   const tall = Math.max(1, (height - GAP) / 2);
-  const above = [{ x: 0, y: 0, width, height: tall }, { x: 0, y: tall + GAP, width, height: tall }];
+  const above = [
+    { x: 0, y: 0, width, height: tall },
+    { x: 0, y: tall + GAP, width, height: tall },
+  ];
   return contain(above[0], aspect).width > contain(beside[0], aspect).width ? above : beside;
 }
 
@@ -93,7 +99,7 @@ function drawClipped(ctx, image, clip, rect) {
   ctx.restore();
 }
 
-/** |left - right| times `gain` (a power of two), on a canvas of the left one's size; no pixel is read, so any origin will do. */
+/** |left - right| times `gain` (a power of two), in the left one's size. No pixel is read, so any origin will do. */
 export function drawDifference(scratch, left, right, gain) {
   if (scratch.width !== left.width || scratch.height !== left.height) {
     [scratch.width, scratch.height] = [left.width, left.height];
