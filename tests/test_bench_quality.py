@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -16,6 +17,7 @@ from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.bench import quality
 from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
 from sedialect.sedialect_core.bench.quality import codes, measuring, rendering, runner, statistics
+from sedialect.sedialect_core.bench.quality import job as jobs
 from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
 from sedialect.sedialect_core.bench.quality.job import Job, metrics_of
 from sedialect.sedialect_core.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
@@ -69,6 +71,19 @@ def test_every_family_is_led_along_its_own_trajectory(family):
     recorded = trajectory.velocities("cpu", frozenset({0, 2}))
     assert {step: list(found) for step, found in velocities.items()} == {s: list(found) for s, found in recorded.items()}
     assert all(len(value) == 2 for found in velocities.values() for value in found.values())
+
+
+def test_steps_that_are_not_looked_at_are_run_where_an_arm_remembers():
+    pipe, _ = tiny_pipelines.build("wan")
+    ran = []
+    pipe.transformer.blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    reference = measuring.make_reference(pipe, tiny_job(), tiny_job().requests[:2])
+    for every_step, calls in ((False, 2), (True, 6)):
+        ran.clear()
+        arm = Arm("as it is", "16 bit", every_step=every_step)
+        values = measuring.measure_batch(pipe, tiny_job(forced_steps=1), arm, reference)
+        assert len(ran) == calls and [len(pair["velocity_by_step"]) for pair in values] == [1, 1]
+        assert all(pair["velocity"] == 0 for pair in values)
 
 
 def test_guidance_is_read_from_two_calls_and_from_a_doubled_batch():
@@ -275,6 +290,18 @@ def test_jobs_name_what_they_cannot_do(tmp_path):
     with pytest.raises(InputError, match="--batch is 0"):
         tiny_job(batch=0)
     assert tiny_job().digest() == tiny_job().digest() != tiny_job(steps=4).digest() != tiny_job(metrics="psnr").digest()
+
+
+def test_results_of_other_code_are_not_gone_on_with(tmp_path, monkeypatch):
+    assert all((jobs.ROOT / source).exists() for source in jobs.SOURCES)
+    before = tiny_job().digest()
+    shutil.copytree(jobs.ROOT / "kernels", tmp_path / "kernels")
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    partly = tiny_job().digest()
+    assert partly != before
+    with (tmp_path / "kernels" / "reference.py").open("a") as file:
+        file.write("# changed\n")
+    assert tiny_job().digest() not in (partly, before)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ class Arm:
     """Into how many batches a batch is cut: with 2, what other arithmetic in the same precision brings about."""
     sampled: bool = True
     """Whether it is worth whole videos; the others have only their velocity error measured, whatever is asked for."""
+    every_step: bool = False
+    """Whether it must run at every step, also where its velocity is not looked at: it remembers what it saw."""
     quick: bool = False
 
     def key(self) -> dict[str, Any]:

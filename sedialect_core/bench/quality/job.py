@@ -13,7 +13,14 @@ from ...errors import InputError
 from ...sampling import Request
 from . import recognition
 
-RESULTS = 1  # version of what is measured and how; another one makes old results old
+ROOT = Path(__file__).parents[3]
+# What the numbers come from: where it changes, old results are not gone on with.
+SOURCES = (
+    "kernels",
+    *(f"sedialect_core/{room}" for room in ("codec", "formatbook", "inspection", "linear.py", "plan.py")),
+    *(f"sedialect_core/bench/{name}" for name in ("metrics.py", "peers.py")),
+    *(f"sedialect_core/bench/quality/{name}" for name in ("codes.py", "measuring.py", "recognition.py", "trajectory.py")),
+)
 METRICS = ("velocity", "psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy", "same_code")
 OF_TRAJECTORY = ("velocity", "same_code")  # these need no video
 SETS = {"all": METRICS, "video": ("psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy")}
@@ -43,10 +50,16 @@ class Job:
         return [self.requests[start : start + self.batch] for start in range(0, len(self.requests), self.batch)]
 
     def digest(self) -> str:
-        """Of everything that decides the numbers, versions included."""
-        versions = {name: package_version(name) for name in ("sedialect", "torch", "diffusers")}
-        data = {"results": RESULTS, "versions": versions, **asdict(self)}
+        """Of everything that decides the numbers, but the arm: versions and the code that computes included."""
+        versions = {name: package_version(name) for name in ("torch", "diffusers")}
+        data = {"code": source_digest(), "versions": versions, **asdict(self)}
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_digest() -> str:
+    """Of the files that the numbers come from."""
+    files = [path for source in SOURCES for path in sorted((ROOT / source).rglob("*.py")) or [ROOT / source]]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest()[:16]
 
 
 def metrics_of(text: str, requests: Sequence[Request]) -> tuple[str, ...]:

@@ -54,12 +54,12 @@ def measure_batch(pipe: Any, job: Job, arm: Arm, reference: Reference) -> list[V
             None if reference.videos is None else reference.videos[rows],
             None if reference.flows is None else reference.flows[rows],
         )
-        found = _velocity_errors(pipe, job, part)
+        found = _velocity_errors(pipe, job, arm, part)
         if arm.sampled and part.videos is not None:
             for pair, of_video in zip(found, _video_metrics(pipe, job, part), strict=True):
                 pair.update(of_video)
         values += found
-    return values
+    return [{name: _rounded(value) for name, value in pair.items()} for pair in values]
 
 
 def sample_batch(pipe: Any, requests: Sequence[Request], decode: bool) -> torch.Tensor | None:
@@ -79,13 +79,18 @@ def sample_batch(pipe: Any, requests: Sequence[Request], decode: bool) -> torch.
     return (made.clamp(0, 1) * 255).round().to(torch.uint8) if decode else None
 
 
-def _velocity_errors(pipe: Any, job: Job, reference: Reference) -> list[Values]:
+def _rounded(value: float | list[float]) -> float | list[float]:
+    """Six digits: more than mean anything, and files of half the size."""
+    return [float(f"{one:.6g}") for one in value] if isinstance(value, list) else float(f"{value:.6g}")
+
+
+def _velocity_errors(pipe: Any, job: Job, arm: Arm, reference: Reference) -> list[Values]:
     trajectory = reference.trajectory
     seen = spread(trajectory.steps, job.forced_steps)
     models = denoisers(pipe)
     with CodeWatch(models, len(reference.requests), job.metrics) as codes:
         codes.steps = spread(trajectory.steps, CODE_STEPS) & seen
-        with forced(models, trajectory, seen, codes.at_step) as calls:
+        with forced(models, trajectory, seen, codes.at_step, skip=not arm.every_step) as calls:
             sample_batch(pipe, reference.requests, decode=False)
     own = Trajectory(trajectory.size, trajectory.guidance, tuple(calls)).velocities(job.device, seen)
     wanted = trajectory.velocities(job.device, seen)

@@ -100,10 +100,13 @@ def forced(
     trajectory: Trajectory,
     seen: frozenset[int],
     on_step: Callable[[int], None] = lambda step: None,
+    skip: bool = True,
 ) -> Iterator[list[Call]]:
     """The transformers' own outputs at the steps in `seen`, while the sampler is given the recorded ones at every step.
 
-    At other steps nothing is computed. `on_step` is told the step before each call.
+    Args:
+        on_step: is told the step before each call.
+        skip: compute nothing at other steps.
     """
     calls: list[Call] = []
     steps, recorded = _Steps(), iter(trajectory.calls)
@@ -117,10 +120,11 @@ def forced(
             device = next(value.device for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
             wanted = call.output.to(device)
             on_step(step)
-            if step not in seen:
+            if skip and step not in seen:
                 return _like(kwargs, wanted)
             given = forward(*args, **kwargs)
-            calls.append(Call(step, given[0].detach().cpu()))
+            if step in seen:
+                calls.append(Call(step, given[0].detach().cpu()))
             return (wanted, *given[1:]) if isinstance(given, tuple) else _like(kwargs, wanted)
 
         return led
