@@ -31,6 +31,7 @@ LEVELS = [
         "sedialect_core/video.py",
         "sedialect_core/report.py",
         "sedialect_core/dialect_use.py",
+        "sedialect_core/dialect_trace.py",
         "sedialect_core/dialect_chart.py",
     ],
     ["sedialect_core/checkpoint.py"],

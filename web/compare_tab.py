@@ -23,6 +23,15 @@ SETTING_LABELS = {
     "formatbook": ("Formatbook", "the set of 4-bit number formats that blocks choose from"),
     "candidates": ("Candidates of an activation block", "max: the dialects of its maximum; all: every one"),
     "modulation": ("Modulation layers", "w4a16: 4-bit weights; keep: 16 bit"),
+    "rotation": ("Rotation", "channels that are mixed by Hadamard matrices before encoding; 0: none"),
+    "salient_by": ("Salient tokens are those", "of the largest error or norm, or that receive most attention"),
+}
+SETTING_LABELS |= {
+    "salient_ratio": ("Part of the video tokens that is salient, 0 to 1", ""),
+    "semantic": ("Tokens that belong together share a sub-formatbook", ""),
+    "semantic_quantile": ("Quantile of attention that members need", ""),
+    "semantic_similarity": ("Cosine that members need", ""),
+    "refresh_every": ("Steps between two looks at attention", ""),
 }
 HEAD = ("", "16 bit", "quantized", "")
 DOWNLOADS = ("16 bit", "Quantized", "Side by side", "Numbers")
@@ -81,7 +90,7 @@ class CompareTab:
             label, info = SETTING_LABELS[name]
             self.settings[name] = gr.Dropdown(list(choices), value=getattr(start, name), label=label, info=info)
         for name, value in simple_settings().items():
-            label = name.replace("_", " ").capitalize()
+            label = SETTING_LABELS[name][0] if name in SETTING_LABELS else name.replace("_", " ").capitalize()
             self.settings[name] = (
                 gr.Checkbox(value, label=label) if isinstance(value, bool) else gr.Number(value, label=label)
             )

@@ -112,7 +112,8 @@ def parse(numbers: str) -> torch.Tensor:
 def steps_of(x: torch.Tensor, role: str, block_size: int, row: int, block: int, book: Formatbook) -> str:
     """One block of rows x [M, K], encoded and explained."""
     candidates = ROLES[role]
-    encoded = encode(x, formatbook=book, block_size=block_size, role=role, candidates=candidates, name="the row")  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"role": role, "candidates": candidates, "name": "the row"}
+    encoded = encode(x, formatbook=book, block_size=block_size, **settings)
     steps = explain(x, encoded, row, block, candidates)
     return "".join(
         (_scaled(steps), _choice(steps, book, role), _written(steps), _beside(x, encoded.dequantize(), row, steps, block))
@@ -125,8 +126,8 @@ def _section(number: int, title: str, says: str, body: str) -> str:
 
 def _scaled(steps: BlockSteps) -> str:
     says = (
-        f"The row's scale is {steps.scale:.6g}; the block's own offset, {steps.delta} doublings, lifts its largest magnitude "
-        "into 8 to 16. Every magnitude then becomes q, a whole number from 0 to 31."
+        f"The row's scale is {steps.scale:.6g}; the block's own offset, {steps.delta} doublings, lifts its largest "
+        "magnitude into 8 to 16. Every magnitude then becomes q, a whole number from 0 to 31."
     )
     rows = [
         ("number", *(f"{value:.4g}" for value in steps.values)),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..sedialect_core.config import BLOCK_SIZES, MODULATIONS, PRECISIONS, PRESETS, SeDialectConfig
+from ..sedialect_core.config import BLOCK_SIZES, MODULATIONS, PRECISIONS, PRESETS, ROTATIONS, SALIENCES, SeDialectConfig
 from ..sedialect_core.demo import defaults, evaluation_prompts
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.formatbook.book import builtin_names
@@ -19,6 +19,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "formatbook": builtin_names(),  # a path or a Hub name is the operator's to give, never a visitor's
     "candidates": ("max", "all"),
     "modulation": MODULATIONS,
+    "salient_by": SALIENCES,
+    "rotation": ROTATIONS,
 }
 
 

@@ -4,6 +4,7 @@ import gradio as gr
 
 from .compare_tab import CompareTab
 from .formats_tab import FormatsTab
+from .inside_tab import InsideTab
 from .service import Service
 
 TITLE = "sedialect"
@@ -20,7 +21,10 @@ def build(service: Service) -> gr.Blocks:
         with gr.Tabs():
             compare = gr.Tab("Compare")
             with compare:
-                CompareTab(service)
+                first = CompareTab(service)
+            inside = gr.Tab("Inside")
+            with inside:
+                InsideTab(service, first.finished)
             formats = gr.Tab("Formats")
             with formats:
                 shelf = FormatsTab(service)

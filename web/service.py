@@ -5,17 +5,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..sedialect_core.comparison import Comparison, compare, write_comparison
+from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
+from ..sedialect_core.dialect_trace import Trace, tracing
 from ..sedialect_core.errors import SeDialectError
-from ..sedialect_core.sampling import Request
+from ..sedialect_core.formatbook import Formatbook
+from ..sedialect_core.integrations.pipelines import denoisers
+from ..sedialect_core.sampling import Request, sample
+from ..sedialect_core.video import Frames
+from .heat import png
 from .limits import Offer, checked_config, checked_request
 from .measures import Measured, measure, rows
 from .results import Results
 from .studio import Progress, Run, Studio
 
 SIXTEEN = "16 bit"
+THUMBNAIL = 96  # pixels, about
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,17 @@ class Finished:
         names = ("16-bit.mp4", "quantized.mp4", "side-by-side.mp4", "comparison.json")
         first, second, both, numbers = (self.folder / name for name in names)
         return first, second, both, numbers
+
+
+@dataclass(frozen=True)
+class Inside:
+    """What the layers of a run did, and small pictures of its video, one for each frame of tokens."""
+
+    title: str
+    trace: Trace
+    thumbnails: tuple[str, ...]
+    steps: int
+    shapes: int
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,24 @@ class Service:
 
         yield from self._follow(work, steps=request.steps, stages=2)
 
+    def look_inside(self, finished: Finished) -> Iterator[Progress | Inside]:
+        """The quantized half of a comparison once more, with what its layers do: progress, then the result.
+
+        Raises:
+            SeDialectError: the model or the pipeline fails.
+        """
+        request, config = finished.request, finished.config
+
+        def work(pipe: Any, run: Run[Inside]) -> Inside:
+            models = denoisers(pipe)
+            run.on_stage(QUANTIZING)
+            with quantized_pipeline(pipe, config, True, progress=False), tracing(models, request.steps) as trace:
+                frames = sample(pipe, models, request, config.precision, run).frames
+            shapes = Formatbook.resolve(config.formatbook).shapes
+            return Inside(f"{config.precision}: {request.prompt}", trace, thumbnails(frames, trace), request.steps, shapes)
+
+        yield from self._follow(work, steps=request.steps, stages=1)
+
     def _follow(self, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
         with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
             yield Progress(steps=steps)
@@ -87,6 +122,14 @@ class Service:
         if not unknown:
             return ()
         return (f"The bundled model does not know: {', '.join(unknown)}. It knows coloured shapes that move.",)
+
+
+def thumbnails(frames: Frames, trace: Trace) -> tuple[str, ...]:
+    """One small picture of the video for each frame of tokens."""
+    count = trace.grid[0] if trace.grid else 0
+    places = [round(number * (len(frames) - 1) / max(1, count - 1)) for number in range(count)]
+    thinning = max(1, frames.shape[1] // THUMBNAIL)
+    return tuple(png(frames[place, ::thinning, ::thinning]) for place in places)
 
 
 def explained(error: BaseException) -> BaseException:

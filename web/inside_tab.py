@@ -1,0 +1,211 @@
+"""The third tab: what the last run did, layer by layer and step by step, as pictures."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ..sedialect_core.dialect_trace import LayerStep, Trace
+from ..sedialect_core.errors import SeDialectError
+from . import charts, heat, markup
+from .compare_tab import MODEL_QUEUE, UNEXPECTED
+from .service import Finished, Inside, Service
+from .studio import Progress, Stopped
+
+LOG = logging.getLogger(__name__)
+KEPT_SECONDS = 3600
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """How a map of a `LayerStep` is shown: as heat, or as colours of its own for numbers that only name things."""
+
+    title: str
+    says: str
+    names: bool = False
+
+
+MAPS = {
+    "error": MapKind("Encoding error of each token", "bright: 4 bits lose more of what the layer reads there"),
+    "saliency": MapKind("Saliency", "bright: receives more attention; such tokens get a second term"),
+    "group": MapKind("Token groups", "one colour a group; grey tokens are on their own", names=True),
+    "shapes": MapKind(
+        "Sub-formatbook of each group", "one colour a set of shapes, the one most of its blocks took", names=True
+    ),
+}
+START = "Generate a pair of videos in the first tab; then look inside its quantized half here."
+
+
+class InsideTab:
+    """The tab's components and what happens in them."""
+
+    def __init__(self, service: Service, finished: gr.State) -> None:
+        self.service, self.finished = service, finished
+        self.inside = gr.State(None, time_to_live=KEPT_SECONDS)
+        with gr.Row():
+            self.run = gr.Button("Look inside the last run", variant="primary", scale=2, min_width=220, elem_id="sd-look")
+            self.stop = gr.Button("Cancel", variant="stop", scale=1, min_width=90, interactive=False)
+        self.status = gr.HTML(markup.message(START), elem_id="sd-inside-status")
+        with gr.Column(visible=False) as self.pictures:
+            with gr.Row():
+                self.block = gr.Dropdown([], label="Block", min_width=160)
+                self.layer = gr.Dropdown([], label="Layer", min_width=160)
+                self.step = gr.Slider(1, 2, 1, step=1, label="Step", min_width=200)
+            self.shown = gr.HTML(elem_id="sd-inside")
+        self._wire()
+
+    def _wire(self) -> None:
+        outputs = [
+            self.status,
+            self.pictures,
+            self.inside,
+            self.block,
+            self.layer,
+            self.step,
+            self.shown,
+            self.run,
+            self.stop,
+        ]
+        started = self.run.click(
+            self.look,
+            self.finished,
+            outputs,
+            concurrency_limit=1,
+            concurrency_id=MODEL_QUEUE,
+            show_progress="minimal",
+            show_progress_on=self.status,
+            trigger_mode="once",
+            api_visibility="private",
+        )
+        self.stop.click(
+            lambda: self._ended("Cancelled."), None, outputs, cancels=[started], queue=False, api_visibility="private"
+        )
+        self.block.input(self._layers, [self.inside, self.block, self.layer], self.layer, api_visibility="private").then(
+            self.picture, [self.inside, self.block, self.layer, self.step], self.shown, api_visibility="private"
+        )
+        for part in (self.layer.input, self.step.input):
+            part(
+                self.picture,
+                [self.inside, self.block, self.layer, self.step],
+                self.shown,
+                trigger_mode="always_last",
+                show_progress="hidden",
+                api_visibility="private",
+            )
+
+    def look(self, finished: Finished | None) -> Iterator[list[Any]]:
+        """Make the quantized video of the last run again, and note what its layers do."""
+        if finished is None:
+            yield self._ended(START, "error")
+            return
+        try:
+            for news in self.service.look_inside(finished):
+                yield self._done(news) if isinstance(news, Inside) else self._running(news)
+        except SeDialectError as error:
+            yield self._ended(f"This did not work: {error}", "error")
+        except Stopped:
+            yield self._ended("Cancelled.")
+        except Exception:  # a bug: it goes to the operator's log, and the visitor can go on
+            LOG.exception("looking inside failed")
+            yield self._ended(UNEXPECTED, "error")
+
+    def _running(self, progress: Progress) -> list[Any]:
+        status = markup.progress(progress, ())
+        return [status, *[gr.skip()] * 6, gr.update(interactive=False), gr.update(interactive=True)]
+
+    def _ended(self, text: str, kind: str = "note") -> list[Any]:
+        return [markup.message(text, kind), *[gr.skip()] * 6, gr.update(interactive=True), gr.update(interactive=False)]
+
+    def _done(self, inside: Inside) -> list[Any]:
+        blocks = list(blocks_of(inside.trace))
+        first = blocks_of(inside.trace)[blocks[0]]
+        steps = inside.steps
+        status = (
+            f"{inside.title}: every number that its {len(inside.trace.weights)} quantized layers read, in {steps} steps."
+        )
+        return [
+            markup.message(status),
+            gr.update(visible=True),
+            inside,
+            gr.update(choices=blocks, value=blocks[0]),
+            gr.update(choices=first, value=first[0]),
+            gr.update(maximum=max(2, steps), value=max(1, steps // 2)),
+            self.picture(inside, blocks[0], first[0], max(1, steps // 2)),
+            gr.update(interactive=True),
+            gr.update(interactive=False),
+        ]
+
+    def _layers(self, inside: Inside | None, block: str, layer: str) -> Any:
+        choices = blocks_of(inside.trace).get(block, []) if inside else []
+        return gr.update(choices=choices, value=layer if layer in choices else next(iter(choices), None))
+
+    def picture(self, inside: Inside | None, block: str, layer: str, step: float) -> str:
+        """One layer at one step."""
+        if inside is None:
+            return markup.message("This has been put away; look inside again.")
+        name = f"{block}.{layer}"
+        if name not in inside.trace.weights:
+            return markup.message("Choose a block and a layer.")
+        recorded = inside.trace.steps.get(name, [])
+        place = min(max(1, int(step or 1)), len(recorded)) - 1
+        parts = [over_steps(inside.trace, name, place)] if recorded else [_not_encoded(inside)]
+        if recorded:
+            parts += evidence_pictures(recorded[place], inside)
+            parts.append(
+                histogram(recorded[place].counts, inside, f"Dialects that its activations chose in step {place + 1}")
+            )
+        parts.append(histogram(inside.trace.weights[name], inside, "Dialects of its weights"))
+        return "".join(parts)
+
+
+def evidence_pictures(step: LayerStep, inside: Inside) -> list[str]:
+    """Every map of a step over the frames of the video. A new kind of map needs an entry in MAPS, and nothing here."""
+    found = []
+    for name, values in step.maps.items():
+        kind = MAPS[name]
+        pictures = heat.named(values) if kind.names else heat.pictures(values)
+        strip = heat.strip(inside.thumbnails, pictures, f"{kind.title}, frame")
+        found.append(_part(kind.title, kind.says, strip))
+    return found or [
+        _part("Maps", "This layer reads text, or what is no map of the video: there is nothing to see in frames.", "")
+    ]
+
+
+def histogram(counts: list[int], inside: Inside, title: str) -> str:
+    """How often each dialect was chosen; colours are shapes."""
+    total = max(1, sum(counts))
+    kinds = [f"sd-shape-{number % inside.shapes}" for number in range(len(counts))]
+    labels = [str(number) for number in range(len(counts))]
+    says = "Per cent of blocks, by dialect id; four neighbours share a maximum, from 15 half-units down to 8."
+    return _part(title, says, charts.shares([count / total for count in counts], labels, kinds, title))
+
+
+def over_steps(trace: Trace, layer: str, place: int) -> str:
+    """Every dialect at every step of a layer, as heat; the chosen step is marked."""
+    counts = np.array([step.counts for step in trace.steps[layer]], dtype=float)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    says = "Left to right: steps, from noise to video. Top to bottom: dialects, from 0."
+    picture = heat.matrix(shares.T, place, "share of each dialect at each step")
+    return _part("Dialects over the steps", says, picture)
+
+
+def blocks_of(trace: Trace) -> dict[str, list[str]]:
+    """Layers by the block they lie in: everything up to the first number of a name."""
+    found: dict[str, list[str]] = {}
+    for name in trace.weights:
+        parts = name.split(".")
+        number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+        found.setdefault(".".join(parts[: number + 1]), []).append(".".join(parts[number + 1 :]))
+    return found
+
+
+def _not_encoded(inside: Inside) -> str:
+    return markup.message(f"{inside.title} leaves the inputs of this layer out of the dialects; its weights are in them.")
+
+
+def _part(title: str, says: str, body: str) -> str:
+    return f'<section class="sd-step"><h3>{escape(title)}</h3><p>{escape(says)}</p>{body}</section>'
