@@ -208,7 +208,7 @@ def test_keyboard_and_screen_reader(visit):
     scrub.focus()
     page.keyboard.press("ArrowRight")
     at(page, 1)
-    assert scrub.get_attribute("aria-valuetext") == f"Frame 2 of {FRAMES}, 0.06 s"
+    assert scrub.get_attribute("aria-valuetext") == f"Frame 2 of {FRAMES}, 0.04 s"
     page.keyboard.press("End")
     at(page, FRAMES - 1)
     page.keyboard.press(" ")
@@ -387,6 +387,19 @@ def test_themes(visit):
     page.evaluate("player.load({ ...options, theme: 'auto' })")
     page.emulate_media(color_scheme="light")
     assert page.evaluate(lightness) > 200
+
+
+def test_a_stage_that_a_host_scales_stays_sharp_and_follows_the_pointer(visit):
+    page = visit()
+    start(page)
+    width = page.evaluate("document.querySelector('canvas').width")
+    page.evaluate("Object.assign(document.querySelector('#box').style, { transform: 'scale(0.5)', transformOrigin: '0 0' })")
+    stage = page.locator(".sedialect-player-stage").bounding_box()
+    page.mouse.click(stage["x"] + stage["width"] * 0.3, stage["y"] + 20)
+    assert page.get_by_role("slider", name="Divider").get_attribute("aria-valuenow") == "30"
+    assert page.evaluate("document.querySelector('canvas').width") == round(width / 2)
+    assert bluish(page.evaluate("pixel(0.28, 0.3)"))
+    assert not bluish(page.evaluate("pixel(0.32, 0.3)"))
 
 
 def test_filling_a_container_of_fixed_height(visit):

@@ -223,15 +223,23 @@ class Player {
   }
 
   resize() {
-    const { stage, canvas } = this.ui;
+    const { stage } = this.ui;
     if (!this.options.fill) {
       const tallest = TALLEST * (this.document.defaultView?.innerHeight || 900);
       stage.style.height = `${Math.round(Math.min(heightFor(this.view.mode, stage.clientWidth, this.aspect), tallest))}px`;
     }
-    this.ratio = Math.min(this.document.defaultView?.devicePixelRatio || 1, 3);
-    const size = [stage.clientWidth, stage.clientHeight].map((side) => Math.max(1, Math.round(side * this.ratio)));
-    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     this.refresh();
+  }
+
+  /** Give the canvas a pixel for each of the screen's, also where a host scales the stage (ComfyUI's zoom; it tells nobody). */
+  sharpen() {
+    const { stage, canvas } = this.ui;
+    const scale = stage.getBoundingClientRect().width / stage.clientWidth;
+    const screen = this.document.defaultView?.devicePixelRatio || 1;
+    const ratio = Math.min(4, screen * (Math.abs(scale - 1) < 0.01 ? 1 : Math.ceil(scale * 4) / 4));
+    const size = [stage.clientWidth, stage.clientHeight].map((side) => Math.max(1, Math.round(side * ratio)));
+    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
+    return ratio;
   }
 
   refresh() {
@@ -244,7 +252,7 @@ class Player {
     const { clientWidth: width, clientHeight: height } = this.ui.stage;
     if (this.shown < 0 || !this.ready || !width || !height || !this.hasPair(this.shown)) return;
     const images = this.sources.map((source) => source.store.get(this.shown));
-    const how = { ...this.view, width, height, ratio: this.ratio, scratch: this.scratch };
+    const how = { ...this.view, width, height, ratio: this.sharpen(), scratch: this.scratch };
     draw(this.ui.canvas.getContext("2d"), how, this.shape(), images);
   }
 
