@@ -10,13 +10,20 @@ else
 TORCH ?= torch>=2.6
 endif
 
-.PHONY: demo test lint docs compatibility clean
+.PHONY: demo test test-comfyui lint docs compatibility clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/sedialect demo $(ARGS)
 
 test: $(VENV)/installed-dev lint
 	$(BIN)/pytest $(ARGS)
+
+# The nodes in a real ComfyUI: make test-comfyui COMFYUI_DIR=... [COMFYUI_PYTHON=...], the latter being the interpreter that
+# ComfyUI and requirements.txt are installed for, with diffusers and transformers, which decode and prompt in these tests.
+COMFYUI_PYTHON ?= $(COMFYUI_DIR)/venv/bin/python
+test-comfyui: $(VENV)/installed-dev
+	@test -f "$(COMFYUI_DIR)/comfyui_version.py" || { echo "COMFYUI_DIR must name a ComfyUI, not '$(COMFYUI_DIR)'"; exit 2; }
+	COMFYUI_DIR="$(abspath $(COMFYUI_DIR))" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/pytest tests/test_comfyui.py $(ARGS)
 
 # mypy wants the package's name for the folder, whatever the checkout is called.
 lint: $(VENV)/installed-dev

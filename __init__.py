@@ -35,6 +35,18 @@ __all__ = [
     "quantize_model",
 ]
 
+WEB_DIRECTORY = "./web"  # served by ComfyUI: js/ holds the player, docs/ the help of each node
+
+
+async def comfy_entrypoint() -> object:
+    """ComfyUI calls this once; the only way into nodes/, so that `import sedialect` never needs ComfyUI."""
+    from .nodes.versions import check_comfyui
+
+    check_comfyui()
+    from .nodes.extension import SeDialectExtension
+
+    return SeDialectExtension()
+
 
 def __getattr__(name: str) -> object:
     if name in __all__:

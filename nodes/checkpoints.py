@@ -1,0 +1,173 @@
+"""Quantized checkpoints as ComfyUI keeps them: one file in its model folder, or a diffusers folder put there.
+
+The tensors and the record are those of docs/format.md. Names may be ComfyUI's, with or without the prefix that its own
+save node writes, or, for Wan, diffusers'.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ..sedialect_core.atomic import replacing, staging
+from ..sedialect_core.checkpoint import RECORD, SCALE, Record, read_headers
+from ..sedialect_core.config import SeDialectConfig
+from ..sedialect_core.errors import InputError, ModelError
+from ..sedialect_core.wan_keys import config_of, names_of_authors, names_of_diffusers, settings_of, to_authors, to_diffusers
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+COMFY_QUANT = ".comfy_quant"  # ComfyUI's own note beside each quantized weight that its save node writes
+SETTINGS = "sedialect_settings"  # among the tensors of a MODEL: the metadata entry `config`, for whoever keeps no metadata
+INDEX = ".safetensors.index.json"
+Read = Callable[[str], dict[str, torch.Tensor]]
+
+
+class Checkpoint(NamedTuple):
+    """A quantized network: its tensors and its record by ComfyUI's names, and the metadata entry `config`, or ""."""
+
+    tensors: dict[str, torch.Tensor]
+    record: Record
+    settings: str
+
+
+def read_checkpoint(path: str, read: Read) -> Checkpoint:
+    """A checkpoint from a file, or from all files of the sharded model that the file is part of.
+
+    Args:
+        read: gives the tensors of one file, without copying them if it can.
+
+    Raises:
+        InputError: the file is damaged, or no checkpoint of sedialect's.
+        ModelError: its names are nobody's.
+    """
+    files, key, record, metadata = _look(path)
+    prefix = key.removesuffix(RECORD)
+    found = {name: tensor for file in files for name, tensor in read(str(file)).items()}
+    tensors = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in found.items()
+        if name.startswith(prefix) and name != key and not name.endswith(COMFY_QUANT)
+    }
+    said = tensors.pop(SETTINGS, None)
+    settings = metadata.get("config", "") if said is None else said.numpy().tobytes().decode()
+    if names_of_diffusers(tensors):
+        tensors = {to_authors(name): tensor for name, tensor in tensors.items()}
+        record = _renamed(record, to_authors)
+        settings = _settings_beside(Path(path)) or settings
+    elif any(name.startswith("condition_embedder.") or ".to_out.0." in name for name in tensors) and not settings:
+        raise ModelError(f"{Path(path).name} has diffusers' names for a {record.model}; only Wan's can be translated")
+    return Checkpoint(tensors, record, settings)
+
+
+def check_header(path: str) -> None:
+    """Look into a file without reading its weights.
+
+    Raises:
+        InputError: as `read_checkpoint` does.
+    """
+    _look(path)
+
+
+def write_file(path: Path, checkpoint: Checkpoint) -> Path:
+    """Write one file with ComfyUI's names, whole or not at all, and return its path.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    metadata = {"format": "pt", **checkpoint.record.metadata(), "config": checkpoint.settings}
+    with replacing(path) as temporary:
+        _save(checkpoint.tensors, checkpoint.record, temporary, metadata)
+    return path
+
+
+def write_folder(folder: Path, checkpoint: Checkpoint, config: SeDialectConfig) -> Path:
+    """Write a folder that diffusers' `from_pretrained` loads, and return it.
+
+    Raises:
+        ModelError: diffusers has no such model, or it is not Wan.
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    if not names_of_authors(checkpoint.tensors):
+        raise ModelError(
+            f"only Wan models can be saved with diffusers' names, and this is a {checkpoint.record.model}; choose ComfyUI's"
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    for name in checkpoint.record.precisions:
+        rows, packed = shapes[f"{name}.weight"]
+        shapes[f"{name}.weight"] = (rows, packed * 2)
+    built = config_of(json.loads(checkpoint.settings)["transformer"], shapes)
+    tensors = {to_diffusers(name): tensor for name, tensor in checkpoint.tensors.items()}
+    record = replace(_renamed(checkpoint.record, to_diffusers), model=built["_class_name"])
+    book = record.formatbook
+    settings = replace(config, block_size=record.block_size, formatbook=book.name, formatbook_digest=book.digest)
+    with staging(folder) as staged:
+        metadata = {"format": "pt", **record.metadata()}
+        _save(tensors, record, staged / "diffusion_pytorch_model.safetensors", metadata)
+        text = json.dumps({**built, "quantization_config": settings.to_dict()}, indent=2, sort_keys=True)
+        (staged / "config.json").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+def check_complete(checkpoint: Checkpoint) -> None:
+    """Compare what is to be written with its record.
+
+    Raises:
+        ModelError: they differ: another node has replaced layers of the MODEL.
+    """
+    there = {name.removesuffix(SCALE) for name in checkpoint.tensors if name.endswith(SCALE)}
+    if odd := sorted(there ^ set(checkpoint.record.precisions)):
+        raise ModelError(f"the layer {odd[0]!r} is not as SeDialect Quantize made it; save the MODEL right behind that node")
+
+
+def _look(path: str) -> tuple[list[Path], str, Record, dict[str, str]]:
+    """The files of a model, the key of its record, the record, and the metadata."""
+    files = _shards(Path(path))
+    headers, metadata = read_headers(files)
+    key = next((prefix + RECORD for prefix in PREFIXES if prefix + RECORD in headers), None)
+    if key is None:
+        raise InputError(
+            f"{Path(path).name} is not quantized by sedialect (it has no {RECORD!r}); load it with Load Diffusion Model and "
+            "put SeDialect Quantize behind it"
+        )
+    with safe_open(headers[key].file, framework="pt") as opened:
+        record = Record.from_tensor(opened.get_tensor(key), headers[key].file)
+    record.check_digest(metadata.get("sedialect_formatbook_digest", ""), f"the header of {headers[key].file}")
+    return files, key, record, metadata
+
+
+def _renamed(record: Record, rename: Callable[[str], str]) -> Record:
+    precisions = {rename(name): value for name, value in record.precisions.items()}
+    return replace(record, precisions=precisions, rotations={rename(name): size for name, size in record.rotations.items()})
+
+
+def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> None:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file({**whole, RECORD: record.to_tensor()}, path, metadata=metadata)
+
+
+def _shards(path: Path) -> list[Path]:
+    """All files of the model that `path` is, or is a part of."""
+    stem, _, count = path.name.removesuffix(".safetensors").rpartition("-of-")
+    if not stem or not count.isdigit():
+        return [path]
+    files = [path.with_name(f"{stem[:-5]}{number:05d}-of-{count}.safetensors") for number in range(1, int(count) + 1)]
+    if lost := [file for file in files if not file.is_file()]:
+        raise InputError(f"{lost[0]} is missing beside {path.name}; download all {int(count)} files of the model")
+    return files
+
+
+def _settings_beside(path: Path) -> str:
+    """What the config.json in the file's folder says, in ComfyUI's words; "" where there is none."""
+    beside = path.with_name("config.json")
+    if not beside.is_file():
+        return ""
+    try:
+        config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        return json.dumps({"transformer": settings_of(config)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{beside} does not describe a Wan model ({error!r}); take it from where the weights are") from None

@@ -1,0 +1,89 @@
+"""What a MODEL must be before quantizing and after loading. Only the comfy_*.py files touch ComfyUI's internals."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.quant_ops
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from ..sedialect_core.checkpoint import Record
+from ..sedialect_core.codec import DTYPES
+from ..sedialect_core.errors import ModelError
+from ..sedialect_core.plan import Plan
+from .comfy_linear import EncodedLinear
+
+KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model
+COMPILED = "torch.compile"  # ComfyUI's key of its compile wrapper
+
+
+def check_quantizable(patcher: Any) -> None:
+    """Refuse a MODEL that cannot be quantized as it is connected.
+
+    Raises:
+        ModelError: the message says what to connect instead.
+    """
+    network = getattr(patcher.model, "diffusion_model", None)
+    name = type(network).__name__
+    if network is None or patcher.model.latent_format.latent_dimensions != 3:
+        raise ModelError(
+            f"{name} is not a video model (its latents have no time axis); connect the MODEL of a video transformer such "
+            "as Wan, HunyuanVideo, LTX, Cosmos, CogVideoX or Mochi"
+        )
+    if patcher.get_attachment(KEY) is not None:
+        raise ModelError(f"this {name} is quantized by SeDialect already; connect the 16-bit MODEL, or leave this node out")
+    if COMPILED in patcher.wrappers.get(WrappersMP.APPLY_MODEL, {}):
+        raise ModelError("the MODEL is compiled already; put TorchCompileModel behind SeDialect Quantize, not before it")
+    if patcher.injections:
+        raise ModelError(
+            f"{', '.join(patcher.injections)} is fastened to the layers of the 16-bit MODEL; put bypass LoRA nodes behind "
+            "SeDialect Quantize"
+        )
+    if replaced := [key for key in patcher.object_patches if key.startswith("diffusion_model")]:
+        raise ModelError(f"another node replaces {replaced[0]} of the 16-bit MODEL; put that node behind SeDialect Quantize")
+    foreign = next((kind for kind in map(_foreign_kind, network.modules()) if kind), None)
+    if foreign is not None:
+        raise ModelError(f"this {name} is quantized already ({foreign}); load the 16-bit checkpoint of the model instead")
+
+
+def _foreign_kind(module: Any) -> str | None:
+    """How another quantizer has stored a layer's weight, or None where it is plain."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+        return str(weight._layout_cls)
+    if hasattr(weight, "tensor_type"):
+        return "GGUF"
+    floats = isinstance(weight, torch.Tensor) and hasattr(module, "in_features")
+    return str(weight.dtype) if floats and weight.dtype not in DTYPES and weight.dtype != torch.float64 else None
+
+
+def linear_types(network: torch.nn.Module) -> tuple[type[torch.nn.Module], ...]:
+    """The exact types of linears in a network of ComfyUI: each set of operations has its own."""
+    types = {type(module) for module in network.modules() if isinstance(module, torch.nn.Linear | EncodedLinear)}
+    return tuple(types)
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], plan: Plan) -> None:
+    """Refuse weights that are not in memory."""
+    for layer in plan.quantized:
+        weight = weights[f"{layer.name}.weight"]
+        if weight.device.type == "meta":
+            raise ModelError(f"{layer.name}.weight is missing in the checkpoint; load a complete one")
+
+
+def check_loaded(network: torch.nn.Module, record: Record) -> None:
+    """Every linear must have a weight, and every recorded one an encoded weight of its own shape."""
+    for name, module in network.named_modules():
+        if not isinstance(module, EncodedLinear):
+            continue
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            raise ModelError(f"the key '{name}.weight' is missing; the file is not complete, or of another model")
+        if tuple(weight.shape) != (module.out_features, module.in_features):
+            raise ModelError(
+                f"{name}.weight is {tuple(weight.shape)} where the model has {(module.out_features, module.in_features)}; "
+                "the file and its settings do not belong together"
+            )
+    modules = dict(network.named_modules())
+    if lost := [name for name in record.precisions if not isinstance(modules.get(name), EncodedLinear)]:
+        raise ModelError(f"the file lists the layer {lost[0]!r}, which {type(network).__name__} does not have")

@@ -1,0 +1,128 @@
+"""ComfyUI's linear layer with an encoded weight. Only the comfy_*.py files touch ComfyUI's internals."""
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.lora
+import comfy.ops
+import comfy.quant_ops
+import torch
+
+from . import layout
+from .adapters import Patch, add_patches
+
+
+class EncodedLinear:
+    """Mixed into ComfyUI's linear: computes with an encoded weight, and leaves a float one to ComfyUI.
+
+    ComfyUI would merge LoRAs into the weight, at once or whenever it is moved, and round the sum to 4 bit. Here they are
+    kept beside it instead, the same however the model is loaded: `patches` come from the patcher after each load.
+    """
+
+    patches: list[Patch]
+    patch_key = ""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether the weight is in dialects."""
+        return layout.is_encoded(self.weight)
+
+    @property
+    def weight_lowvram_function(self) -> Any:
+        """Where dynamic VRAM puts LoRAs to be merged; nothing for an encoded weight, whose `patches` have them."""
+        return None if self.encoded else self.__dict__.get("_lowvram")
+
+    @weight_lowvram_function.setter
+    def weight_lowvram_function(self, function: Any) -> None:
+        self.__dict__["_lowvram"] = function
+
+    def _load_from_state_dict(
+        self, state: dict[str, Any], prefix: str, local: Any, strict: bool, missing: list[str], *rest: Any
+    ) -> None:
+        weight = state.pop(f"{prefix}weight", None)
+        if weight is not None:
+            self.weight = torch.nn.Parameter(weight, requires_grad=False)
+            if self.encoded:
+                self.quant_format, self.layout_type = layout.FORMAT, layout.LAYOUT
+        torch.nn.Module._load_from_state_dict(self, state, prefix, local, strict, missing, *rest)
+        if weight is not None and f"{prefix}weight" in missing:
+            missing.remove(f"{prefix}weight")
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        """Move, but keep a parameter that `fn` leaves alone: wrapping it again raises outside of inference mode."""
+        for name, parameter in self._parameters.items():
+            moved = None if parameter is None else fn(parameter)
+            if moved is None or moved is parameter:
+                continue
+            if moved.is_inference() and not torch.is_inference_mode_enabled():
+                moved = moved.clone()
+            self._parameters[name] = torch.nn.Parameter(moved, requires_grad=False)
+        return self
+
+    def set_weight(self, weight: torch.Tensor, *args: Any, return_weight: bool = False, **kwargs: Any) -> Any:
+        """Take what ComfyUI has merged: to be saved, it is encoded anew; to be used, it is not needed."""
+        if not self.encoded:
+            return super().set_weight(weight, *args, return_weight=return_weight, **kwargs)
+        if return_weight:
+            return self.weight.requantize_from_float(weight)
+        if self.weight.device != weight.device:
+            self.weight = torch.nn.Parameter(self.weight.to(weight.device), requires_grad=False)
+        return None
+
+    def forward(self, input: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.encoded:
+            return super().forward(input, *args, **kwargs)
+        comfy.ops.run_every_op()
+        functions, self.weight_function = self.weight_function, []
+        try:
+            weight, bias, stream = comfy.ops.cast_bias_weight(
+                self, dtype=self.weight.dtype, device=input.device, bias_dtype=input.dtype, offloadable=True
+            )
+        finally:
+            self.weight_function = functions
+        try:
+            return self._compute(input, weight, bias, functions)
+        finally:
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+
+    def _compute(self, x: torch.Tensor, weight: Any, bias: torch.Tensor | None, functions: list[Any]) -> torch.Tensor:
+        def decoded() -> torch.Tensor:
+            return weight.to(dtype=x.dtype).dequantize()
+
+        wrappers = [function for function in functions if not getattr(function, "is_lowvram_patch", False)]
+        if wrappers or getattr(self, "comfy_force_cast_weights", False):  # another node wants to see the weight itself
+            dense = decoded()
+            for function in wrappers:
+                dense = function(dense)
+            y = torch.nn.functional.linear(x, dense, bias)
+        else:
+            y = layout.multiply(x, weight, bias)
+        return add_patches(y, x, self.patches, decoded, self._merge) if self.patches else y
+
+    def _merge(self, patches: list[Patch], weight: torch.Tensor) -> torch.Tensor:
+        merged: torch.Tensor = comfy.lora.calculate_weight(patches, weight, self.patch_key, intermediate_dtype=weight.dtype)
+        return merged
+
+
+def operations(compute_dtype: torch.dtype) -> Any:
+    """The classes that a model is to be built from; new ones each time, for ComfyUI keeps settings on them."""
+    register()
+    base = comfy.ops.mixed_precision_ops({}, compute_dtype)
+
+    class Linear(EncodedLinear, base.Linear):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.patches = []
+
+    return type("SeDialectOps", (base,), {"Linear": Linear})
+
+
+def register() -> None:
+    """Enter format and layout where ComfyUI looks for them. Calling it again changes nothing."""
+    layout.register()
+    comfy.quant_ops.QUANT_ALGOS[layout.FORMAT] = {
+        "storage_t": torch.uint8,
+        "parameters": {"weight_meta", "weight_scale"},
+        "comfy_tensor_layout": layout.LAYOUT,
+        "quantize_input": False,
+    }

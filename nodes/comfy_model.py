@@ -1,0 +1,328 @@
+"""A MODEL with encoded layers, built beside the MODEL it was made from. Only the comfy_*.py files touch ComfyUI's
+internals.
+
+A quantized MODEL is a model of its own, not object patches on a shared one: the original keeps its weights and its place
+in memory, while LoRAs, samplings and wrappers that were put on it carry over. Its linears are ComfyUI's own
+mixed-precision ones with an encoded weight, so that offloading, dynamic VRAM and saving treat them as any other.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.quant_ops
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.patcher_extension import CallbacksMP
+from safetensors import safe_open
+
+from ..kernels.dispatch import implementation
+from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
+from ..sedialect_core.checkpoint import RECORD, Record
+from ..sedialect_core.config import SeDialectConfig
+from ..sedialect_core.errors import ModelError
+from ..sedialect_core.formatbook import Formatbook
+from ..sedialect_core.formatbook.blocks import BlockSample
+from ..sedialect_core.formatbook.fitting import fit_book
+from ..sedialect_core.formatbook.matching import find_book, weights_digest
+from ..sedialect_core.plan import Plan, make_plan, recorded_plan
+from ..sedialect_core.report import ModelReport, report_of
+from . import layout
+from .checkpoints import COMFY_QUANT, SETTINGS
+from .comfy_checks import KEY, check_loaded, check_quantizable, check_weights, linear_types
+from .comfy_linear import EncodedLinear, operations
+
+ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
+Watch = Callable[[int, int], None]  # told how many weights are done, of how many
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What is known of a quantized MODEL; travels with every clone of it."""
+
+    plan: Plan
+    record: Record
+    bytes_before: int
+    settings: str  # JSON for safetensors metadata, from which ComfyUI's detection takes what shapes do not tell
+
+
+def quantized(patcher: Any) -> Quantized | None:
+    """What is known of a MODEL of ours; None for others."""
+    found: Quantized | None = patcher.get_attachment(KEY)
+    return found
+
+
+def interruptible() -> None:
+    """Raise if the user has cancelled the run."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, watch: Watch) -> Any:
+    """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
+
+    Args:
+        book: the formatbook, where it is not the one that `config` names.
+
+    Raises:
+        ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
+        SeDialectError: settings, formatbook or weights are unusable.
+    """
+    check_quantizable(patcher)
+    network = patcher.model.diffusion_model
+    comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
+    plan = make_plan(network, config, linear_types=linear_types(network))
+    notes: tuple[str, ...] = ()
+    if book is None:
+        book, _, notes = find_book(network, config.formatbook, config.block_size)
+    plan = replace(plan, config=config.override(formatbook=book.name), notes=notes)
+    built_from = operations(patcher.model.get_dtype_inference())
+    weights = _own_weights(patcher)
+    check_weights(weights, plan)
+    _encode(weights, plan, book, watch)
+    origin = _Origin(
+        _copy_config(patcher.model.model_config, built_from),
+        weights,
+        Record.of(plan, book),
+        _settings(patcher),
+        patcher.load_device,
+        patcher.offload_device,
+    )
+    before = comfy.model_management.module_size(patcher.model)
+    known = Quantized(plan, origin.record, before, origin.settings)
+    new = patcher.clone(model_override=(origin.model(), ({}, {}, {}, set())))
+    return _adopt(new, known, (origin.patcher, ()))
+
+
+def load(
+    weights: dict[str, torch.Tensor], record: Record, settings: str, origin: tuple[Any, ...], disable_dynamic: bool = False
+) -> Any:
+    """A MODEL from the tensors of a checkpoint, by ComfyUI's names.
+
+    Args:
+        settings: the metadata entry `config`, or "".
+        origin: a function and arguments that load it again, for ComfyUI to call with `disable_dynamic`.
+
+    Raises:
+        ModelError: ComfyUI does not know the model, or tensors are missing or have the wrong shape.
+    """
+    weights = {**weights}
+    _wrap_all(weights, record)
+    dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
+    options = {"custom_operations": operations(dtype)}
+    metadata = {"config": settings} if settings else None
+    patcher = comfy.sd.load_diffusion_model_state_dict(weights, options, metadata, disable_dynamic=disable_dynamic)
+    if patcher is None:
+        raise ModelError(
+            f"ComfyUI {_version()} does not recognise the model (written from a {record.model}); update ComfyUI, or load "
+            "a file that was saved from the same kind of model"
+        )
+    network = patcher.model.diffusion_model
+    check_loaded(network, record)
+    settings = settings or _settings(patcher)
+    _label(network, record, settings)
+    config = SeDialectConfig(block_size=record.block_size, formatbook=record.formatbook.name)
+    said = (record.block_size, record.precisions, record.rotations)
+    plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
+    unpacked = sum(weight.numel() * 2 if layout.is_encoded(weight) else weight.nbytes for weight in network.parameters())
+    known = Quantized(plan, record, unpacked, settings)
+    return _adopt(patcher, known, origin)
+
+
+def tensors(patcher: Any) -> dict[str, torch.Tensor]:
+    """What a checkpoint of a quantized MODEL holds, by ComfyUI's names; LoRAs on it are not part of it."""
+    comfy.model_management.unload_model_and_clones(patcher)
+    state = _own_weights(patcher)
+    return {key: value for key, value in state.items() if key not in (RECORD, SETTINGS) and not key.endswith(COMFY_QUANT)}
+
+
+def read_tensors(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a file as ComfyUI reads them, so that they may go from disk straight to the GPU."""
+    state: dict[str, torch.Tensor] = comfy.utils.load_torch_file(path, safe_load=True)
+    return state
+
+
+def report(patcher: Any, known: Quantized) -> ModelReport:
+    """The report of a quantized MODEL on the device where it will run."""
+    name, reason = implementation(patcher.load_device)
+    found = report_of("diffusion_model", patcher.model.diffusion_model, known.plan, known.bytes_before)
+    after = comfy.model_management.module_size(patcher.model)
+    return replace(found, bytes_after=after, implementation=f"{patcher.load_device}, {name}: {reason}")
+
+
+def dialect_use(patcher: Any, known: Quantized) -> list[int]:
+    """Blocks of a quantized MODEL's weights that chose each dialect, in id order."""
+    counts = torch.zeros(len(known.record.formatbook.dialects), dtype=torch.int64)
+    for module in patcher.model.diffusion_model.modules():
+        if isinstance(module, EncodedLinear) and module.encoded:
+            chosen = layout.dialects(module.weight).flatten().long().cpu()
+            counts += torch.bincount(chosen, minlength=len(counts))
+    return list(counts.tolist())
+
+
+def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
+    """A formatbook with the least error on rows of all weights that would be quantized.
+
+    Raises:
+        ModelError: the MODEL cannot be quantized.
+    """
+    check_quantizable(patcher)
+    network = patcher.model.diffusion_model
+    comfy.model_management.unload_model_and_clones(patcher)
+    config = SeDialectConfig(block_size=block_size)
+    layers = make_plan(network, config, linear_types=linear_types(network)).quantized
+    start, sample, weights = Formatbook.builtin(), BlockSample(), _own_weights(patcher)
+    total = len(layers) + start.dialects[0].maximum - start.dialects[-1].maximum + 1
+
+    def step(done: int) -> None:
+        interruptible()
+        watch(done, total)
+
+    for number, layer in enumerate(layers):
+        step(number)
+        rows = spread_rows(weights[f"{layer.name}.weight"], WEIGHT_ROWS)
+        add_weight(sample, rows.float().cpu(), start.tables(), block_size)
+    digest = weights_digest(network)
+    name = f"{type(network).__name__}-{digest[:8]}-{block_size}"
+    highest = start.dialects[0].maximum
+    fitted = fit_book([sample], start, name=name, on_maximum=lambda maximum: step(len(layers) + highest - maximum + 1))
+    return replace(fitted.book, fingerprint={"weights": digest, "block_size": str(block_size)})
+
+
+def _own_weights(patcher: Any) -> dict[str, Any]:
+    """The network's tensors without the LoRAs on it: it has just been unloaded, which undoes them."""
+    return dict(patcher.model.diffusion_model.state_dict())
+
+
+def _encode(weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch) -> None:
+    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are."""
+    device = comfy.model_management.get_torch_device()
+    comfy.model_management.free_memory(ENCODING_BYTES, device)
+    total, done = sum(layer.weights for layer in plan.quantized), 0
+    for layer in plan.quantized:
+        interruptible()
+        key = f"{layer.name}.weight"
+        weight: Any = layout.QuantizedTensor.from_float(
+            weights[key].to(device),
+            layout.LAYOUT,
+            book=book,
+            block_size=layer.block_size,
+            precision=layer.precision,
+            candidates=plan.config.candidates,
+            rotation=layer.rotation,
+            name=key,
+        )
+        weights[key] = weight.to(weights[key].device)
+        done += layer.weights
+        watch(done, total)
+
+
+def _wrap_all(weights: dict[str, Any], record: Record) -> None:
+    """Put the three tensors of each recorded layer together, in place.
+
+    Raises:
+        ModelError: one is missing or has the wrong shape.
+    """
+    settings = {"book": record.formatbook, "candidates": "max"}
+    for name, precision in record.precisions.items():
+        keys = [f"{name}.weight{suffix}" for suffix in layout.SUFFIXES]
+        found = [weights.pop(key, None) for key in keys]
+        if lost := [key for key, tensor in zip(keys, found, strict=True) if tensor is None]:
+            raise ModelError(f"the key {lost[0]!r} is missing, so the file is not complete; download it again")
+        codes, meta, scale = found
+        rows, columns = codes.shape[0], codes.shape[1] * 2 // record.block_size
+        if meta.shape != (rows, columns) or scale.shape != (rows, 4) or {t.dtype for t in found} != {torch.uint8}:
+            raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+        bias = weights.get(f"{name}.bias")
+        dtype = torch.bfloat16 if bias is None else bias.dtype
+        rotation = record.rotations.get(name, 0)
+        weights[keys[0]] = layout.wrap(codes, meta, scale, dtype, precision=precision, rotation=rotation, **settings)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """All that a quantized model is built from; its tensors are those of the model, so that keeping it costs nothing."""
+
+    config: Any
+    weights: Mapping[str, Any]
+    record: Record
+    settings: str
+    load_device: torch.device
+    offload_device: torch.device
+
+    def model(self) -> Any:
+        """A model of ComfyUI's own class, around these tensors."""
+        model = self.config.get_model(self.weights, "", device=self.offload_device)
+        model.diffusion_model.load_state_dict(dict(self.weights), strict=False, assign=True)
+        _label(model.diffusion_model, self.record, self.settings)
+        return model
+
+    def patcher(self, disable_dynamic: bool = False) -> Any:
+        """A new MODEL without patches: ComfyUI asks for one to compile it, or for another GPU."""
+        cls = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+        return cls(self.model(), self.load_device, self.offload_device)
+
+
+def _label(network: torch.nn.Module, record: Record, settings: str) -> None:
+    """Put record and settings among the tensors: ComfyUI's own save node keeps no metadata, and so writes them too."""
+    network.register_buffer(RECORD, record.to_tensor())
+    network.register_buffer(SETTINGS, torch.tensor(list(settings.encode()), dtype=torch.uint8))
+
+
+def _copy_config(config: Any, custom_operations: Any) -> Any:
+    """A model's configuration with other operations. ComfyUI's class answers None to what `copy` asks, so by hand."""
+    new = object.__new__(type(config))
+    new.__dict__.update(config.__dict__)
+    new.custom_operations = custom_operations
+    return new
+
+
+def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
+    """Make a patcher of ours: its own line of clones, its size, and LoRAs that are kept beside encoded weights."""
+    patcher.size, patcher.parent, patcher.clone_base_uuid = 0, None, uuid.uuid4()
+    patcher.cached_patcher_init = origin
+    patcher.set_attachments(KEY, known)
+    for event, callback in ((CallbacksMP.ON_LOAD, _hand_out_patches), (CallbacksMP.ON_DETACH, _take_back_patches)):
+        patcher.callbacks.get(event, {}).pop(KEY, None)
+        patcher.add_callback_with_key(event, KEY, callback)
+    return patcher
+
+
+def _hand_out_patches(patcher: Any, *_: Any) -> None:
+    for name, module in patcher.model.named_modules():
+        if isinstance(module, EncodedLinear) and module.encoded:
+            module.patch_key = f"{name}.weight"
+            module.patches = list(patcher.patches.get(module.patch_key, ()))
+
+
+def _take_back_patches(patcher: Any, unpatch_all: bool) -> None:
+    for module in patcher.model.modules() if unpatch_all else ():
+        if isinstance(module, EncodedLinear):
+            module.patches = []
+
+
+def _settings(patcher: Any) -> str:
+    """The metadata entry `config`: what the source file said, and the plain values that the network was built with."""
+    built = {key: value for key, value in patcher.model.model_config.unet_config.items() if _plain(key, value)}
+    init = patcher.cached_patcher_init
+    path = init[1][0] if init is not None and init[1] and isinstance(init[1][0], str) else ""
+    said: Any = {}
+    if path.endswith(".safetensors") and Path(path).is_file():
+        with safe_open(path, framework="pt") as opened:
+            said = json.loads((opened.metadata() or {}).get("config", "{}")).get("transformer", {})
+    return json.dumps({"transformer": {**said, **built}})
+
+
+def _plain(key: str, value: Any) -> bool:
+    return key not in ("image_model", "dtype") and isinstance(value, bool | int | float | str)
+
+
+def _version() -> str:
+    from comfyui_version import __version__
+
+    return str(__version__)

@@ -1,0 +1,155 @@
+"""A dialect-encoded weight as a `QuantizedTensor` of comfy-kitchen, the type that ComfyUI moves, offloads and saves.
+
+Its data are the codes; meta and row scales travel with them as parameters, all three byte for byte as they lie in a file,
+so that ComfyUI may read them from disk straight into the GPU's memory. `multiply` is the one place where a layer of
+ComfyUI reaches the kernels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layout_class, register_layout_op
+from comfy_kitchen.tensor.base import BaseLayoutParams, dequantize_args
+
+from ..kernels import ops
+from ..kernels.rotation import rotate_rows
+from ..sedialect_core.codec import EncodedTensor, encode
+from ..sedialect_core.formatbook import Formatbook
+from ..sedialect_core.linear import ACTIVATION_BITS
+
+LAYOUT = "SeDialectLayout"  # names in comfy-kitchen's and ComfyUI's registries, which all packs share
+FORMAT = "sedialect"
+SUFFIXES = ("", "_meta", "_scale")  # of "weight": codes, meta, row scales, as in docs/format.md
+
+
+@dataclass(frozen=True)
+class Params(BaseLayoutParams):
+    """What decodes the codes [N, K/2]; plain data, for ComfyUI builds it anew whenever a weight is moved.
+
+    scale       uint8 [N, 4]: the bits of the float32 row scales, in bytes because loaders cast floats
+    meta        uint8 [N, K/B]: delta << 5 | dialect
+    book        the formatbook
+    precision   of the layer: "w4a4", "w4a8" or "w4a16"
+    candidates  which dialects an activation block chooses from
+    rotation    size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
+    """
+
+    meta: torch.Tensor
+    book: Formatbook
+    precision: str
+    candidates: str
+    rotation: int = 0
+
+    def _tensor_fields(self) -> list[str]:
+        return ["scale", "meta"]
+
+    @property
+    def row_scale(self) -> torch.Tensor:
+        """Row scales, float32 [N]."""
+        return self.scale.view(torch.float32).squeeze(1)
+
+    @property
+    def block_size(self) -> int:
+        """Elements a block."""
+        return self.orig_shape[1] // self.meta.shape[1]
+
+
+class SeDialectLayout(QuantizedLayout):
+    """The layout's operations, as comfy-kitchen asks for them."""
+
+    Params = Params
+
+    @classmethod
+    def quantize(cls, tensor: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, Params]:
+        """Encode a float weight [N, K]; `settings` are those of `Params`, and block_size. What other packs may
+        pass besides (scale, stochastic_rounding) has no meaning here: rounding to the nearest is the format's own."""
+        book, size = settings["book"], settings["block_size"]
+        rotation = settings.get("rotation", 0)
+        weight = rotate_rows(tensor, rotation) if rotation else tensor
+        encoded = encode(weight, formatbook=book, block_size=size, name=settings.get("name", "weight"))
+        scale = encoded.scale.view(-1, 1).view(torch.uint8)
+        shape = (int(tensor.shape[0]), int(tensor.shape[1]))
+        kinds = (settings.get("precision", "w4a4"), settings.get("candidates", "max"))
+        return encoded.codes, Params(scale, tensor.dtype, shape, encoded.meta, book, *kinds, rotation)
+
+    @classmethod
+    def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
+        """The weight as floats, [N, K]."""
+        encoded = EncodedTensor(qdata, params.meta, params.row_scale, params.block_size, "weight", params.book)
+        if params.rotation:
+            return rotate_rows(encoded.dequantize(), params.rotation).to(params.orig_dtype)
+        return encoded.dequantize(params.orig_dtype)
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
+        """Codes, meta and row scales."""
+        return qtensor._qdata, qtensor._params.meta, qtensor._params.scale
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
+        """What is saved, by the end of the key."""
+        return dict(zip(SUFFIXES, (qdata, params.meta, params.scale), strict=True))
+
+    @classmethod
+    def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:
+        """The settings by which a changed weight is encoded again."""
+        params = qtensor._params
+        return {
+            "book": params.book,
+            "block_size": params.block_size,
+            "precision": params.precision,
+            "candidates": params.candidates,
+            "rotation": params.rotation,
+        }
+
+
+def wrap(
+    codes: torch.Tensor, meta: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, **settings: Any
+) -> QuantizedTensor:
+    """A weight from a file's three tensors; `settings` are those of `Params`, `dtype` what it stands for."""
+    shape = (int(codes.shape[0]), int(codes.shape[1]) * 2)
+    return QuantizedTensor(codes, LAYOUT, Params(scale, dtype, shape, meta, **settings))
+
+
+def is_encoded(tensor: object) -> bool:
+    """Whether a tensor is a weight of this layout."""
+    return isinstance(tensor, QuantizedTensor) and tensor._layout_cls == LAYOUT
+
+
+def dialects(weight: QuantizedTensor) -> torch.Tensor:
+    """The dialect id of every block, uint8 [N, K/B]."""
+    return weight._params.meta & 31
+
+
+def multiply(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [..., K] @ weight.T + bias, [..., N] in x.dtype; x is encoded in the precision of the weight's layer."""
+    params = weight._params
+    rows = x.reshape(-1, x.shape[-1])
+    y = ops.linear(
+        rows,
+        weight._qdata,
+        params.meta,
+        params.row_scale,
+        bias,
+        list(params.book.tables(x.device)),
+        ACTIVATION_BITS[params.precision],
+        params.candidates,
+        rotation=params.rotation,
+    )
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def register() -> None:
+    """Make the layout known to comfy-kitchen. Calling it again changes nothing."""
+    register_layout_class(LAYOUT, SeDialectLayout)
+    register_layout_op(torch.ops.aten.linear.default, SeDialectLayout)(_linear)
+
+
+def _linear(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """`torch.nn.functional.linear` on such a weight, for code that does not go through the layer."""
+    x, weight, bias = (*args, None)[:3]
+    if not is_encoded(weight) or isinstance(x, QuantizedTensor):
+        decoded: torch.Tensor = torch.nn.functional.linear(*dequantize_args((x, weight, bias)))
+        return decoded
+    return multiply(x, weight, bias)

@@ -1,0 +1,149 @@
+"""Quantized models from and to ComfyUI's model folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..sedialect_core.errors import InputError, ModelError, SeDialectError
+from ..sedialect_core.report import megabytes
+from . import comfy_model
+from .checkpoints import Checkpoint, check_complete, check_header, read_checkpoint, write_file, write_folder
+from .download import download_model
+from .progress import Progress
+from .sockets import CATEGORY
+
+FOLDER = "diffusion_models"
+FROM_HUB = "(from the Hub repository below)"
+NAMES = ("ComfyUI", "diffusers")
+ROOM = 1.02  # of what is written, for headers
+
+
+class SeDialectLoad(io.ComfyNode):
+    """Loads a quantized file, or fetches it first."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SeDialectLoad",
+            display_name="SeDialect Load",
+            category=CATEGORY,
+            description="Loads a model that SeDialect has quantized, from the folder diffusion_models or from the Hugging "
+            "Face Hub. Files of diffusers and of ComfyUI both load.",
+            search_aliases=["load quantized model", "4-bit", "unet loader", "SemanticDialect"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[FROM_HUB, *folder_paths.get_filename_list(FOLDER)],
+                    tooltip="A file in models/diffusion_models or output/diffusion_models.",
+                ),
+                io.String.Input(
+                    "repository",
+                    default="",
+                    optional=True,
+                    tooltip="A model repository on the Hugging Face Hub, owner/name; downloaded once into diffusion_models.",
+                ),
+                io.String.Input(
+                    "revision", default="", optional=True, advanced=True, tooltip="Branch, tag or commit of the repository."
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The quantized model.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str, repository: str = "") -> bool | str:
+        """Look at the header before anything runs."""
+        if file == FROM_HUB:
+            return True if repository.strip() else "choose a file, or write the repository to load from, as in owner/name"
+        path = folder_paths.get_full_path(FOLDER, file)
+        if path is None:
+            return f"there is no {file!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
+        try:
+            check_header(path)
+        except SeDialectError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, repository: str = "", revision: str = "") -> Any:
+        """A file that was written anew is another input."""
+        path = folder_paths.get_full_path(FOLDER, file) if file != FROM_HUB else None
+        status = Path(path).stat() if path else None
+        return [file, repository, revision, *([status.st_mtime_ns, status.st_size] if status else [])]
+
+    @classmethod
+    def execute(cls, file: str, repository: str = "", revision: str = "") -> io.NodeOutput:
+        """Load it."""
+        if file == FROM_HUB:
+            folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+            wanted = (repository.strip(), revision.strip() or None)
+            path = str(download_model(*wanted, folder, Progress(), comfy_model.interruptible))
+        else:
+            path = folder_paths.get_full_path_or_raise(FOLDER, file)
+        return io.NodeOutput(load_model(path))
+
+
+def load_model(path: str, disable_dynamic: bool = False) -> Any:
+    """The MODEL in a file; ComfyUI calls this again where it needs a fresh copy."""
+    tensors, record, settings = read_checkpoint(path, comfy_model.read_tensors)
+    return comfy_model.load(tensors, record, settings, (load_model, (path,)), disable_dynamic)
+
+
+class SeDialectSave(io.ComfyNode):
+    """Writes a quantized model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SeDialectSave",
+            display_name="SeDialect Save",
+            category=CATEGORY,
+            description="Saves a quantized model. LoRAs on it are not saved: they stay beside the quantized weights. "
+            "ComfyUI's own Save Model merges them, and rounds the sum.",
+            search_aliases=["save quantized model", "export diffusers", "SemanticDialect"],
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="From SeDialect Quantize or SeDialect Load."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="diffusion_models/sedialect",
+                    tooltip="In the output folder. What lies in output/diffusion_models can be chosen in SeDialect Load.",
+                ),
+                io.Combo.Input(
+                    "names",
+                    options=list(NAMES),
+                    default=NAMES[0],
+                    tooltip="ComfyUI: one file with ComfyUI's names. diffusers: a folder for from_pretrained(), Wan only. "
+                    "SeDialect Load reads both.",
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="Where it was saved.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, filename_prefix: str, names: str) -> io.NodeOutput:
+        """Save it."""
+        known = comfy_model.quantized(model)
+        if known is None:
+            raise ModelError("this MODEL is not quantized by SeDialect; connect SeDialect Quantize, or use Save Model")
+        checkpoint = Checkpoint(comfy_model.tensors(model), known.record, known.settings)
+        check_complete(checkpoint)
+        output = folder_paths.get_output_directory()
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
+        _check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+        path = Path(folder) / f"{name}_{counter:05}_"
+        if names == NAMES[0]:
+            path = write_file(path.with_name(f"{path.name}.safetensors"), checkpoint)
+        else:
+            path = write_folder(path, checkpoint, known.plan.config)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved {path}"))
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed * ROOM > free:
+        raise InputError(f"the file takes {megabytes(needed)} MB; {folder} has {megabytes(free)} MB free: make room first")

@@ -1,0 +1,43 @@
+"""MODEL in, quantized MODEL out."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..sedialect_core.formatbook import Formatbook
+from . import comfy_model
+from .progress import Progress
+from .settings import config_from, setting_inputs
+from .sockets import CATEGORY, FormatbookSocket
+
+
+class SeDialectQuantize(io.ComfyNode):
+    """Encodes the linear layers of a video model, and leaves the model that it was given as it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SeDialectQuantize",
+            display_name="SeDialect Quantize",
+            category=CATEGORY,
+            description="Quantizes a video model to 4-bit weights and 4-bit activations. The model that is connected "
+            "stays as it is, so that both can be compared in one workflow. LoRAs may stand before this node or behind it.",
+            search_aliases=["4-bit", "W4A4", "quantize video model", "SemanticDialect", "FP4"],
+            inputs=[
+                io.Model.Input("model", tooltip="A 16-bit video model: Wan, HunyuanVideo, LTX, Cosmos, CogVideoX, ..."),
+                *setting_inputs(),
+                FormatbookSocket.Input(
+                    "formatbook", optional=True, tooltip="The set of number formats; the built-in one if none is connected."
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The quantized model.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, preset: str = "default", skip: str = "", formatbook: Formatbook | None = None, **settings: Any
+    ) -> io.NodeOutput:
+        """Quantize layer by layer; the run may be cancelled between two of them."""
+        config = config_from(preset, settings, skip)
+        return io.NodeOutput(comfy_model.quantize(model, config, formatbook, Progress()))

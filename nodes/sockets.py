@@ -1,0 +1,6 @@
+"""What travels between these nodes, and the words that they share."""
+
+from comfy_api.latest import io
+
+CATEGORY = "SeDialect"
+FormatbookSocket = io.Custom("SEDIALECT_FORMATBOOK")

@@ -1,0 +1,483 @@
+"""The nodes in a real ComfyUI on the CPU, over its HTTP API. COMFYUI_DIR names it; `make test-comfyui` runs this.
+
+COMFYUI_PYTHON is the interpreter that ComfyUI and the requirements of this pack are installed for.
+"""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import comfyui_models
+import pytest
+import torch
+from comfyui_server import Graph, Server, python_of_comfyui
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import sedialect
+from sedialect.sedialect_core import demo
+from sedialect.sedialect_core.linear import SeDialectLinear
+from sedialect.sedialect_core.wan_keys import to_authors, to_diffusers
+
+COMFYUI = os.environ.get("COMFYUI_DIR")
+pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
+PROMPT = "a striped purple star moves right, over an orange background with clouds, the camera pans down"
+DEMO = "bundled_wan.safetensors"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """ComfyUI's base folder, with models."""
+    base = tmp_path_factory.mktemp("comfyui")
+    models = base / "models"
+    for folder in ("diffusion_models", "loras"):
+        (models / folder).mkdir(parents=True)
+    bundled = comfyui_models.bundled(models / "diffusion_models")
+    comfyui_models.embeddings(base / "prompts.safetensors", [PROMPT, ""])
+    comfyui_models.lora(models / "loras" / "lora.safetensors", bundled)
+    comfyui_models.lora(models / "loras" / "second.safetensors", bundled, seed=1)
+    comfyui_models.lora(models / "loras" / "weak.safetensors", bundled, scale=0.01)
+    comfyui_models.lora(models / "loras" / "dora.safetensors", bundled, dora=True)
+    comfyui_models.tiny_wan(models / "diffusion_models" / "tiny_high.safetensors", blocks=2)
+    comfyui_models.tiny_wan(models / "diffusion_models" / "tiny_low.safetensors", blocks=3)
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(base):
+    with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
+        yield running
+
+
+class Workflow(Graph):
+    """A graph with the steps that most tests need."""
+
+    def __init__(self, base: Path) -> None:
+        super().__init__()
+        self.base = base
+
+    def model(self, file: str = DEMO) -> list:
+        return self.add("UNETLoader", unet_name=file, weight_dtype="default")
+
+    def quantize(self, model: list, **settings: object) -> list:
+        return self.add("SeDialectQuantize", model=model, **{"preset": "default", **settings})
+
+    def lora(self, model: list, file: str = "lora.safetensors", strength: float = 1.0, bypass: bool = False) -> list:
+        kind = "LoraLoaderBypassModelOnly" if bypass else "LoraLoaderModelOnly"
+        return self.add(kind, model=model, lora_name=file, strength_model=strength)
+
+    def prompt(self, text: str) -> list:
+        file = str(self.base / "prompts.safetensors")
+        return self.add("SeDialectTestConditioning", text=text, file=file, tokens=1, dim=1, pooled=0, mask=False)
+
+    def latent(self, frames: int = 5, size: int = 64) -> list:
+        return self.add("EmptyHunyuanLatentVideo", width=size, height=size, length=frames, batch_size=1)
+
+    def sample(self, model: list, steps: int = 2, latent: list | None = None, **other: object) -> list:
+        said = {"positive": self.prompt(PROMPT), "negative": self.prompt(""), "latent_image": latent or self.latent()}
+        sampler = {"seed": 7, "steps": steps, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+        return self.add("KSampler", model=model, **{**said, **sampler, **other})
+
+    def keep(self, samples: list, name: str) -> Path:
+        path = self.base / "temp" / f"{name}.safetensors"
+        self.add("SeDialectTestLatents", samples=samples, file=str(path))
+        return path
+
+    def layers(self, model: list, name: str, budget: int = 0) -> Path:
+        path = self.base / "temp" / f"{name}.safetensors"
+        self.add("SeDialectTestLayers", model=model, file=str(path), budget=budget)
+        return path
+
+
+@pytest.fixture
+def graph(base) -> Workflow:
+    return Workflow(base)
+
+
+def samples(path: Path) -> torch.Tensor:
+    return load_file(path)["samples"]
+
+
+def answers(path: Path) -> dict[str, torch.Tensor]:
+    """What each layer answered, by name."""
+    return {key.removesuffix("|y"): value for key, value in load_file(path).items() if key.endswith("|y")}
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The bundled transformer quantized by sedialect in diffusers."""
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel.from_pretrained(demo.MODEL, subfolder="transformer", torch_dtype=torch.float32)
+    sedialect.quantize_model(model, sedialect.SeDialectConfig())
+    return model
+
+
+def test_every_layer_stores_and_answers_what_the_reference_does(server, graph, reference):
+    path = graph.layers(graph.quantize(graph.model()), "layers")
+    server.run(graph.nodes)
+    found = load_file(path)
+    layers = {to_authors(name): layer for name, layer in reference.named_modules() if isinstance(layer, SeDialectLinear)}
+    assert {key.partition("|")[0] for key in found} == set(layers)
+    for name, layer in layers.items():
+        for suffix in ("weight", "weight_meta", "weight_scale"):
+            assert torch.equal(found[f"{name}|{suffix}"], getattr(layer, suffix)), (name, suffix)
+        x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
+        torch.testing.assert_close(found[f"{name}|y"], layer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_both_branches_run_in_one_workflow_and_the_original_is_not_changed(server, graph):
+    model = graph.model()
+    alone, beside, quantized = (
+        graph.keep(samples, name)
+        for samples, name in (
+            (graph.sample(model), "alone"),
+            (graph.sample(model, seed=8), "beside"),
+            (graph.sample(graph.quantize(model)), "quantized"),
+        )
+    )
+    server.run(graph.nodes)
+    again = Workflow(graph.base)
+    path = again.keep(again.sample(again.model()), "again")
+    server.run(again.nodes)
+    assert torch.equal(samples(alone), samples(path))
+    assert 0.01 < distance(samples(quantized), samples(alone)) < distance(samples(beside), samples(alone))
+
+
+def test_a_saved_file_loads_here_and_in_diffusers(server, graph, reference):
+    quantized = graph.quantize(graph.model())
+    graph.add("SeDialectSave", model=quantized, filename_prefix="diffusion_models/one", names="ComfyUI")
+    graph.add("SeDialectSave", model=quantized, filename_prefix="diffusion_models/two", names="diffusers")
+    first = graph.layers(quantized, "before")
+    outcome = server.run(graph.nodes)
+    paths = [Path(text["text"][0].removeprefix("saved ")) for text in outcome.outputs.values() if "text" in text]
+    single, folder = sorted(paths)
+    with safe_open(single, framework="pt") as opened:
+        assert json.loads(opened.metadata()["config"])["transformer"]["text_dim"] == 192
+    loaded = Workflow(graph.base)
+    files = [
+        loaded.layers(loaded.add("SeDialectLoad", file=name), f"after{number}")
+        for number, name in enumerate((single.name, f"{folder.name}/diffusion_pytorch_model.safetensors"))
+    ]
+    server.run(loaded.nodes)
+    for file in files:
+        before, after = load_file(first), load_file(file)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
+    state, expected = model.state_dict(), reference.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key].float(), expected[key].float()) for key in state)
+
+
+def test_what_diffusers_saved_loads(server, graph, base):
+    from diffusers import WanTransformer3DModel
+
+    settings = sedialect.SeDialectConfig(block_size=32, precision="w4a8")
+    model = WanTransformer3DModel.from_pretrained(
+        demo.MODEL, subfolder="transformer", torch_dtype=torch.bfloat16, quantization_config=settings
+    )
+    model.save_pretrained(base / "models" / "diffusion_models" / "saved")
+    loaded = graph.add("SeDialectLoad", file="saved/diffusion_pytorch_model.safetensors")
+    path, latents = graph.layers(loaded, "diffusers"), graph.keep(graph.sample(loaded), "diffusers_latents")
+    report = graph.add("SeDialectReport", model=loaded)
+    outcome = server.run(graph.nodes)
+    assert "80 in w4a8" in outcome.text(report[0]) or "w4a8" in outcome.text(report[0])
+    found = load_file(path)
+    for name, layer in model.named_modules():
+        if isinstance(layer, SeDialectLinear):
+            assert torch.equal(found[f"{to_authors(name)}|weight"], layer.weight)
+    assert samples(latents).isfinite().all()
+
+
+def test_core_save_and_our_load_agree(server, graph):
+    """ComfyUI's own Save Model knows nothing of our record, and still writes it."""
+    quantized = graph.quantize(graph.model(), block_size="32")
+    graph.add("ModelSave", model=quantized, filename_prefix="diffusion_models/core")
+    first = graph.layers(quantized, "core_before")
+    server.run(graph.nodes)
+    (file,) = (graph.base / "output" / "diffusion_models").glob("core*.safetensors")
+    again = Workflow(graph.base)
+    second = again.layers(again.add("SeDialectLoad", file=file.name), "core_after")
+    server.run(again.nodes)
+    before, after = load_file(first), load_file(second)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("order", ["before", "behind"])
+def test_a_lora_is_added_beside_the_codes(server, graph, order):
+    """Both orders give the same layers: codes of the 16-bit weight, and the LoRA in full precision on top."""
+    plain = graph.layers(graph.quantize(graph.model()), f"{order}_plain")
+    model = graph.model()
+    chained = graph.quantize(graph.lora(model)) if order == "before" else graph.lora(graph.quantize(model))
+    path = graph.layers(chained, f"{order}_lora")
+    server.run(graph.nodes)
+    weights = load_file(graph.base / "models" / "loras" / "lora.safetensors")
+    base, changed = answers(plain), answers(path)
+    for name in base:
+        up, down = (weights[f"diffusion_model.{name}.lora_{part}.weight"] for part in ("up", "down"))
+        x = torch.randn(5, down.shape[1], generator=torch.Generator().manual_seed(down.shape[1]))
+        torch.testing.assert_close(changed[name] - base[name], x @ down.T @ up.T, rtol=1e-3, atol=1e-3)
+
+
+def test_a_weak_lora_has_its_whole_effect_and_strength_scales_it(server, graph):
+    """1 % of a weight is far below what 4 bits can hold: merged and rounded it would be noise."""
+    quantized = graph.quantize(graph.model())
+    files = {s: graph.layers(graph.lora(quantized, "weak.safetensors", s), f"weak{s}") for s in (0.0, 0.5, 1.0, -1.0)}
+    plain = graph.layers(quantized, "weak_off")
+    server.run(graph.nodes)
+    base, found = answers(plain), {s: answers(path) for s, path in files.items()}
+    for name in base:
+        assert torch.equal(found[0.0][name], base[name])
+        effect = found[1.0][name] - base[name]
+        assert 0.001 < distance(found[1.0][name], base[name]) < 0.1
+        torch.testing.assert_close(found[0.5][name] - base[name], effect / 2, rtol=1e-2, atol=1e-4)
+        torch.testing.assert_close(found[-1.0][name] - base[name], -effect, rtol=1e-2, atol=1e-4)
+
+
+def test_loras_add_up_and_come_off(server, graph):
+    quantized = graph.quantize(graph.model())
+    both = graph.layers(graph.lora(graph.lora(quantized), "second.safetensors"), "both")
+    one, other = (
+        graph.layers(graph.lora(quantized), "one"),
+        graph.layers(graph.lora(quantized, "second.safetensors"), "other"),
+    )
+    off = graph.layers(quantized, "off")
+    server.run(graph.nodes)
+    both, one, other, off = map(answers, (both, one, other, off))
+    for name in off:
+        torch.testing.assert_close(both[name] - off[name], one[name] + other[name] - 2 * off[name], rtol=1e-3, atol=1e-3)
+
+
+def test_low_vram_gives_the_same_layers(server, graph):
+    """ComfyUI then casts every layer when it runs, and applies LoRAs in the cast: ours must not be rounded there either."""
+    model = graph.lora(graph.quantize(graph.model()))
+    full, low = graph.layers(model, "full"), graph.layers(model, "low", budget=1)
+    server.run(graph.nodes)
+    full, low = answers(full), answers(low)
+    assert all(torch.equal(full[name], low[name]) for name in full)
+
+
+def test_a_bypass_lora_and_a_dora_work(server, graph):
+    quantized = graph.quantize(graph.model())
+    normal, bypass = (
+        graph.keep(graph.sample(graph.lora(quantized), steps=1), "normal"),
+        graph.keep(graph.sample(graph.lora(quantized, bypass=True), steps=1), "bypass"),
+    )
+    dora = graph.layers(graph.lora(quantized, "dora.safetensors"), "dora")
+    off = graph.layers(quantized, "dora_off")
+    server.run(graph.nodes)
+    assert distance(samples(bypass), samples(normal)) < 0.05
+    dora, off = answers(dora), answers(off)
+    assert all(0.05 < distance(dora[name], off[name]) < 1 for name in off)
+
+
+def test_core_save_merges_a_lora(server, graph):
+    """The sum is rounded to 4 bit, as ComfyUI's node does with every quantized model; the LoRA is in it none the less."""
+    quantized = graph.quantize(graph.model())
+    graph.add("ModelSave", model=graph.lora(quantized), filename_prefix="diffusion_models/merged")
+    beside, plain = graph.layers(graph.lora(quantized), "merged_before"), graph.layers(quantized, "merged_plain")
+    server.run(graph.nodes)
+    (file,) = (graph.base / "output" / "diffusion_models").glob("merged*.safetensors")
+    again = Workflow(graph.base)
+    path = again.layers(again.add("SeDialectLoad", file=file.name), "merged_after")
+    server.run(again.nodes)
+    beside, plain, merged = map(answers, (beside, plain, path))
+    assert all(distance(merged[name], beside[name]) < distance(plain[name], beside[name]) for name in plain)
+
+
+def test_caches_context_windows_and_compiling_go_on_top(server, graph):
+    model = graph.quantize(graph.model())
+    cache = {"reuse_threshold": 0.3, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+    windows = {
+        "context_length": 9,
+        "context_overlap": 4,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "freenoise": False,
+        "retain_first_frame": False,
+        "split_conds_to_windows": False,
+    }
+    plain = graph.keep(graph.sample(model, steps=6), "plain6")
+    easy = graph.keep(graph.sample(graph.add("EasyCache", model=model, **cache), steps=6), "easy")
+    lazy = graph.keep(graph.sample(graph.add("LazyCache", model=model, **cache), steps=6), "lazy")
+    long = graph.latent(frames=33)
+    context = graph.keep(graph.sample(graph.add("WanContextWindowsManual", model=model, **windows), latent=long), "context")
+    shifted = graph.keep(graph.sample(graph.add("ModelSamplingSD3", model=model, shift=3.0)), "shifted")
+    server.run(graph.nodes)
+    for path in (easy, lazy):
+        assert distance(samples(path), samples(plain)) < 0.7
+    assert samples(context).isfinite().all() and samples(shifted).isfinite().all()
+
+
+def test_free_and_run_again(server, graph):
+    sampled = graph.keep(graph.sample(graph.lora(graph.quantize(graph.model()))), "free")
+    server.run(graph.nodes)
+    first = samples(sampled)
+    server.post("/free", {"unload_models": True})
+    time.sleep(2)
+    again = Workflow(graph.base)
+    model = again.lora(again.quantize(again.model()))
+    path = again.keep(again.sample(model), "free_again")
+    again.keep(again.sample(model, seed=9), "free_more")
+    server.run(again.nodes)
+    assert torch.equal(samples(path), first)
+
+
+def test_a_high_and_low_noise_pair(server, graph):
+    """Wan 2.2: two quantized models, one after the other, in one graph."""
+    high, low = (graph.quantize(graph.model(f"tiny_{kind}.safetensors")) for kind in ("high", "low"))
+    text = graph.add("SeDialectTestConditioning", text="x", file="", tokens=8, dim=4096, pooled=0, mask=False)
+    said = {"positive": text, "negative": text, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "steps": 4}
+    first = graph.add(
+        "KSamplerAdvanced",
+        model=high,
+        latent_image=graph.latent(),
+        add_noise="enable",
+        noise_seed=1,
+        start_at_step=0,
+        end_at_step=2,
+        return_with_leftover_noise="enable",
+        **said,
+    )
+    second = graph.add(
+        "KSamplerAdvanced",
+        model=low,
+        latent_image=first,
+        add_noise="disable",
+        noise_seed=1,
+        start_at_step=2,
+        end_at_step=10000,
+        return_with_leftover_noise="disable",
+        **said,
+    )
+    path = graph.keep(second, "pair")
+    server.run(graph.nodes)
+    assert samples(path).isfinite().all()
+
+
+def test_report_and_formatbook_show_text_and_pictures(server, graph):
+    book = graph.add("SeDialectFormatbook", book="dialectfp4-16")
+    model = graph.add("SeDialectQuantize", model=graph.model(), preset="compact", formatbook=book)
+    report = graph.add("SeDialectReport", model=model)
+    pictures = [
+        graph.add("SaveImage", images=[node[0], 1], filename_prefix=name) for node, name in ((book, "book"), (report, "use"))
+    ]
+    outcome = server.run(graph.nodes)
+    text = outcome.text(report[0])
+    assert "80 in w4a4" in text and "4.352 bits" in text and "reference" in text and "dialectfp4-16" in text, text
+    assert "dialectfp4-16" in outcome.text(book[0])
+    for picture in pictures:
+        (image,) = outcome.outputs[picture[0]]["images"]
+        assert (graph.base / "output" / image["filename"]).stat().st_size > 10_000
+
+
+def test_a_formatbook_is_fitted_to_a_model(server, graph):
+    model = graph.model("tiny_high.safetensors")
+    book = graph.add("SeDialectFormatbook", book="(fitted to the MODEL below)", model=model)
+    report = graph.add("SeDialectReport", model=graph.quantize(model, formatbook=book))
+    outcome = server.run(graph.nodes)
+    assert "WanModel-" in outcome.text(book[0]) and "WanModel-" in outcome.text(report[0])
+
+
+def test_compare_saves_two_videos_and_tells_the_player(server, graph):
+    model = graph.model()
+    latent = graph.latent(frames=9, size=128)
+    frames = [
+        graph.add("SeDialectTestDecode", samples=graph.sample(one, steps=4, latent=latent), folder=str(demo.MODEL / "vae"))
+        for one in (model, graph.quantize(model))
+    ]
+    video = graph.add("CreateVideo", images=frames[1], fps=16.0)
+    compare = graph.add("SeDialectCompare", left=frames[0], right=video, fps=16.0)
+    outcome = server.run(graph.nodes)
+    (payload,) = outcome.outputs[compare[0]]["sedialect_compare"]
+    assert payload["frames"] == 9 and payload["fps"] == 16.0 and payload["labels"] == ["16 bit", "SemanticDialect"]
+    assert [row["name"] for row in payload["series"]] == ["PSNR", "SSIM", "Flicker"]
+    assert all(len(row["values"]) == 9 for row in payload["series"])
+    assert all(10 < value < 60 for value in payload["series"][0]["values"])
+    for side in ("left", "right"):
+        place = "&".join(f"{key}={value}" for key, value in payload[side].items())
+        assert server.fetch(f"/view?{place}")[4:8] == b"ftyp"
+
+
+def test_cancelling_leaves_a_usable_server(server, graph):
+    quantized = graph.quantize(graph.model(), skip="never")  # nothing that the cache knows
+    path = graph.keep(graph.sample(quantized), "cancelled")
+    prompt = server.queue(graph.nodes)
+
+    def cancel() -> None:
+        for _ in range(600):
+            running = [entry[1] for entry in server.get("/queue")["queue_running"]]
+            if (prompt in running and "SeDialectQuantize" in server.log.read_text()) or prompt in running:
+                break
+            time.sleep(0.05)
+        time.sleep(1.0)
+        server.post("/interrupt", {})
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    outcome = server.wait(prompt)
+    thread.join()
+    assert "execution_interrupted" in outcome.events and not path.exists()
+    server.run(graph.nodes)
+    assert samples(path).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("chain", "says"),
+    [
+        (lambda g: g.quantize(g.quantize(g.model())), "quantized by SeDialect already"),
+        (lambda g: g.quantize(g.lora(g.model(), bypass=True)), "put bypass LoRA nodes behind"),
+        (
+            lambda g: g.quantize(g.add("TorchCompileModel", model=g.model(), backend="inductor")),
+            "put TorchCompileModel behind",
+        ),
+        (lambda g: g.quantize(g.add("UNETLoader", unet_name=DEMO, weight_dtype="fp8_e4m3fn")), "quantized already"),
+        (lambda g: g.quantize(g.model(), skip="("), "no regular expression"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_in_a_sentence(server, graph, chain, says):
+    graph.keep(graph.sample(chain(graph)), "refused")
+    assert says in server.error(graph.nodes)
+
+
+def test_files_that_cannot_be_loaded_are_refused_before_the_run(server, graph, base):
+    folder = base / "models" / "diffusion_models"
+    (folder / "broken.safetensors").write_bytes(b"no safetensors")
+    for file, says in (
+        (DEMO, "not quantized by sedialect"),
+        ("broken.safetensors", "cannot be read"),
+        ("gone", "there is no"),
+    ):
+        refused = Workflow(base)
+        refused.layers(refused.add("SeDialectLoad", file=file), "refused")
+        assert says in server.refusal(refused.nodes)
+    graph.layers(graph.add("SeDialectLoad", file="(from the Hub repository below)", repository=""), "refused")
+    assert "write the repository" in server.refusal(graph.nodes)
+    plain = Workflow(base)
+    plain.add("SeDialectSave", model=plain.model(), filename_prefix="x", names="ComfyUI")
+    assert "not quantized by SeDialect" in server.error(plain.nodes)
+
+
+def test_help_translations_and_examples_are_served(server):
+    for node in ("Quantize", "Load", "Save", "Formatbook", "Report", "Compare"):
+        assert b"#" in server.fetch(f"/extensions/sedialect/docs/SeDialect{node}.md")
+    words = server.get("/i18n")
+    for language in ("en", "zh", "ja"):
+        assert words[language]["nodeDefs"]["SeDialectQuantize"]["display_name"]
+    assert len(server.get("/workflow_templates")["sedialect"]) >= 4
+
+
+def test_names_of_the_bundled_model_go_both_ways(reference):
+    names = [name for name in reference.state_dict() if not name.startswith("rope.")]
+    assert [to_diffusers(to_authors(name)) for name in names] == names

@@ -1,0 +1,277 @@
+"""The nodes' faces: schemas, words, help, examples, refusals; on a stand-in for ComfyUI, the real one is in test_comfyui.py."""
+
+import asyncio
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import comfyui_stand_in
+import pytest
+import torch
+from test_layout import imported
+
+from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
+from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
+
+ROOT = Path(__file__).parents[1]
+LANGUAGES = ("en", "zh", "ja")
+NODES = [f"SeDialect{name}" for name in ("Quantize", "Load", "Save", "Formatbook", "Report", "Compare")]
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    """ComfyUI's base folder, with the stand-ins in place of ComfyUI."""
+    for folder in ("models/diffusion_models", "models/sedialect_formatbooks", "output"):
+        (tmp_path / folder).mkdir(parents=True)
+    comfyui_stand_in.forget()
+    for name, module in comfyui_stand_in.modules(tmp_path).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield tmp_path
+    comfyui_stand_in.forget()
+
+
+def node(name: str):
+    extension = importlib.import_module("sedialect.nodes.extension")
+    return next(found for found in extension.NODES if found.__name__ == name)
+
+
+@pytest.fixture
+def schemas(base) -> dict[str, SimpleNamespace]:
+    return {name: node(name).define_schema() for name in NODES}
+
+
+def test_comfyui_gets_all_nodes_through_the_front_door(base):
+    import sedialect
+
+    listed = asyncio.run(asyncio.run(sedialect.comfy_entrypoint()).get_node_list())
+    assert [found.define_schema().node_id for found in listed] == NODES
+    assert not hasattr(sedialect, "NODE_CLASS_MAPPINGS"), "with it, ComfyUI never calls comfy_entrypoint"
+
+
+def test_an_old_comfyui_is_refused_with_its_version(base, monkeypatch):
+    import sedialect
+
+    monkeypatch.setattr(sys.modules["comfyui_version"], "__version__", "0.24.1")
+    with pytest.raises(ModelError, match=r"needs ComfyUI 0.29 or newer, and this is 0.24.1"):
+        asyncio.run(sedialect.comfy_entrypoint())
+
+
+def test_every_node_is_described_and_every_input_has_a_tooltip(schemas):
+    for name, schema in schemas.items():
+        assert schema.display_name.startswith("SeDialect ") and schema.category == "SeDialect" and schema.description
+        for socket in schema.inputs:
+            assert socket.said.get("tooltip"), f"{name}.{socket.id}"
+
+
+def test_inputs_that_may_be_added_to_later_are_optional(schemas):
+    """In a saved workflow a widget input that is not optional is required, so a new one would break old workflows."""
+    required = {name: [s.id for s in schema.inputs if not s.said.get("optional")] for name, schema in schemas.items()}
+    assert required == {
+        "SeDialectQuantize": ["model", "preset"],
+        "SeDialectLoad": ["file"],
+        "SeDialectSave": ["model", "filename_prefix", "names"],
+        "SeDialectFormatbook": ["book"],
+        "SeDialectReport": ["model"],
+        "SeDialectCompare": ["left", "right", "fps"],
+    }
+
+
+def test_execute_takes_every_input(schemas):
+    for name, schema in schemas.items():
+        code = node(name).execute.__func__.__code__
+        takes = set(code.co_varnames[1 : code.co_argcount])
+        assert code.co_flags & 0x08 or takes == {socket.id for socket in schema.inputs}, name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_word_is_translated(schemas, language):
+    words = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert list(words) == NODES
+    for name, schema in schemas.items():
+        said = words[name]
+        assert said["display_name"] and said["description"]
+        assert set(said["inputs"]) == {socket.id for socket in schema.inputs}
+        assert all(entry["name"] and entry["tooltip"] for entry in said["inputs"].values())
+        assert len(said.get("outputs", {})) == len(schema.outputs)
+    if language == "en":
+        assert all(words[name]["description"] == schema.description for name, schema in schemas.items())
+        assert all(
+            words[name]["inputs"][s.id]["tooltip"] == s.said["tooltip"]
+            for name, schema in schemas.items()
+            for s in schema.inputs
+        )
+    else:
+        assert all(not said["description"].isascii() for said in words.values())
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_help_names_every_input_that_is_not_plain(schemas, name):
+    text = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert text.startswith(f"# {schemas[name].display_name}\n")
+    for language in ("zh", "ja"):
+        assert (ROOT / "web" / "docs" / name / f"{language}.md").read_text(encoding="utf-8").startswith("# SeDialect")
+
+
+def test_only_the_comfy_files_touch_comfyuis_internals():
+    for path in sorted((ROOT / "nodes").glob("*.py")):
+        internals = {module for dots, module in imported(path) if not dots and module.split(".")[0] == "comfy"}
+        assert not internals or path.name.startswith("comfy_"), f"{path.name} imports {internals}"
+
+
+class TestSettings:
+    def test_every_preset_is_offered_and_left_as_it_is(self, base):
+        settings = importlib.import_module("sedialect.nodes.settings")
+        (preset, *others) = settings.setting_inputs()
+        assert preset.said["options"] == list(PRESETS)
+        untouched = {socket.id: socket.said["default"] for socket in others}
+        for name in PRESETS:
+            skip = untouched.get("skip", "")
+            assert settings.config_from(name, untouched, skip) == SeDialectConfig.preset(name)
+
+    def test_every_choice_overrides_the_preset(self, base):
+        settings = importlib.import_module("sedialect.nodes.settings")
+        for setting in settings.SETTINGS:
+            for choice in setting.choices:
+                config = settings.config_from("compact", {setting.name: str(choice)}, "")
+                assert getattr(config, setting.name) == choice
+        assert settings.config_from("default", {}, " a+ \n\n b$ \n").skip == ("a+", "b$")
+        with pytest.raises(ConfigError, match="no regular expression"):
+            settings.config_from("default", {}, "(")
+
+
+class TestLoad:
+    def test_what_cannot_be_loaded_is_said_before_the_run(self, base):
+        load = node("SeDialectLoad")
+        folder = base / "models" / "diffusion_models"
+        (folder / "broken.safetensors").write_bytes(b"nothing")
+        from safetensors.torch import save_file
+
+        save_file({"a": torch.zeros(1)}, folder / "plain.safetensors")
+        assert "there is no 'gone'" in load.validate_inputs("gone")
+        assert "cannot be read" in load.validate_inputs("broken.safetensors")
+        assert "put SeDialect Quantize behind it" in load.validate_inputs("plain.safetensors")
+        assert "write the repository" in load.validate_inputs("(from the Hub repository below)", " ")
+        assert load.validate_inputs("(from the Hub repository below)", "me/model") is True
+
+    def test_a_new_file_under_an_old_name_is_another_input(self, base):
+        load, path = node("SeDialectLoad"), base / "models" / "diffusion_models" / "a.safetensors"
+        path.write_bytes(b"1")
+        before = load.fingerprint_inputs("a.safetensors")
+        path.write_bytes(b"22")
+        assert load.fingerprint_inputs("a.safetensors") != before
+
+
+def test_what_is_not_quantized_is_neither_saved_nor_reported(base):
+    for name, inputs in (("SeDialectSave", {"filename_prefix": "x", "names": "ComfyUI"}), ("SeDialectReport", {})):
+        with pytest.raises(ModelError, match="not quantized by SeDialect"):
+            node(name).execute(SimpleNamespace(), **inputs)
+
+
+class TestFormatbook:
+    def test_books_come_from_the_package_and_the_model_folder(self, base):
+        from sedialect import Formatbook
+
+        book = Formatbook.builtin("dialectfp4-16")
+        book.save(base / "models" / "sedialect_formatbooks" / "mine.json")
+        formatbook = node("SeDialectFormatbook")
+        (choices, *_) = formatbook.define_schema().inputs
+        assert {"sedialect-32", "dialectfp4-16", "mine.json"} <= set(choices.said["options"])
+        for name in ("dialectfp4-16", "mine.json"):
+            result = formatbook.execute(name)
+            assert result.values[0].digest == book.digest and "dialectfp4-16" in result.ui.value
+            image = result.values[1]
+            assert image.shape[0] == 1 and image.shape[3] == 3 and 0.05 < float(image.std()) < 0.5
+
+    def test_what_is_not_there_is_said(self, base):
+        formatbook = node("SeDialectFormatbook")
+        assert "no formatbook 'x'" in formatbook.validate_inputs("x")
+        assert "write owner/name" in formatbook.validate_inputs("(from the Hub repository below)", "me")
+        with pytest.raises(ValueError, match="connect a 16-bit MODEL"):
+            formatbook.execute("(fitted to the MODEL below)")
+
+
+class TestCompare:
+    def run(self, left, right, **more):
+        return node("SeDialectCompare").execute(left, right, **more).ui["sedialect_compare"]
+
+    def test_both_videos_are_written_and_measured(self, base):
+        left = torch.rand(5, 32, 48, 3, generator=torch.Generator().manual_seed(0))
+        right = left.clone()
+        right[2] = (right[2] + 0.25).clamp(0, 1)
+        (payload,) = self.run(left, SimpleNamespace(get_components=lambda: SimpleNamespace(images=right)), fps=24.0)
+        assert payload["fps"] == 24.0 and payload["frames"] == 5 and payload["labels"] == ["16 bit", "SemanticDialect"]
+        psnr, ssim, flicker = (row["values"] for row in payload["series"])
+        assert [value is None for value in psnr] == [True, True, False, True, True]  # equal frames have no finite PSNR
+        assert ssim[0] == 1 and ssim[2] < 0.99
+        assert flicker[0] is None and flicker[1] == 0 and flicker[2] > 0 and flicker[3] > 0 and flicker[4] == 0
+        json.dumps(payload, allow_nan=False)
+        import av
+
+        for side, count in (("left", 5), ("right", 5)):
+            file = base / "output" / payload[side]["subfolder"] / payload[side]["filename"]
+            with av.open(str(file)) as container:
+                stream = container.streams.video[0]
+                assert (stream.codec_context.name, stream.width, stream.height) == ("h264", 48, 32)
+                assert float(stream.average_rate) == 24 and sum(1 for _ in container.decode(video=0)) == count
+
+    def test_videos_of_different_size_or_length_are_refused(self, base):
+        with pytest.raises(InputError, match=r"left has 3 frames of 32x32 and right 4 of 32x32"):
+            self.run(torch.rand(3, 32, 32, 3), torch.rand(4, 32, 32, 3))
+        with pytest.raises(InputError, match="too small"):
+            self.run(torch.rand(3, 8, 8, 3), torch.rand(3, 8, 8, 3))
+
+    def test_the_player_listens_for_what_the_node_sends(self, base):
+        script = (ROOT / "web" / "js" / "compare_node.js").read_text(encoding="utf-8")
+        compare = importlib.import_module("sedialect.nodes.compare")
+        assert f'"{compare.UI_KEY}"' in script and '"SeDialectCompare"' in script
+
+
+class TestExamples:
+    files = sorted((ROOT / "example_workflows").glob("*.json"))
+
+    def test_there_are_examples_of_what_people_come_for(self):
+        assert len(self.files) >= 4
+
+    @pytest.mark.parametrize("path", files, ids=lambda path: path.stem)
+    def test_links_and_widgets_fit_the_nodes(self, schemas, path):
+        graph = json.loads(path.read_text(encoding="utf-8"))
+        nodes = {entry["id"]: entry for entry in graph["nodes"]}
+        for number, source, output, target, slot, kind in graph["links"]:
+            assert number in nodes[source]["outputs"][output]["links"]
+            assert nodes[target]["inputs"][slot]["link"] == number and kind == nodes[source]["outputs"][output]["type"]
+        ours = [entry for entry in graph["nodes"] if entry["type"] in schemas]
+        assert ours
+        for entry in ours:
+            linked = {socket["name"] for socket in entry["inputs"]}
+            widgets = [socket for socket in schemas[entry["type"]].inputs if socket.id not in linked]
+            assert len(widgets) == len(entry["widgets_values"]), entry["type"]
+            for socket, value in zip(widgets, entry["widgets_values"], strict=True):
+                if "options" in socket.said:
+                    assert value in socket.said["options"], (socket.id, value)
+
+    @pytest.mark.parametrize("path", files, ids=lambda path: path.stem)
+    def test_seeds_are_fixed(self, path):
+        """ComfyUI randomizes each sampler's seed after a run, unless the workflow says otherwise: two would differ."""
+        for entry in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if entry["type"] in ("KSampler", "KSamplerAdvanced", "RandomNoise"):
+                assert "fixed" in entry["widgets_values"]
+
+
+def test_requirements_for_comfyui_manager_are_those_of_the_project():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    asked = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    needed = [entry for entry in project["project"]["dependencies"] if not entry.startswith("torch")]
+    assert set(needed) <= set(asked)
+    extra = project["project"]["optional-dependencies"]["demo"]
+    assert set(asked) - set(needed) <= set(extra), "floors must be those of the extra that has them"
+    comfy = project["tool"]["comfy"]
+    assert comfy["PublisherId"] and comfy["DisplayName"] and "web" not in comfy
+    floor = re.search(r">=(\d+)\.(\d+)", comfy["requires-comfyui"])
+    from sedialect.nodes.versions import NEEDED
+
+    assert tuple(map(int, floor.groups())) == NEEDED
