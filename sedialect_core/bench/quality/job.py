@@ -45,6 +45,11 @@ class Job:
         """Whether a metric needs videos."""
         return any(name not in OF_TRAJECTORY for name in self.metrics)
 
+    @property
+    def led(self) -> bool:
+        """Whether a metric needs the arms to be led along the 16-bit trajectory."""
+        return any(name in OF_TRAJECTORY for name in self.metrics)
+
     def chunks(self) -> list[tuple[Request, ...]]:
         """The requests, `batch` at a time."""
         return [self.requests[start : start + self.batch] for start in range(0, len(self.requests), self.batch)]

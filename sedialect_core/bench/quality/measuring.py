@@ -1,5 +1,6 @@
 """Measures one arm on one batch: led along the 16-bit trajectory, and with its own videos."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ def measure_batch(pipe: Any, job: Job, arm: Arm, reference: Reference) -> list[V
             None if reference.videos is None else reference.videos[rows],
             None if reference.flows is None else reference.flows[rows],
         )
-        found = _velocity_errors(pipe, job, arm, part)
+        found = _velocity_errors(pipe, job, arm, part) if job.led else [{} for _ in part.requests]
         if arm.sampled and part.videos is not None:
             for pair, of_video in zip(found, _video_metrics(pipe, job, part), strict=True):
                 pair.update(of_video)
@@ -70,11 +71,14 @@ def sample_batch(pipe: Any, requests: Sequence[Request], decode: bool) -> torch.
     """
     pipe.set_progress_bar_config(disable=True)
     arguments = {**requests[0].arguments(), "prompt": [request.prompt for request in requests]}
+    unknown = sorted(arguments.keys() - inspect.signature(pipe.__call__).parameters.keys())
+    if unknown:
+        raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; leave it out")
     noise = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
     try:
         with torch.no_grad():
             made = pipe(**arguments, generator=noise, output_type="pt" if decode else "latent").frames
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
     return (made.clamp(0, 1) * 255).round().to(torch.uint8) if decode else None
 

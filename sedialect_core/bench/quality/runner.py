@@ -38,8 +38,8 @@ class Result:
 
     def curve(self) -> list[float]:
         """The velocity error at each step that was looked at, the mean over the pairs."""
-        rows = [pair["velocity_by_step"] for pair in self.pairs]
-        return [sum(column) / len(column) for column in zip(*(row for row in rows if isinstance(row, list)), strict=True)]
+        rows = [row for pair in self.pairs if isinstance(row := pair.get("velocity_by_step"), list)]
+        return [sum(column) / len(column) for column in zip(*rows, strict=True)]
 
 
 def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None) -> list[Result]:
