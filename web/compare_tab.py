@@ -129,6 +129,7 @@ class CompareTab:
             show_progress="minimal",
             show_progress_on=self.status,
             trigger_mode="once",
+            api_name="page_compare",
             api_visibility="private",
         )
         self.prompt.submit(None, js="() => document.querySelector('#sd-run')?.click()")

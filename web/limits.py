@@ -93,6 +93,8 @@ def checked_request(
     prompt, negative_prompt = (
         _text(name, text, offer) for name, text in (("prompt", prompt), ("negative prompt", negative_prompt))
     )
+    if not prompt:
+        raise InputError("the prompt is empty; say what the video shows")
     sizes = {
         "width": _size("width", width, offer),
         "height": _size("height", height, offer),

@@ -2,7 +2,9 @@
 
 import gradio as gr
 
+from .benchmark_tab import BenchmarkTab
 from .compare_tab import CompareTab
+from .endpoints import Endpoints
 from .formats_tab import FormatsTab
 from .inside_tab import InsideTab
 from .service import Service
@@ -28,7 +30,10 @@ def build(service: Service) -> gr.Blocks:
             formats = gr.Tab("Formats")
             with formats:
                 shelf = FormatsTab(service)
+            with gr.Tab("Benchmark"):
+                BenchmarkTab(service)
             formats.select(shelf.layers, None, shelf.source, api_visibility="private")
+        Endpoints(service)
 
         def leave(request: gr.Request) -> None:
             service.results.left(request.session_hash or "")

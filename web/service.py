@@ -1,15 +1,20 @@
 """What the tabs do, apart from how they look: inputs checked, work run on the studio's pipeline, progress told."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ..sedialect_core.bench import quality
 from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
 from ..sedialect_core.dialect_trace import Trace, tracing
-from ..sedialect_core.errors import SeDialectError
+from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.integrations.pipelines import denoisers
 from ..sedialect_core.sampling import Request, sample
@@ -21,6 +26,7 @@ from .results import Results
 from .studio import Progress, Run, Studio
 
 SIXTEEN = "16 bit"
+QUICK_PAIRS, QUICK_STEPS = 2, 3
 THUMBNAIL = 96  # pixels, about
 
 
@@ -54,6 +60,14 @@ class Inside:
     thumbnails: tuple[str, ...]
     steps: int
     shapes: int
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What the quick bench found: a picture as PNG, and its tables in Markdown."""
+
+    picture: bytes
+    table: str
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,31 @@ class Service:
 
         yield from self._follow(work, steps=request.steps, stages=1)
 
+    def quick_bench(self) -> Iterator[Progress | BenchResult]:
+        """The quick arms of `sedialect bench quality` on a few prompts: progress, then the result.
+
+        Raises:
+            SeDialectError: the model fails, or this server serves another one than the bundled.
+        """
+        if not self.bundled:
+            raise InputError("the quick bench knows the bundled model alone; use sedialect bench quality --model")
+        arms = quality.choose(None, quality.BASE, quick=True)
+        steps = QUICK_STEPS * (len(arms) + 1)
+
+        def work(pipe: Any, run: Run[BenchResult]) -> BenchResult:
+            device = str(pipe.device)
+            changes = {"steps": QUICK_STEPS}
+            job = quality.bundled_job(
+                QUICK_PAIRS, changes, metrics="velocity", forced_steps=QUICK_STEPS, batch=QUICK_PAIRS, device=device
+            )
+            run.on_stage(f"measuring {len(arms)} arms")
+            with tempfile.TemporaryDirectory() as scratch, counted(denoisers(pipe), run, steps):
+                results = quality.run(job, arms, Path(scratch), pipe)
+                _, _, picture = quality.write_results(job, results, quality.BASE, Path(scratch))
+                return BenchResult(picture.read_bytes(), quality.markdown(job, results, quality.BASE))
+
+        yield from self._follow(work, steps=steps, stages=1)
+
     def _follow(self, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
         with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
             yield Progress(steps=steps)
@@ -122,6 +161,25 @@ class Service:
         if not unknown:
             return ()
         return (f"The bundled model does not know: {', '.join(unknown)}. It knows coloured shapes that move.",)
+
+
+@contextmanager
+def counted(models: Mapping[str, nn.Module], run: Run[Any], steps: int) -> Iterator[None]:
+    """Take forwards for steps while the block runs, two to one for guidance, and let each be the place to stop at."""
+    made = 0
+
+    def before(*_: object) -> None:
+        nonlocal made
+        run.on_forward()
+        made += 1
+        run.count(min(steps, (made + 1) // 2))
+
+    handles = [model.register_forward_pre_hook(before) for model in models.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def thumbnails(frames: Frames, trace: Trace) -> tuple[str, ...]:

@@ -96,6 +96,13 @@ class Run(Watch, Generic[Result]):
         previews = {**self.progress.previews, **self._show(step, latents)}
         self._tell(replace(self.progress, step=step, seconds_left=self._seconds_left(step), previews=previews))
 
+    def count(self, step: int) -> None:
+        """Tell a step of work that has no latents to show."""
+        self._check()
+        if step != self.progress.step:
+            self._sampled = max(1, self._sampled)
+            self._tell(replace(self.progress, step=step, seconds_left=self._seconds_left(step)))
+
     def carry_out(self, work: Callable[[Any, "Run[Result]"], Result], studio: "Studio") -> None:
         """Do the work when the pipeline is free; the body of the run's thread."""
         try:
