@@ -74,7 +74,7 @@ class WeightEncoder:
             return
         statistics = self.calibration.get(plain_name(group[0].name))
         reason = "its inputs were not seen in calibration"
-        if statistics is not None:
+        if statistics is not None and statistics.count:
             try:
                 view = self._look(group, statistics, weight_of)
             except torch.OutOfMemoryError:

@@ -39,7 +39,7 @@ def quantize_layers(
     plan = make_plan(module, config or SeDialectConfig(), token_layout)
     _check_weights(module, plan)
     book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
-    plan = replace(plan, config=plan.config.override(formatbook=name), notes=notes)
+    plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
     with tqdm(
         total=sum(layer.weights for layer in plan.quantized),
         desc=f"Quantizing {plan.model}",
@@ -63,6 +63,7 @@ def quantize_layers(
                     candidates=plan.config.candidates,
                     rotation=layer.rotation,
                 )
+                new.compensated = layer.compensated
                 set_submodule(module, layer.name, new)
                 del linear
                 done[layer.name] = layer

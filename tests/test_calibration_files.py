@@ -20,6 +20,15 @@ ROTATED = SeDialectConfig(rotation=16)
 WAN = "WanTransformer3DModel"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Models as small as these spend their time waiting for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def rotations(model: nn.Module) -> dict[str, int]:
     return {name: module.rotation for name, module in model.named_modules() if isinstance(module, SeDialectLinear)}
 

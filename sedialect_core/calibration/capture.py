@@ -50,22 +50,27 @@ def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list
 
 
 @contextmanager
-def watching(models: Mapping[str, nn.Module], targets: list[Target], every: int, on_rows: OnRows) -> Iterator[None]:
-    """Call `on_rows(name, rows [r, K])` with some rows of every 4-bit input, at every `every`-th sampling step.
+def watching(
+    models: Mapping[str, nn.Module], targets: list[Target], every: int, on_rows: OnRows, rows: int | None = ROWS
+) -> Iterator[Mapping[str, "Steps"]]:
+    """Call `on_rows(name, rows [r, K])` with rows of every 4-bit input, at every `every`-th sampling step.
 
     Both branches of classifier-free guidance are seen, whether they come in one forward or in two. The rows are spread
-    evenly over the input, so that they are the same in each run.
+    evenly over the input, so that they are the same in each run. Gives each component's steps, which count themselves.
+
+    Args:
+        rows: of one input, at most; None for all.
     """
     handles = []
     try:
-        steps = {component: _Steps(every) for component in models}
+        steps = {component: Steps(every) for component in models}
         for component, model in models.items():
             handles.append(model.register_forward_pre_hook(steps[component], with_kwargs=True))
         for target in targets:
             if target.activations:
-                hook = _Hook(target.name, steps[target.name.partition(".")[0]], on_rows)
+                hook = _Hook(target.name, steps[target.name.partition(".")[0]], on_rows, rows)
                 handles.append(target.linear.register_forward_pre_hook(hook, with_kwargs=True))
-        yield
+        yield steps
     finally:
         for handle in handles:
             handle.remove()
@@ -107,7 +112,7 @@ def _add(
     sample.add(assigned.q.flatten(0, 1), (unit.square() / energy).flatten())
 
 
-class _Steps:
+class Steps:
     """A transformer's forward pre-hook that tells sampling steps apart: the timestep changes between them."""
 
     def __init__(self, every: int) -> None:
@@ -131,10 +136,11 @@ class _Steps:
 class _Hook:
     """A linear's forward pre-hook."""
 
-    def __init__(self, name: str, steps: _Steps, on_rows: OnRows) -> None:
-        self.name, self.steps, self.on_rows = name, steps, on_rows
+    def __init__(self, name: str, steps: Steps, on_rows: OnRows, rows: int | None) -> None:
+        self.name, self.steps, self.on_rows, self.rows = name, steps, on_rows, rows
 
     def __call__(self, linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.steps.chosen:
             x = args[0] if args else kwargs["input"]
-            self.on_rows(self.name, spread_rows(x.detach().reshape(-1, x.shape[-1]), ROWS))
+            rows = x.detach().reshape(-1, x.shape[-1])
+            self.on_rows(self.name, rows if self.rows is None else spread_rows(rows, self.rows))

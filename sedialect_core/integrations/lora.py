@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ...kernels.rotation import rotate_rows
 from ..codec import encode
 from ..errors import ModelError
 from ..linear import SeDialectLinear
@@ -107,7 +108,16 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
         if adapter.lora_bias[name]:
             bias = bias + adapter.lora_B[name].bias.to(bias) * adapter.scaling[name]
     settings: dict[str, Any] = {"formatbook": base.formatbook, "block_size": base.block_size}
-    encoded = encode(weight + delta, name=f"a weight with LoRA {', '.join(names)} added", **settings)
+    both = weight + delta
+    if base.rotation:
+        both = rotate_rows(both, base.rotation)
+    encoded = encode(both, name=f"a weight with LoRA {', '.join(names)} added", **settings)
+    if base.compensated:
+        warnings.warn(
+            f"LoRA {', '.join(names)} is fused into weights that were encoded by calibration; with it they are encoded "
+            "plainly, and are further from 16 bit: use it unfused, or fuse it into the 16-bit model and calibrate that",
+            stacklevel=2,
+        )
     if delta.norm() < WEAK * weight.norm():
         warnings.warn(
             f"LoRA {', '.join(names)} changes some weights by less than {WEAK:.0%}, about the rounding of 4 bit: fused, "

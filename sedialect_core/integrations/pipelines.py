@@ -1,7 +1,9 @@
 """The methods that every diffusers pipeline gains: `enable_sedialect`, `disable_sedialect`, `sedialect_report`."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -14,6 +16,10 @@ from .checks import check_ready, check_restorable
 from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes
 from .state import Enabled, mark_plain, mark_quantized
+
+if TYPE_CHECKING:
+    from ..calibration.cache import CalibrationCache
+    from ..sampling import Request
 
 ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
 
@@ -28,6 +34,7 @@ class SeDialectMixin:
         config: SeDialectConfig | None = None,
         *,
         preset: str | None = None,
+        calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
         keep_original: bool = False,
         progress: bool = True,
         **overrides: Any,
@@ -36,15 +43,19 @@ class SeDialectMixin:
 
         Args:
             config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
+            calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
+                prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
             keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
 
         Raises:
             ConfigError: an unknown preset, setting or value.
             ModelError: the pipeline has no transformer, or is in a state that quantizing would break; the message says how
                 to mend it. No model has been changed then.
+            InputError: the calibration is of another model, not finished, or failed. No model has been changed then.
 
         Example:
             >>> pipe.enable_sedialect(preset="quality", keep_original=True)
+            >>> pipe.enable_sedialect(calibration="self", rotation=64)
         """
         if config is not None and preset is not None:
             raise ModelError("pass either a config or a preset, not both")
@@ -52,8 +63,13 @@ class SeDialectMixin:
         models = denoisers(self)
         for name, model in models.items():
             check_ready(name, model)
-        for model in models.values():
-            _enable(model, config, keep_original, progress)
+        cache = None
+        if calibration is not None:
+            from ..calibration.moments import calibration_of
+
+            cache = calibration_of(self, calibration, config, progress)
+        for name, model in models.items():
+            _enable(name, model, config, keep_original, progress, cache)
         return self
 
     def disable_sedialect(self) -> "SeDialectMixin":
@@ -99,10 +115,21 @@ class PipelineReport:
         return "\n\n".join(map(str, self.models))
 
 
-def _enable(model: nn.Module, config: SeDialectConfig, keep_original: bool, progress: bool) -> None:
+def _enable(
+    component: str,
+    model: nn.Module,
+    config: SeDialectConfig,
+    keep_original: bool,
+    progress: bool,
+    cache: "CalibrationCache | None",
+) -> None:
     before = model_bytes(model)
     named: dict[str, nn.Linear] = {}
-    plan = quantize_layers(model, config, progress=progress, keep=named.__setitem__ if keep_original else None)
+    keep = named.__setitem__ if keep_original else None
+    calibration = None if cache is None else cache.component(component)
+    plan = quantize_layers(model, config, progress=progress, keep=keep, calibration=calibration)
+    if cache is not None:
+        plan = replace(plan, notes=(*plan.notes, cache.describe()))
     for name, linear in named.items():
         # By layer rather than by name: loading or unloading a LoRA renames them. In __dict__, past torch's bookkeeping: no
         # child of the layer, which would be moved, saved and counted with it, but copied and pickled with it all the same.

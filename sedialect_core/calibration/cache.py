@@ -1,0 +1,227 @@
+"""What a calibration has seen: statistics of every input of a model's linears, in memory or in a folder.
+
+A folder holds `calibration.json`, which says of what model and requests it is and which layers read which input, and one
+safetensors file for each input. It grows input by input; what is there is whole.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..atomic import replacing, write_text
+from ..calibrated import Calibration, InputStatistics
+from ..errors import InputError
+from ..formatbook.matching import weights_digest
+
+FORMAT_VERSION = 1
+INDEX = "calibration.json"
+AGAIN = "calibrate again, into another folder"
+RESOLUTION = ("height", "width", "num_frames")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: what makes it, by component, and which layers read it, the first of which is watched."""
+
+    component: str
+    layers: tuple[str, ...]
+    width: int
+    stream: str
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+        return f"{self.component}.{self.layers[0]}"
+
+    @property
+    def bytes(self) -> int:
+        """Size of its moment."""
+        return self.width * self.width * 4
+
+
+@dataclass(frozen=True)
+class CalibrationCache:
+    """Statistics by input.
+
+    Args:
+        fingerprint: of what model and prompts.
+        resolution: height, width and number of frames that were asked for; None where the pipeline's own were taken.
+        inputs: all that there are to be.
+        folder: where they are kept; None for memory.
+    """
+
+    fingerprint: Mapping[str, str]
+    resolution: tuple[int | None, ...]
+    inputs: tuple[Input, ...]
+    folder: Path | None = None
+    _kept: dict[str, InputStatistics] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "CalibrationCache":
+        """Open what `calibrate(folder=...)` wrote. Moments are read when they are needed, one at a time.
+
+        Raises:
+            InputError: there is no calibration, or it is damaged or of another version.
+        """
+        path = Path(folder) / INDEX
+        try:
+            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = data["format_version"]
+            inputs = tuple(Input(**{**entry, "layers": tuple(entry["layers"])}) for entry in data["inputs"])
+            found = cls(dict(data["fingerprint"]), tuple(data["resolution"]), inputs, Path(folder))
+        except OSError as error:
+            raise InputError(f"{folder} holds no calibration ({error.strerror}: {INDEX}); pass the folder of one") from None
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is damaged ({error}); {AGAIN}") from None
+        if version != FORMAT_VERSION:
+            raise InputError(f"{path} is of version {version!r}; this sedialect reads {FORMAT_VERSION}: update sedialect")
+        return found
+
+    def begin(self) -> None:
+        """Write the index, where there is a folder.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        if self.folder is not None:
+            data = {
+                "format_version": FORMAT_VERSION,
+                "fingerprint": dict(self.fingerprint),
+                "resolution": self.resolution,
+                "inputs": [asdict(entry) for entry in self.inputs],
+            }
+            write_text(self.folder / INDEX, json.dumps(data, indent=1) + "\n")
+
+    def missing(self) -> list[Input]:
+        """The inputs that are not there yet."""
+        return [entry for entry in self.inputs if not self._has(entry)]
+
+    def put(self, entry: Input, statistics: InputStatistics) -> None:
+        """Keep an input's statistics.
+
+        Raises:
+            InputError: the folder cannot be written, or the disk is full.
+        """
+        if self.folder is None:
+            self._kept[entry.name] = statistics
+        else:
+            save_statistics(self._path(entry), statistics)
+
+    def component(self, name: str) -> Calibration:
+        """The statistics of one component's layers, as `quantize_layers` takes them.
+
+        Raises:
+            InputError: some are still missing, since the calibration was interrupted.
+        """
+        if missing := self.missing():
+            raise InputError(
+                f"the calibration in {self.folder} is not finished: {len(missing)} of {len(self.inputs)} inputs are "
+                "missing; run it again and it goes on"
+            )
+        return _Component(self, {layer: entry for entry in self.inputs if entry.component == name for layer in entry.layers})
+
+    def check_models(self, models: Mapping[str, nn.Module]) -> None:
+        """Refuse transformers that this was not made with.
+
+        Raises:
+            InputError: they have other weights.
+        """
+        digests = ",".join(weights_digest(model) for model in models.values())
+        if digests != self.fingerprint["weights"]:
+            raise InputError(
+                f"the calibration is of other weights ({self.fingerprint['model']}, {self.fingerprint['model_class']}, "
+                f"{self.fingerprint['date']}); calibrate this model, or load the one that was calibrated"
+            )
+
+    def check_same(self, other: "CalibrationCache") -> None:
+        """Refuse to go on with another calibration's work.
+
+        Raises:
+            InputError: it is of another model, resolution, or other requests; the message says which.
+        """
+        there = f"{self.folder} holds a calibration"
+        if self.fingerprint["weights"] != other.fingerprint["weights"]:
+            raise InputError(f"{there} of another model ({self.fingerprint['model']}); {AGAIN}")
+        if self.resolution != other.resolution:
+            sizes = (dict(zip(RESOLUTION, part.resolution, strict=True)) for part in (self, other))
+            raise InputError(f"{there} at another resolution ({next(sizes)}, not {next(sizes)}); {AGAIN}")
+        if self.fingerprint["prompts"] != other.fingerprint["prompts"] or self.inputs != other.inputs:
+            raise InputError(f"{there} with other prompts, steps or settings; {AGAIN}")
+
+    def describe(self) -> str:
+        """One line for a plan."""
+        size = "x".join(str(value) for value in self.resolution if value is not None) or "the pipeline's own size"
+        return f"calibrated with {self.fingerprint['prompt_count']} prompts at {size} on {self.fingerprint['date']}"
+
+    def read(self, entry: Input) -> InputStatistics:
+        """An input's statistics.
+
+        Raises:
+            InputError: its file is damaged.
+        """
+        if self.folder is None:
+            return self._kept[entry.name]
+        return load_statistics(self._path(entry), entry.width)
+
+    def _has(self, entry: Input) -> bool:
+        return entry.name in self._kept if self.folder is None else self._path(entry).is_file()
+
+    def _path(self, entry: Input) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{entry.name}.safetensors"
+
+
+class _Component(Mapping[str, InputStatistics]):
+    """Statistics of one component, read when they are asked for."""
+
+    def __init__(self, cache: CalibrationCache, inputs: Mapping[str, Input]) -> None:
+        self.cache, self.inputs = cache, inputs
+
+    def __getitem__(self, layer: str) -> InputStatistics:
+        return self.cache.read(self.inputs[layer])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def save_statistics(path: Path, statistics: InputStatistics) -> None:
+    """Write one input's statistics, whole or not at all.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    tensors = {name: getattr(statistics, name).cpu().contiguous() for name in ("moment", "peak", "rows")}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"count": str(statistics.count)})
+        except SafetensorError as error:
+            raise InputError(f"cannot write {path} ({error}); choose a place with free space") from None
+
+
+def load_statistics(path: Path, width: int) -> InputStatistics:
+    """What `save_statistics` wrote.
+
+    Raises:
+        InputError: the file is damaged, or its input has another width.
+    """
+    try:
+        with safe_open(path, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in ("moment", "peak", "rows")}
+            count = int((opened.metadata() or {})["count"])
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it and calibrate again") from None
+    if tensors["moment"].shape != (width, width) or tensors["moment"].dtype != torch.float32:
+        raise InputError(
+            f"{path} holds a moment of {list(tensors['moment'].shape)}, not {width}; remove it and calibrate again"
+        )
+    return InputStatistics(**tensors, count=count)
