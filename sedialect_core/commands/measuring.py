@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import measuring_speed
+
 if TYPE_CHECKING:
     from ..bench.quality import Job
 
@@ -19,6 +21,7 @@ def add_to(commands: Any) -> None:
     loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
+    measuring_speed.add_to(bench)
 
 
 def run_fusing(parsed: argparse.Namespace) -> int:

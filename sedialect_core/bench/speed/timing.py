@@ -1,0 +1,122 @@
+"""How long a call takes, and what it takes in memory."""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from typing import Any, NamedTuple
+
+import torch
+
+WARM_UPS = 2
+FEWEST, MOST = 3, 50  # timed calls; on CPUs FEWEST, where only the bench itself is tried
+SECONDS = 0.15  # for the timed calls of one row
+
+
+class Timing(NamedTuple):
+    """Milliseconds of the median call and of the quartiles; seconds of the first call, which may have compiled."""
+
+    median: float
+    lower: float
+    upper: float
+    calls: int
+    first: float
+
+    def numbers(self) -> dict[str, float]:
+        """As numbers of a row."""
+        spread = {"lower quartile, ms": self.lower, "upper quartile, ms": self.upper}
+        return {"ms": self.median, **spread, "calls": self.calls, "first call, s": self.first}
+
+
+class Clock:
+    """The seconds that a run may take. Compiling cannot be interrupted, so what would not fit is not begun."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._started = time.monotonic()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end; negative after it."""
+        return self.seconds - (time.monotonic() - self._started)
+
+
+def rotation(bytes_of_one: int, device: torch.device) -> int:
+    """How many different inputs to take turns with, so that none is still in the level-2 cache when it comes again."""
+    if device.type == "cpu":
+        return 2
+    cache = int(torch.cuda.get_device_properties(device).L2_cache_size)
+    return min(64, 1 + math.ceil(2 * cache / max(1, bytes_of_one)))
+
+
+def time_calls(call: Callable[[Any], Any], inputs: Sequence[Any], device: torch.device, seconds: float = SECONDS) -> Timing:
+    """Time `call(input)` over inputs in turn: CUDA events around each call, on CPUs the clock.
+
+    As many calls as fit into `seconds`, at least FEWEST. Their results are dropped at once.
+    """
+    started = time.perf_counter()
+    call(inputs[0])
+    synchronize(device)
+    first = time.perf_counter() - started
+    for x in islice(cycle(inputs), WARM_UPS):
+        call(x)
+    synchronize(device)
+    started = time.perf_counter()
+    call(inputs[-1])
+    synchronize(device)
+    most = FEWEST if device.type == "cpu" else MOST
+    count = max(FEWEST, min(most, int(seconds / (time.perf_counter() - started))))
+    turns = islice(cycle(inputs), count)
+    spent = sorted(_on_cpu(call, turns) if device.type == "cpu" else _on_gpu(call, turns, device))
+    quarter = count // 4
+    return Timing(statistics.median(spent), spent[quarter], spent[-1 - quarter], count, first)
+
+
+def _on_cpu(call: Callable[[Any], Any], turns: Any) -> list[float]:
+    spent = []
+    for x in turns:
+        started = time.perf_counter()
+        call(x)
+        spent.append(1e3 * (time.perf_counter() - started))
+    return spent
+
+
+def _on_gpu(call: Callable[[Any], Any], turns: Any, device: torch.device) -> list[float]:
+    """All calls are put into the stream before the first result is read, so that it does not run empty in between."""
+    events = []
+    for x in turns:
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        call(x)
+        pair[1].record()
+        events.append(pair)
+    synchronize(device)
+    return [start.elapsed_time(end) for start, end in events]
+
+
+def collect(device: torch.device) -> None:
+    """Free what only cycles hold, so that the GPU's allocator tells the truth. A CPU's is not asked, and it takes long."""
+    if device.type == "cuda":
+        gc.collect()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Bytes on the GPU at the highest point of a call: in all, and beyond what was there before. Nothing on a CPU."""
+    if device.type == "cpu":
+        call()
+        return {}
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return {"peak bytes": peak, "peak bytes beyond": peak - before}

@@ -1,0 +1,77 @@
+"""`sedialect bench speed`: the tables of docs/speed.md, measured again."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..bench.speed.run import Choice
+
+PARTS = {
+    "kernels": "encoding, decoding and products alone, beside what the GPU can do; by layer",
+    "layers": "linear layers with every arm; by model",
+    "blocks": "transformer blocks of diffusers with every arm",
+    "models": "step time and peak memory of a whole transformer",
+    "enabling": "encoding all weights of a model",
+}
+PICTURE, PAGE = "speed.png", "speed.md"
+
+
+def add_to(bench: Any) -> None:
+    """Add the command to those of `sedialect bench`."""
+    speed = bench.add_parser("speed", help="how fast kernels, layers, blocks and models are, beside every peer installed")
+    for part, what in PARTS.items():
+        speed.add_argument(
+            f"--{part}", nargs="*", metavar="NAME", help=f"{what}. Without names, all; without parts, all parts"
+        )
+    speed.add_argument("--arms", nargs="+", metavar="ARM", help="measure only these beside BF16")
+    speed.add_argument(
+        "--quick", action="store_true", help="tiny shapes, in a minute on a CPU: tests the command, says nothing"
+    )
+    speed.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    speed.add_argument("--seconds", type=float, default=280, help="begin nothing that would end later (280)")
+    speed.add_argument("--device", default="auto")
+    speed.add_argument("--output", type=Path, default=Path("sedialect-speed"), help="results, tables and picture")
+    speed.add_argument(
+        "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show what lies in these folders"
+    )
+    speed.add_argument("--write", type=Path, help="a document whose marked tables are replaced")
+    speed.set_defaults(run=run_speed)
+
+
+def run_speed(parsed: argparse.Namespace) -> int:
+    """Measure, or read what was measured; print the tables, and write them where asked."""
+    from ..atomic import write_text
+    from ..bench.speed.plot import draw
+    from ..bench.speed.rendering import render, write_sections
+    from ..bench.speed.results import read_parts
+
+    if parsed.results is None:
+        _measure(parsed)
+    parts = read_parts(parsed.results or [parsed.output])
+    sections = render(parts)
+    page = "\n\n".join(f"## {name}\n\n{section}" for name, section in sections.items())
+    print(page)
+    print("written:", write_text(parsed.output / PAGE, f"{page}\n"), sep="\n  ")
+    if parsed.write is not None:
+        write_sections(parsed.write, sections)
+    draw(parts, parsed.output / PICTURE)
+    return 0
+
+
+def _measure(parsed: argparse.Namespace) -> None:
+    import torch
+
+    from ..bench.speed.run import measure_speed
+    from ..comparison import environment
+    from ..sampling import pick_device
+
+    measure_speed(_choice(parsed), torch.device(pick_device(parsed.device)), parsed.output, environment())
+
+
+def _choice(parsed: argparse.Namespace) -> "Choice":
+    from ..bench.speed.run import Choice
+
+    given = {part: getattr(parsed, part) for part in PARTS}
+    names = {part: chosen or None for part, chosen in given.items() if chosen is not None} or dict.fromkeys(PARTS)
+    return Choice(names, parsed.arms, parsed.quick, not parsed.no_compile, parsed.seconds)
