@@ -60,7 +60,7 @@ export class Comparison {
   /** Show the comparison of these options, or the hint for null. `play` starts it, unless the visitor wants no motion. */
   show(options, play = false) {
     const key = JSON.stringify(options);
-    if (key === this.shown) return;
+    if (key === this.shown && !play) return; // a new run may have written other videos under the same names
     this.shown = key;
     if (!options) return this.clear();
     const given = { ...options, ...this.look(), fill: true };

@@ -51,10 +51,13 @@ export class VideoSource {
     });
   }
 
-  /** The whole file as an address of this page: clips are short, and then every seek works, whatever the server can do. */
+  /**
+   * The whole file as an address of this page: clips are short, and then every seek works, whatever the server can do.
+   * The server is asked whether its file is still the same, for a new run may write under an old name.
+   */
   async fetched(src) {
     try {
-      const response = await fetch(src, { signal: this.abort.signal });
+      const response = await fetch(src, { signal: this.abort.signal, cache: "no-cache" });
       if (!response.ok) return this.onError("missing", response.status);
       const file = await response.blob();
       if (this.abort.signal.aborted) return null;
