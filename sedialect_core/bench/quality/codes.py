@@ -52,7 +52,7 @@ class CodeWatch:
         for handle in self.handles:
             handle.remove()
 
-    def values(self) -> list[dict[str, float]]:
+    def values(self) -> list[dict[str, float | list[float]]]:
         """Means over layers and steps for each pair of prompt and seed; nothing where nothing was looked at."""
         means = {name: torch.cat(parts).nanmean(0).tolist() for name, parts in self.found.items() if parts}
         return [{name: column[pair] for name, column in means.items()} for pair in range(self.pairs)]

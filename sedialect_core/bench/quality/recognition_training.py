@@ -88,11 +88,11 @@ def loss_of(logits: dict[str, torch.Tensor], labels: list[dict[str, int]]) -> to
 
 
 @torch.no_grad()
-def fresh_accuracy(network: Recognizer, device: str, clips: int = FRESH_CLIPS) -> dict[str, float]:
+def fresh_accuracy(network: Recognizer, device: str) -> dict[str, float]:
     """How often each attribute of clips that were never drawn before is read rightly, at full size."""
     rng = random.Random(SEED + 1)
     parts = []
-    for _ in range(clips // BATCH):
+    for _ in range(FRESH_CLIPS // BATCH):
         videos, labels = draw(rng, BATCH, device, SIZE)
         parts.append(right(network(videos), labels))
     found = {name: torch.cat([part[name] for part in parts]).nanmean().item() for name in parts[0]}
