@@ -39,6 +39,7 @@ SCENE = {"pattern": PATTERNS, "backdrop": BACKDROPS, "camera": CAMERAS}
 ATTRIBUTES = OBJECT | SCENE
 UNKNOWN = -1  # an attribute that is not read
 FRAMES, SIDE = 9, 64  # what the network looks at of a clip
+Size = tuple[int, int, int]
 WEIGHTS = Path(__file__).parent / "recognizer.safetensors"
 
 
@@ -50,8 +51,8 @@ class Recognizer(nn.Module):
         self.body = nn.Sequential(
             _layer(5, 20, (1, 5, 5), (1, 2, 2)),
             _layer(20, 48, (1, 3, 3), (1, 2, 2)),
-            _layer(48, 64, 3, (1, 2, 2)),
-            _layer(64, 96, 3, 2),
+            _layer(48, 64, (3, 3, 3), (1, 2, 2)),
+            _layer(64, 96, (3, 3, 3), (2, 2, 2)),
             nn.Conv3d(96, 32, 1),
             nn.Flatten(),
             nn.SiLU(),
@@ -69,8 +70,8 @@ class Recognizer(nn.Module):
         return dict(zip(ATTRIBUTES, logits.split([len(words) for words in ATTRIBUTES.values()], dim=1), strict=True))
 
 
-def _layer(inputs: int, outputs: int, size: int | tuple[int, ...], stride: int | tuple[int, ...]) -> nn.Sequential:
-    padding = size // 2 if isinstance(size, int) else tuple(part // 2 for part in size)
+def _layer(inputs: int, outputs: int, size: Size, stride: Size) -> nn.Sequential:
+    padding = (size[0] // 2, size[1] // 2, size[2] // 2)
     return nn.Sequential(nn.Conv3d(inputs, outputs, size, stride, padding), nn.GroupNorm(4, outputs), nn.SiLU())
 
 

@@ -169,7 +169,7 @@ def _like(kwargs: Mapping[str, Any], output: torch.Tensor) -> Any:
 @contextmanager
 def _wrapped(models: Mapping[str, nn.Module], wrap: Callable[[Forward], Forward]) -> Iterator[None]:
     """The models with their forwards wrapped. Offloading puts its own forward on the instance; it is put back."""
-    before = {name: model.__dict__.get("forward") for name, model in models.items()}
+    before: dict[str, Any] = {name: model.__dict__.get("forward") for name, model in models.items()}
     try:
         for model in models.values():
             model.forward = wrap(model.forward)
