@@ -56,11 +56,13 @@ class WeightEncoder:
     Args:
         candidates: which dialects an activation block chooses from, as the layer will.
         calibration: None for plain encoding.
+        where: what errors put before a layer's name.
     """
 
     book: Formatbook
     candidates: str = "max"
     calibration: Calibration | None = None
+    where: str = ""
 
     def encode(self, group: Sequence[LayerPlan], weight_of: Callable[[LayerPlan], torch.Tensor]) -> Iterator[EncodedLayer]:
         """Encode layers that read one input. One weight at a time is asked for, on the device on which it is encoded.
@@ -89,11 +91,14 @@ class WeightEncoder:
         for layer in group:
             yield self._plain(replace(layer, reason=f"{layer.reason}; encoded plainly: {reason}"), weight_of(layer))
 
+    def _name(self, layer: LayerPlan) -> str:
+        return f"{self.where}{layer.name}.weight"
+
     def _plain(self, layer: LayerPlan, weight: torch.Tensor) -> EncodedLayer:
         if layer.rotation:
             weight = rotate_rows(weight, layer.rotation)
         size = layer.block_size or 0
-        return EncodedLayer(layer, encode(weight, formatbook=self.book, block_size=size, name=f"{layer.name}.weight"))
+        return EncodedLayer(layer, encode(weight, formatbook=self.book, block_size=size, name=self._name(layer)))
 
     def _compensated(self, layer: LayerPlan, weight: torch.Tensor, view: "_View") -> EncodedLayer:
         layer = replace(layer, rotation=view.rotation, compensated=True)
@@ -103,7 +108,7 @@ class WeightEncoder:
     def _encode(self, weight: torch.Tensor, view: "_View", layer: LayerPlan) -> tuple[EncodedTensor, torch.Tensor]:
         """The codes of some rows of a layer's weight, and the rows as they were encoded: rotated, where they are."""
         weight = rotate_rows(weight, view.rotation) if view.rotation else weight
-        size, name = layer.block_size or 0, f"{layer.name}.weight"
+        size, name = layer.block_size or 0, self._name(layer)
         moment, factor = view.moment, view.factor
         return encode_compensated(weight, moment, factor, formatbook=self.book, block_size=size, name=name).encoded, weight
 

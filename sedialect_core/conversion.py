@@ -7,8 +7,8 @@ output appears in one move when everything in it is there.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ from torch import nn
 from tqdm import tqdm
 
 from .atomic import replacing, write_text
+from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
 from .checkpoint import RECORD, SCALE, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
-from .codec import encode
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .plan import LayerPlan, Plan, make_plan
 from .source import WEIGHTS, Component
 
 DTYPES = ("bfloat16", "float16", "float32")
+ENCODED = "sedialect_encoded"  # in the header of a file: what became of the layers in it
 ROOM = 1.02  # headers and what a file system adds
 
 
@@ -36,6 +37,8 @@ class Job:
 
     Args:
         part_bytes: how large a file may grow before the next is begun; what a killed run loses at most.
+        calibrations: what the layers of each component read, by the component's name.
+        calibrated_on: what they are of, in a few words; part of what tells this work from other work.
     """
 
     config: SeDialectConfig
@@ -43,6 +46,8 @@ class Job:
     dtype: str = "bfloat16"
     device: str = "cpu"
     part_bytes: int = 2_000_000_000
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    calibrated_on: str = ""
 
     @property
     def staging(self) -> Path:
@@ -53,6 +58,7 @@ class Job:
         """What tells this piece of work from any other: settings and source files, by size and time."""
         files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in component.files]
         parts = [self.config.to_dict(), self.dtype, dict(component.config), files]
+        parts += [self.calibrated_on] if self.calibrated_on else []
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,16 +73,15 @@ def convert(components: tuple[Component, ...], job: Job) -> dict[str, Plan]:
         EncodeError: a weight holds NaN or Inf.
     """
     tasks = [_Task(component, job, component.name if len(components) > 1 else ".") for component in components]
-    plans = {task.component.name: task.plan for task in tasks}
     if _holds_something(job.output):
         for task in tasks:
             task.check_done(job.output / task.folder)
-        return plans
-    _check_staging(job, {task.folder for task in tasks})
-    _check_room(job, sum(task.bytes_left() for task in tasks))
-    for task in tasks:
-        task.run()
-    return plans
+    else:
+        _check_staging(job, {task.folder for task in tasks})
+        _check_room(job, sum(task.bytes_left() for task in tasks))
+        for task in tasks:
+            task.run()
+    return {task.component.name: task.carried_out() for task in tasks}
 
 
 def publish(job: Job, card: str) -> None:
@@ -133,9 +138,13 @@ class _Task:
         self.book = named_book(job.config)
         self.settings = replace(job.config, formatbook=self.book.name, formatbook_digest=self.book.digest)
         self.plan = make_plan(self.model, self.settings)
-        self.record = Record.of(self.plan, self.book)
         self.digest = job.digest(component)
         self.layers = {f"{layer.name}.weight": layer for layer in self.plan.quantized}
+        self.groups = {layer.name: group for group in groups_of(self.plan.quantized) for layer in group}
+        calibration = job.calibrations.get(component.name)
+        self.encoder = WeightEncoder(self.book, self.settings.candidates, calibration, f"{self.where}: ")
+        self.ahead: dict[str, EncodedLayer] = {}  # encoded with a layer that reads the same input, before its turn
+        self.done: dict[str, LayerPlan] = {}
         self.source = _check_source(component, self.model, self.where)
         self.dtype: torch.dtype = getattr(torch, job.dtype)
         self.staging = job.staging / folder
@@ -150,6 +159,13 @@ class _Task:
         if not files or read_headers(files)[1].get("sedialect_job") != self.digest:
             raise InputError(f"{folder} holds other files already; choose another --output, or remove it")
         check_contents(read_contents(files), self.model)
+        self._recall(files)
+
+    def carried_out(self) -> Plan:
+        """The plan, with what became of each layer."""
+        notes = (*self.plan.notes, self.job.calibrated_on) if self.job.calibrated_on else self.plan.notes
+        layers = tuple(self.done.get(layer.name, layer) for layer in self.plan.layers)
+        return replace(self.plan, layers=layers, notes=notes)
 
     def parts(self) -> list[Path]:
         """Finished parts, in order.
@@ -175,40 +191,56 @@ class _Task:
         for path in self.staging.glob(f".{WEIGHTS}*"):
             path.unlink()  # half a part, left by a run that was killed
         parts = self.parts()
+        self._recall(parts)
         done = set(read_headers(parts)[0])
         todo = [key for key in self.source if key not in done]
-        for tensors in self._batches(todo, first=RECORD not in done):
+        for tensors in self._batches(todo) if RECORD not in done else ():
             number = len(parts) + 1
             parts.append(self._write(tensors, self.staging / f"{WEIGHTS}-{number:05d}.safetensors"))
         self._finish(parts)
 
-    def _batches(self, todo: list[str], first: bool) -> Iterator[dict[str, torch.Tensor]]:
-        """Encoded tensors, as many as one part holds."""
-        batch: dict[str, torch.Tensor] = {RECORD: self.record.to_tensor()} if first else {}
+    def _recall(self, files: Iterable[Path]) -> None:
+        """What became of the layers in these files, by their headers."""
+        for path in files:
+            told = json.loads(read_headers([path])[1].get(ENCODED, "{}"))
+            for name, changes in told.items():
+                self.done[name] = replace(self.layers[f"{name}.weight"], **changes)
+
+    def _batches(self, todo: list[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """Encoded tensors, as many as one part holds; the record, which says what became of all, comes last."""
+        batch: dict[str, torch.Tensor] = {}
         total = sum(_elements(stored) for stored in self.source.values())
         start = total - sum(_elements(self.source[key]) for key in todo)
         with tqdm(total=total, initial=start, desc=f"Quantizing {self.where}", unit="w", unit_scale=True) as bar:
             for key in todo:
-                with safe_open(self.source[key].file, framework="pt") as opened:
-                    batch |= self._encoded(key, opened.get_tensor(key))
+                batch |= self._encoded(key)
                 bar.update(_elements(self.source[key]))
                 if sum(tensor.nbytes for tensor in batch.values()) >= self.job.part_bytes:
                     yield batch
                     batch = {}
-        if batch:
-            yield batch
+        yield {**batch, RECORD: Record.of(self.carried_out(), self.book).to_tensor()}
 
-    def _encoded(self, key: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _encoded(self, key: str) -> dict[str, torch.Tensor]:
         """What is stored for a tensor of the source."""
         layer = self.layers.get(key)
         if layer is None:
+            tensor = self._read(key)
             dtype = self._dtype_of(key) if tensor.is_floating_point() else tensor.dtype
             return {key: tensor.to(dtype).contiguous()}
-        size = layer.block_size or 0
-        encoded = encode(tensor.to(self.job.device), formatbook=self.book, block_size=size, name=f"{self.where}: {key}")
+        if layer.name not in self.ahead:
+            found = self.encoder.encode(self.groups[layer.name], self._weight)
+            self.ahead |= {item.plan.name: item for item in found}
+        self.done[layer.name], encoded = self.ahead.pop(layer.name)
         scale = encoded.scale.view(-1, 1).view(torch.uint8)
         values = {key: encoded.codes, f"{layer.name}.weight_meta": encoded.meta, layer.name + SCALE: scale}
         return {name: value.cpu().contiguous() for name, value in values.items()}
+
+    def _weight(self, layer: LayerPlan) -> torch.Tensor:
+        return self._read(f"{layer.name}.weight").to(self.job.device)
+
+    def _read(self, key: str) -> torch.Tensor:
+        with safe_open(self.source[key].file, framework="pt") as opened:
+            return opened.get_tensor(key)
 
     def _dtype_of(self, key: str) -> torch.dtype:
         kept = getattr(self.model, "_keep_in_fp32_modules", None) or ()
@@ -222,8 +254,11 @@ class _Task:
         return sum(rows * columns for rows, columns in shapes.values())
 
     def _write(self, tensors: dict[str, torch.Tensor], path: Path) -> Path:
+        told = {layer.name: self.done[layer.name].outcome for key, layer in self.layers.items() if key in tensors}
+        about = Record.of(self.carried_out(), self.book).metadata()
+        metadata = {"format": "pt", **about, "sedialect_job": self.digest, ENCODED: json.dumps(told)}
         with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": "pt", **self.record.metadata(), "sedialect_job": self.digest})
+            save_file(tensors, temporary, metadata=metadata)
         return path
 
     def _finish(self, parts: list[Path]) -> None:

@@ -52,6 +52,11 @@ class LayerPlan:
         return "; ".join([self.reason, *done, *(["compensated"] if self.compensated else [])])
 
     @property
+    def outcome(self) -> dict[str, Any]:
+        """What encoding may change in a plan."""
+        return {"rotation": self.rotation, "compensated": self.compensated, "reason": self.reason}
+
+    @property
     def weights(self) -> int:
         """Number of weights, without the bias."""
         return self.in_features * self.out_features

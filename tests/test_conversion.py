@@ -20,7 +20,7 @@ from tiny_models import TINY
 from tiny_pipelines import build, generate
 
 from sedialect import SeDialectConfig
-from sedialect.sedialect_core import cli, conversion
+from sedialect.sedialect_core import calibrated, cli, conversion
 from sedialect.sedialect_core.source import find_source
 
 CARD = """---
@@ -137,8 +137,8 @@ def test_a_stopped_run_goes_on_behind_its_last_part(single, tmp_path, monkeypatc
         encoded.append(name)
         return original(weight, name=name, **settings)
 
-    original = conversion.encode
-    monkeypatch.setattr(conversion, "encode", encode)
+    original = calibrated.encode
+    monkeypatch.setattr(calibrated, "encode", encode)
     arguments = ["--max-shard-size", "8KB"]
     with pytest.raises(Stopped):
         quantize(single, tmp_path / "out", *arguments)
@@ -200,12 +200,12 @@ def test_finished_components_are_not_done_again(wan22, tmp_path, monkeypatch):
         names.append(name)
         return original(weight, name=name, **settings)
 
-    original = conversion.encode
-    monkeypatch.setattr(conversion, "encode", encode)
+    original = calibrated.encode
+    monkeypatch.setattr(calibrated, "encode", encode)
     with pytest.raises(Stopped):
         quantize(wan22, tmp_path / "out")
     assert (tmp_path / ".out.unfinished/transformer/config.json").exists() and names
-    monkeypatch.setattr(conversion, "encode", original)
+    monkeypatch.setattr(calibrated, "encode", original)
     names.clear()
     assert quantize(wan22, tmp_path / "out") == 0 and not names
 
@@ -217,7 +217,7 @@ def test_a_finished_output_is_not_done_again_and_its_card_is_kept(single, tmp_pa
     def encode(*_, **__):
         raise Stopped
 
-    monkeypatch.setattr(conversion, "encode", encode)
+    monkeypatch.setattr(calibrated, "encode", encode)
     assert quantize(single, tmp_path / "out") == 0
     assert (tmp_path / "out/README.md").read_text() == "mine"
 

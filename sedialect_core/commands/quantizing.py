@@ -3,12 +3,19 @@
 import argparse
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .comparing import add_config, config_of
 
+if TYPE_CHECKING:
+    from ..calibration.cache import CalibrationCache
+    from ..config import SeDialectConfig
+
+ROTATION = 64  # channels, unless told otherwise
+SIZES = ("height", "width", "num_frames")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -28,7 +35,25 @@ def add_to(commands: Any) -> None:
     quantize.add_argument("--max-shard-size", default="2GB", help="of one file; a killed run loses at most one")
     quantize.add_argument("--base-model", help="the original's name on the Hub, for the card; MODEL where that is one")
     quantize.add_argument("--quality-table", type=Path, metavar="FILE", help="Markdown that goes into the card")
+    _add_calibration(quantize)
     quantize.set_defaults(run=run)
+
+
+def _add_calibration(quantize: argparse.ArgumentParser) -> None:
+    quantize.add_argument(
+        "--rotate", nargs="?", type=int, const=ROTATION, metavar="SIZE", help=f"by Hadamard blocks; {ROTATION} by default"
+    )
+    quantize.add_argument(
+        "--calibrate", action="store_true", help="sample a few prompts in 16 bit first, and encode by what the layers read"
+    )
+    quantize.add_argument("--prompts", type=Path, metavar="FILE", help="to calibrate with, one a line; else those bundled")
+    quantize.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="where it is kept and goes on; beside the output when not given"
+    )
+    quantize.add_argument("--calibration-memory", type=float, metavar="GB", help="of moments at once; half of what is free")
+    quantize.add_argument("--calibration-device", metavar="DEVICE", help="where moments are summed up, such as cpu")
+    for option in SIZES:
+        quantize.add_argument(f"--{option.replace('_', '-')}", type=int, help="of what is sampled to calibrate")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -40,6 +65,9 @@ def run(parsed: argparse.Namespace) -> int:
     from ..source import find_source
 
     config = config_of(parsed)
+    if parsed.rotate is not None:
+        config = config.override(rotation=parsed.rotate)
+    _check_calibration(parsed)
     if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):
         raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")
     table = _read(parsed.quality_table) if parsed.quality_table is not None else None
@@ -47,6 +75,10 @@ def run(parsed: argparse.Namespace) -> int:
     job = Job(config, parsed.output, parsed.dtype, pick_device(parsed.device), size)
     source = find_source(parsed.model, parsed.component, parsed.variant)
     try:
+        if parsed.calibrate:
+            cache = _calibrate(parsed, config)
+            calibrations = {part.name: cache.component(part.name) for part in source.components}
+            job = replace(job, calibrations=calibrations, calibrated_on=cache.describe())
         plans = convert(source.components, job)
     except KeyboardInterrupt:
         print(f"\nsedialect: interrupted; run the command again and it goes on from {job.staging}", file=sys.stderr)
@@ -69,11 +101,45 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _read(path: Path) -> str:
+def _check_calibration(parsed: argparse.Namespace) -> None:
+    given = [name for name in ("prompts", "calibration", "calibration_memory", *SIZES) if getattr(parsed, name) is not None]
+    if given and not parsed.calibrate:
+        raise InputError(f"--{given[0].replace('_', '-')} is for calibrating; add --calibrate")
+
+
+def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "CalibrationCache":
+    """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
+    import torch
+
+    from ..calibration.moments import calibrate
+    from ..calibration.prompts import SELF, requests_of
+    from ..sampling import load_pipeline, pick_device
+
+    prompts = _lines(parsed.prompts) if parsed.prompts is not None else SELF
+    pipe = load_pipeline(parsed.model, getattr(torch, parsed.dtype), pick_device(parsed.device))
+    sizes = {name: getattr(parsed, name) for name in SIZES if getattr(parsed, name) is not None}
+    return calibrate(
+        pipe,
+        [replace(request, **sizes) for request in requests_of(pipe, prompts)],
+        config=config,
+        folder=parsed.calibration or parsed.output.parent / f"{parsed.output.name}.calibration",
+        memory=parsed.calibration_memory,
+        device=parsed.calibration_device,
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    found = [line.strip() for line in _read(path, "the prompts").splitlines()]
+    if not any(found):
+        raise InputError(f"{path} holds no prompts; write one a line")
+    return [line for line in found if line]
+
+
+def _read(path: Path, what: str = "the quality table") -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the quality table {path}: {error}") from None
+        raise InputError(f"cannot read {what} {path}: {error}") from None
 
 
 def _bytes(text: str) -> int:

@@ -1,0 +1,98 @@
+"""`sedialect quantize --calibrate`: the same codes as in memory, from files, stopped and gone on."""
+
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from test_checkpoint import one_thread, same  # noqa: F401  # a fixture
+from tiny_pipelines import build
+
+from sedialect.sedialect_core import calibrated, cli
+from sedialect.sedialect_core.calibration import moments
+from sedialect.sedialect_core.calibration.cache import CalibrationCache
+
+SIZE = ["--height", "32", "--width", "48", "--num-frames", "5"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A pipeline on disk, and prompts beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    build("wan")[0].save_pretrained(folder / "model")
+    (folder / "prompts.txt").write_text("a red ball\n\na blue box\n")
+    return folder / "model"
+
+
+def quantize(model: Path, output: Path, *arguments: str) -> int:
+    prompts = ["--prompts", str(model.parent / "prompts.txt")]
+    common = ["--calibrate", *prompts, *SIZE, "--dtype", "float32", "--rotate", "16"]
+    return cli.main(["quantize", str(model), "--output", str(output), *common, *arguments])
+
+
+@pytest.fixture(scope="module")
+def quantized(model, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("quantized") / "out"
+    assert quantize(model, output) == 0
+    return output
+
+
+def load(folder: Path) -> torch.nn.Module:
+    return diffusers.WanTransformer3DModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_files_are_quantized_as_a_pipeline_in_memory_is(model, quantized):
+    cache = CalibrationCache.load(quantized.parent / "out.calibration")
+    pipe = diffusers.WanPipeline.from_pretrained(model, dtype=torch.float32)
+    pipe.enable_sedialect(calibration=cache, rotation=16, progress=False)
+    loaded = load(quantized)
+    assert same(loaded, pipe.transformer)
+    plans = loaded._sedialect.plan, pipe.transformer._sedialect.plan
+    rotations = [[layer.rotation for layer in plan.quantized] for plan in plans]
+    assert rotations[0] == rotations[1]
+    assert {0, 16} <= set(rotations[0])
+
+
+class Stopped(BaseException):
+    """As sudden as a kill, for a test."""
+
+
+def test_a_stopped_run_goes_on_and_knows_what_was_rotated(model, quantized, tmp_path, monkeypatch):
+    count = []
+
+    def encode(*arguments, **settings):
+        count.append(1)
+        if len(count) == 40:
+            raise Stopped
+        return original(*arguments, **settings)
+
+    original = calibrated.encode_compensated
+    monkeypatch.setattr(calibrated, "encode_compensated", encode)
+    with pytest.raises(Stopped):
+        quantize(model, tmp_path / "out", "--max-shard-size", "4KB")
+    assert list((tmp_path / ".out.unfinished").glob("*.safetensors"))
+    monkeypatch.setattr(moments, "generate", lambda *_, **__: pytest.fail("sampled again"))
+    assert quantize(model, tmp_path / "out", "--max-shard-size", "4KB") == 0
+    assert same(load(tmp_path / "out"), load(quantized))
+
+
+def test_a_finished_output_is_accepted_and_other_settings_are_not(model, quantized, capsys):
+    assert quantize(model, quantized) == 0
+    assert "linears at" in capsys.readouterr().out
+    assert cli.main(["quantize", str(model), "--output", str(quantized)]) == 2
+    assert "holds other files already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompts", "x.txt"], "--prompts is for calibrating; add --calibrate"),
+        (["--height", "32"], "--height is for calibrating; add --calibrate"),
+        (["--calibrate", "--prompts", "no-such-file"], "cannot read the prompts no-such-file"),
+        (["--rotate", "24"], "rotation is 24; choose one of 0, 16, 32, 64, 128"),
+    ],
+)
+def test_options_that_will_not_do_are_refused(model, tmp_path, capsys, arguments, message):
+    assert cli.main(["quantize", str(model), "--output", str(tmp_path / "out"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
