@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
+SESSIONS = 64  # visitors whose last results are remembered
 MAX_UPLOAD = 1  # bytes: the page takes no files, and Gradio's upload route is open all the same
 
 
@@ -29,31 +30,42 @@ class Settings:
     """Changes to the model's `Offer`, by name: bounds, defaults, frames a second."""
 
 
-def launch(settings: Settings, *, block: bool = True) -> tuple[Any, str]:
-    """Serve the page. Returns it and its address; with `block`, only when the server is stopped.
+@dataclass(frozen=True)
+class Served:
+    """A page that is served in threads of this process."""
+
+    page: Any
+    address: str
+    service: "Service"
+
+    def close(self) -> None:
+        """End it, and remove all results."""
+        self.page.close(verbose=False)
+        self.service.results.remove_all()
+
+
+def serve(settings: Settings) -> Served:
+    """Serve the page, and load the model meanwhile.
 
     Raises:
-        InputError: Gradio is missing, the device is not there, or the port is taken.
+        InputError: Gradio or the video encoder is missing, the device is not there, or the port is taken.
     """
     from ..sedialect_core.errors import InputError
     from ..sedialect_core.video import check_codec
 
     try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise InputError("the app needs Gradio; install it: pip install 'sedialect[app]'") from None
+        from starlette.middleware import Middleware
+
+        from .guard import Guard
+        from .page import build
+        from .player import routes
+        from .theme import STYLE, theme
+    except ImportError as error:
+        raise InputError(f"the app needs {error.name}; install it: pip install 'sedialect[app]'") from None
     check_codec()
     service = make_service(settings)
     os.environ["GRADIO_TEMP_DIR"] = str(service.results.root)  # the one folder that the server shows files of
-    from starlette.middleware import Middleware
-
-    from .guard import Guard
-    from .page import build
-    from .player import routes
-    from .theme import STYLE, theme
-
     page = build(service).queue(max_size=service.offer.waiting, default_concurrency_limit=2)
-    service.studio.start_loading()
     try:
         _, address, _ = page.launch(
             server_name=settings.host,
@@ -65,6 +77,7 @@ def launch(settings: Settings, *, block: bool = True) -> tuple[Any, str]:
             css_paths=[STYLE],
             footer_links=[],
             max_file_size=MAX_UPLOAD,
+            state_session_capacity=SESSIONS,
             enable_monitoring=False,
             run_history=False,
             ssr_mode=False,
@@ -74,14 +87,22 @@ def launch(settings: Settings, *, block: bool = True) -> tuple[Any, str]:
     except OSError as error:
         service.results.remove_all()
         raise InputError(f"cannot serve on {settings.host}:{settings.port} ({error}); choose another --port") from error
-    if block:
-        print(f"sedialect: {address}", file=sys.stderr, flush=True)
-        try:
-            page.block_thread()
-        finally:
-            page.close(verbose=False)
-            service.results.remove_all()
-    return page, address
+    service.studio.start_loading()
+    return Served(page, address, service)
+
+
+def launch(settings: Settings) -> None:
+    """Serve the page until the process is interrupted.
+
+    Raises:
+        InputError: as `serve`.
+    """
+    served = serve(settings)
+    print(f"sedialect: {served.address}", file=sys.stderr, flush=True)
+    try:
+        served.page.block_thread()
+    finally:
+        served.close()
 
 
 def make_service(settings: Settings) -> "Service":

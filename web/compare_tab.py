@@ -33,6 +33,7 @@ SETTING_LABELS |= {
     "semantic_similarity": ("Cosine that members need", ""),
     "refresh_every": ("Steps between two looks at attention", ""),
 }
+SHOW_STATUS = "() => { document.querySelector('#sd-status').scrollIntoView({ behavior: 'smooth', block: 'nearest' }); }"
 HEAD = ("", "16 bit", "quantized", "")
 DOWNLOADS = ("16 bit", "Quantized", "Side by side", "Numbers")
 
@@ -132,6 +133,7 @@ class CompareTab:
             api_name="page_compare",
             api_visibility="private",
         )
+        self.run.click(None, js=SHOW_STATUS)
         self.prompt.submit(None, js="() => document.querySelector('#sd-run')?.click()")
         self.stop.click(self._stopped, self.finished, outputs, cancels=[started], queue=False, api_visibility="private")
 

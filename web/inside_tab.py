@@ -147,7 +147,7 @@ class InsideTab:
         """One layer at one step."""
         if inside is None:
             return markup.message("This has been put away; look inside again.")
-        name = f"{block}.{layer}"
+        name = f"{component_of(inside.trace)}{block}.{layer}"
         if name not in inside.trace.weights:
             return markup.message("Choose a block and a layer.")
         recorded = inside.trace.steps.get(name, [])
@@ -197,10 +197,16 @@ def blocks_of(trace: Trace) -> dict[str, list[str]]:
     """Layers by the block they lie in: everything up to the first number of a name."""
     found: dict[str, list[str]] = {}
     for name in trace.weights:
-        parts = name.split(".")
+        parts = name.removeprefix(component_of(trace)).split(".")
         number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
         found.setdefault(".".join(parts[: number + 1]), []).append(".".join(parts[number + 1 :]))
     return found
+
+
+def component_of(trace: Trace) -> str:
+    """What the names of all layers begin with, where there is one transformer alone: it need not be shown."""
+    components = {name.partition(".")[0] for name in trace.weights}
+    return f"{components.pop()}." if len(components) == 1 else ""
 
 
 def _not_encoded(inside: Inside) -> str:
