@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,11 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+]
+
+SERIES = [
+    {"name": "PSNR", "unit": "dB", "values": [30 + frame / 10 for frame in range(FRAMES)]},
+    {"name": "SSIM", "unit": "", "values": [None, *[0.9] * (FRAMES - 1)]},
 ]
 
 # `read()` gives the frame numbers that stand in the left and the right half of the canvas, as pixels.
@@ -106,3 +112,20 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def start(page: Any, **options: Any) -> None:
+    """Show both videos, and wait until they are there."""
+    page.evaluate("more => void open_(more)", options)
+    page.wait_for_function("events.some(([name]) => name === 'ready')")
+
+
+def at(page: Any, frame: int) -> None:
+    """Wait until this frame is drawn; both halves must say so."""
+    page.wait_for_function(f"player.frame === {frame}")
+    assert page.evaluate("[read(0), read(1)]") == [frame, frame]
+
+
+def bluish(pixel: list[int]) -> bool:
+    """Whether a pixel is the left video's."""
+    return pixel[2] > pixel[0]

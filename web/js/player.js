@@ -169,7 +169,9 @@ class Player {
     const { clock, anchor } = this;
     const has = (index) => this.hasPair(index);
     const before = Math.floor(clock.position);
-    const allowed = leash(anchor, has, clock.frames, clock.loop) - anchor - ahead(anchor, before, clock.frames);
+    // After a jump the clock waits for the very frame that was asked for; else it may run to pairs further on.
+    const limit = anchor === this.shown ? leash(anchor, has, clock.frames, clock.loop) : anchor + 1.99;
+    const allowed = limit - anchor - ahead(anchor, before, clock.frames);
     const next = newestPair(anchor, clock.advance(now, before + allowed), has, clock.frames);
     if (next !== anchor) this.present(next);
     if (clock.running) return;
@@ -181,8 +183,9 @@ class Player {
     if (!this.ready || this.failed || !Number.isFinite(frame)) return;
     const wanted = clamp(Math.round(frame), 0, this.clock.frames - 1);
     this.clock.seek(wanted);
-    if (this.clock.running) [this.anchor, this.wanted] = [wanted - 1, wanted];
-    else this.seekPair(wanted);
+    if (!this.clock.running) return void this.seekPair(wanted);
+    [this.anchor, this.wanted] = [wanted - 1, wanted];
+    for (const source of this.sources) source.seek(wanted);
   }
 
   /** Bring both sides to one frame, then show it. One pair is fetched at a time; of the wishes meanwhile the last counts. */

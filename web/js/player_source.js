@@ -146,9 +146,11 @@ export class VideoSource {
     this.waiting.delete(index);
   }
 
-  /** Resolves when the frame is in the store. Until then the element stands still. */
+  /** Resolves when the frame is in the store, or a new wish replaces this one. Until then the element stands still. */
   seek(index) {
     this.due = index;
+    for (const done of this.waiting.values()) done();
+    this.waiting.clear();
     if (this.store.has(index)) return Promise.resolve();
     this.halt();
     return new Promise((resolve) => {
