@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .sedialect_core import (
+        CalibrationCache,
         Dialect,
         EncodedTensor,
         Formatbook,
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
         SeDialectError,
         SeDialectLinear,
         TokenLayout,
+        calibrate,
         encode,
         quantize_model,
     )
 
 __version__ = "0.1.0"
 __all__ = [
+    "CalibrationCache",
     "Dialect",
     "EncodedTensor",
     "Formatbook",
@@ -31,6 +34,7 @@ __all__ = [
     "SeDialectError",
     "SeDialectLinear",
     "TokenLayout",
+    "calibrate",
     "encode",
     "quantize_model",
 ]

@@ -4,6 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .calibration.cache import CalibrationCache
+    from .calibration.moments import calibrate
     from .codec import EncodedTensor, encode
     from .config import SeDialectConfig
     from .errors import SeDialectError
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 _HOME = {
+    "CalibrationCache": ".calibration.cache",
     "Dialect": ".formatbook",
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
@@ -22,10 +25,12 @@ _HOME = {
     "SeDialectError": ".errors",
     "SeDialectLinear": ".linear",
     "TokenLayout": ".inspection",
+    "calibrate": ".calibration.moments",
     "encode": ".codec",
     "quantize_model": ".integrations.models",
 }
 __all__ = [
+    "CalibrationCache",
     "Dialect",
     "EncodedTensor",
     "Formatbook",
@@ -34,6 +39,7 @@ __all__ = [
     "SeDialectError",
     "SeDialectLinear",
     "TokenLayout",
+    "calibrate",
     "encode",
     "quantize_model",
 ]

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from quantized_pipelines import lora, quantized
 from safetensors import safe_open
 from test_checkpoint import EXACT, GOLDEN, WEIGHTS, load, outputs, record, rewrite, same
 from tiny_models import TINY
+from tiny_pipelines import build, generate
 from torch import nn
 
-from sedialect import SeDialectConfig, SeDialectLinear, quantize_model
+from sedialect import SeDialectConfig, SeDialectLinear, encode, quantize_model
+from sedialect.kernels.rotation import rotate_rows
 from sedialect.sedialect_core import checkpoint, config
 from sedialect.sedialect_core.checkpoint import RECORD
 from sedialect.sedialect_core.errors import ConfigError, InputError
@@ -137,3 +140,40 @@ def test_settings_with_and_without_rotation_come_back():
     for value in (SeDialectConfig(), ROTATED, SeDialectConfig(rotation=128, block_size=32)):
         assert SeDialectConfig.from_dict(value.to_dict()) == value
         assert SeDialectConfig.from_dict(json.loads(value.to_json_string())) == value
+
+
+def test_a_lora_beside_rotated_layers_adds_what_it_adds_to_others():
+    pipe, arguments = quantized(precision="w4a16", rotation=16)
+    plain, _ = build("wan")
+    for name, layer in pipe.transformer.named_modules():
+        if isinstance(layer, SeDialectLinear):
+            plain.transformer.get_submodule(name).weight.data.copy_(layer.dequantize(torch.float32))
+    before = generate(pipe, arguments)
+    for each in (pipe, plain):
+        each.load_lora_weights(lora(), adapter_name="a")
+    after = generate(pipe, arguments)
+    assert not torch.allclose(before, after, atol=1e-3)
+    assert torch.allclose(after, generate(plain, arguments), rtol=0, atol=5e-5)
+
+
+def test_a_lora_is_fused_into_rotated_layers_and_taken_out_bit_for_bit():
+    pipe, _ = quantized(rotation=16)
+    layer = pipe.transformer.blocks[0].attn1.to_q
+    before, decoded = [tensor.clone() for tensor in layer.parameters()], layer.dequantize(torch.float32)
+    pipe.load_lora_weights(lora(), adapter_name="a")
+    adapter = pipe.transformer.blocks[0].attn1.to_q
+    wanted = decoded + adapter.get_delta_weight("a")
+    pipe.fuse_lora()
+    fused = layer.dequantize(torch.float32)
+    assert (fused - wanted).norm() / wanted.norm() < 0.12
+    assert torch.equal(layer.weight, encode(rotate_rows(wanted, 16)).codes)
+    pipe.unfuse_lora()
+    assert all(torch.equal(one, two) for one, two in zip(before, layer.parameters(), strict=True))
+
+
+def test_fusing_a_lora_into_calibrated_weights_says_what_is_lost():
+    pipe, _ = quantized()
+    pipe.transformer.blocks[0].attn1.to_q.compensated = True
+    pipe.load_lora_weights(lora(), adapter_name="a")
+    with pytest.warns(UserWarning, match="is fused into weights that were encoded by calibration; .*encoded plainly"):
+        pipe.fuse_lora()
