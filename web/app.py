@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ("gradio", "starlette", "torch", "diffusers", "transformers", "av", "PIL")
 SESSIONS = 64  # visitors whose last results are remembered
 MAX_UPLOAD = 1  # bytes: the page takes no files, and Gradio's upload route is open all the same
 
@@ -61,6 +62,8 @@ def serve(settings: Settings) -> Served:
         from .player import routes
         from .theme import STYLE, theme
     except ImportError as error:
+        if (error.name or "").partition(".")[0] not in NEEDED:
+            raise
         raise InputError(f"the app needs {error.name}; install it: pip install 'sedialect[app]'") from None
     check_codec()
     service = make_service(settings)
@@ -134,7 +137,7 @@ def _loader(model: str, dtype: str, device: str) -> Callable[[], Any]:
 
 
 def _run_from_a_clone() -> None:
-    """Make the clone that this file lies in the package `sedialect`, whatever its folder is called, and serve."""
+    """Make the clone that this file lies in the package `sedialect`, whatever its folder is called, and run `sedialect app`."""
     import importlib.util
 
     place = importlib.util.spec_from_file_location("sedialect", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
@@ -142,9 +145,10 @@ def _run_from_a_clone() -> None:
     package = importlib.util.module_from_spec(place)
     sys.modules["sedialect"] = package
     place.loader.exec_module(package)
-    app = importlib.import_module("sedialect.web.app")
+    cli = importlib.import_module("sedialect.sedialect_core.cli")
     model = os.environ.get("SEDIALECT_MODEL")
-    app.launch(app.Settings(model=model, host="0.0.0.0", port=int(os.environ.get("PORT", "7860"))))
+    options = ["--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860"), *(["--model", model] if model else [])]
+    sys.exit(cli.main(["app", *options]))
 
 
 if __name__ == "__main__":
