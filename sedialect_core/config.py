@@ -13,12 +13,26 @@ from .errors import ConfigError
 CONFIG_VERSION = 2
 # The version that first had a setting; 1 where it is not named. A setting with its default is not written, and the version
 # written is the lowest that has all that are: what an older sedialect can read, it reads.
-SINCE: Mapping[str, int] = {"rotation": 2}
+SEMANTICS = (
+    "salient_ratio",
+    "salient_by",
+    "salient_layers",
+    "semantic",
+    "semantic_window",
+    "semantic_spacing",
+    "semantic_quantile",
+    "semantic_similarity",
+    "refresh_every",
+    "protected_steps",
+)
+SINCE: Mapping[str, int] = {"rotation": 2, **dict.fromkeys(SEMANTICS, 2)}
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
 ROTATIONS = (0, 16, 32, 64, 128)
+SALIENCES = ("norm", "error", "attention", "peak-attention", "random")
+SALIENT_LAYERS = ("feed_forward", "all")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -49,6 +63,19 @@ class SeDialectConfig:
         layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
         rotation: rotate weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0: do
             not. With calibration, only the layers that it brings nearer to 16 bit.
+        salient_ratio: the part of the video tokens, 0..1, whose residual is encoded as well (DESIGN 2.4), and with them all
+            text tokens; 0: none.
+        salient_by: which tokens those are: of the largest "norm" or encoding "error" of the layer's input; those that
+            received most "attention" when the block was last profiled, or the highest single one, "peak-attention"; or, for
+            comparison, "random" ones.
+        salient_layers: "feed_forward", where a second term brings most for what it costs (docs/semantics.md), or "all".
+        semantic: let tokens that belong together share a sub-formatbook (DESIGN 2.5).
+        semantic_window: frames, rows and columns around an anchor whose tokens may join it.
+        semantic_spacing: frames, rows and columns from one anchor to the next; zeros: as the window, so that none overlap.
+        semantic_quantile: a member's attention from the anchor lies at or above this quantile of the window's, 0..1.
+        semantic_similarity: and the cosine between its input and the anchor's is at least this, -1..1.
+        refresh_every: profile attention and groups at every such step; 0: at the first only.
+        protected_steps: how many steps at the start and at the end of sampling run with 8-bit activations.
         formatbook_digest: what the book's numbers must hash to, as checkpoints record it; empty where any will do.
 
     Raises:
@@ -69,6 +96,16 @@ class SeDialectConfig:
     layer_precisions: tuple[tuple[str, str], ...] = ()
     formatbook_digest: str = ""
     rotation: int = 0
+    salient_ratio: float = 0.0
+    salient_by: str = "norm"
+    salient_layers: str = "feed_forward"
+    semantic: bool = False
+    semantic_window: tuple[int, int, int] = (2, 2, 2)
+    semantic_spacing: tuple[int, int, int] = (0, 0, 0)
+    semantic_quantile: float = 0.5
+    semantic_similarity: float = 0.99
+    refresh_every: int = 5
+    protected_steps: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
@@ -79,6 +116,7 @@ class SeDialectConfig:
         _one_of("candidates", self.candidates, ("max", "all"))
         _one_of("modulation", self.modulation, MODULATIONS)
         _one_of("rotation", self.rotation, ROTATIONS)
+        self._check_semantics()
         for pattern, precision in self.layer_precisions:
             _one_of(f"layer_precisions[{pattern!r}]", precision, PRECISIONS)
         for pattern in (*self.skip, *(pattern for pattern, _ in self.layer_precisions)):
@@ -89,6 +127,26 @@ class SeDialectConfig:
         length = len(json.dumps(self.to_dict()))
         if length > MAX_CHARACTERS:
             raise ConfigError(f"these settings take {length} of at most {MAX_CHARACTERS} characters; use shorter patterns")
+
+    def _check_semantics(self) -> None:
+        for name, length in (("semantic_window", 3), ("semantic_spacing", 3), ("protected_steps", 2)):
+            values = tuple(getattr(self, name))
+            object.__setattr__(self, name, values)
+            least = 1 if name == "semantic_window" else 0
+            if len(values) != length or any(type(value) is not int or value < least for value in values):
+                raise ConfigError(f"{name} is {values}; give {length} integers of at least {least}")
+        _one_of("salient_by", self.salient_by, SALIENCES)
+        _one_of("salient_layers", self.salient_layers, SALIENT_LAYERS)
+        for name, low in (("salient_ratio", 0), ("semantic_quantile", 0), ("semantic_similarity", -1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 1:
+                raise ConfigError(f"{name} is {value!r}; it lies between {low} and 1")
+        if type(self.semantic) is not bool:
+            raise ConfigError(f"semantic is {self.semantic!r}; it is True or False")
+        if type(self.refresh_every) is not int or self.refresh_every < 0:
+            raise ConfigError(f"refresh_every is {self.refresh_every!r}; give a number of steps, or 0")
+        if self.semantic and self.semantic_window == (1, 1, 1):
+            raise ConfigError("semantic_window is (1, 1, 1), which holds nothing but the anchor; make it larger")
 
     @classmethod
     def preset(cls, name: str = "default", **overrides: Any) -> "SeDialectConfig":

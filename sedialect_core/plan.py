@@ -1,6 +1,7 @@
 """What will be done to which layer, and why: pure data, made before anything is touched, printed and saved as it is."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 from .config import SeDialectConfig
 from .errors import ModelError
 from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+from .semantics.decisions import attention_modules, check_layout, decide, is_guided
 
 ROW_SCALE_BITS = 32
 META_BITS = 8
@@ -44,6 +46,10 @@ class LayerPlan:
     """Size of the Hadamard blocks by which weight and inputs are rotated; 0: they are not."""
     compensated: bool = False
     """Whether the weight was encoded with the layer's inputs in view."""
+    salient: str = ""
+    """How the tokens are chosen that get a second term: `salient_by`; "text" where all rows are text; "": there are none."""
+    grouped: bool = False
+    """Whether tokens that belong together share a sub-formatbook."""
 
     @property
     def explanation(self) -> str:
@@ -147,14 +153,32 @@ def make_plan(
         linear_types: exact types of what counts as a linear, as of `find_linears`.
 
     Raises:
-        ModelError: no layer can be quantized; the message holds the commonest reason.
+        ModelError: no layer can be quantized; the message holds the commonest reason. Or groups are wanted, and where the
+            video tokens stand is unknown.
     """
     sites = find_linears(model, linear_types=linear_types)
     layers = tuple(_decide(site, config, _kept_in_fp32(model)) for site in sites)
     name = type(model).__name__
     if not any(layer.precision for layer in layers):
         raise ModelError(f"{name} has no layer to quantize: {_commonest_reason(layers)}")
-    return Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
+    return guided(Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model)))
+
+
+def guided(plan: Plan) -> Plan:
+    """The plan with what its settings mean for tokens; notes say where they mean nothing, and why.
+
+    Raises:
+        ModelError: groups are wanted, and where the video tokens stand is unknown.
+    """
+    check_layout(plan.model, plan.token_layout, plan.config)
+    if not is_guided(plan.config):
+        return plan
+    attentions = attention_modules(plan.layers, plan.token_layout)
+    decisions = [decide(layer, plan.token_layout, plan.config, attentions) for layer in plan.layers]
+    pairs = zip(plan.layers, decisions, strict=True)
+    layers = tuple(replace(layer, salient=decision.salient, grouped=decision.grouped) for layer, decision in pairs)
+    reasons = Counter(decision.reason for decision in decisions if decision.reason)
+    return replace(plan, layers=layers, notes=(*plan.notes, *(f"{count} layers: {why}" for why, count in reasons.items())))
 
 
 def recorded_plan(
@@ -177,7 +201,7 @@ def recorded_plan(
     decided = (_decide(site, config, _kept_in_fp32(model)) for site in sites)
     rotated = rotations or {}
     layers = tuple(_recorded(layer, block_size, precisions.get(layer.name), rotated.get(layer.name, 0)) for layer in decided)
-    return Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model))
+    return guided(Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model)))
 
 
 def _recorded(today: LayerPlan, block_size: int, precision: str | None, rotation: int) -> LayerPlan:

@@ -38,6 +38,7 @@ LEVELS = [
     ["sedialect_core/quantize.py"],
     ["sedialect_core/calibrated.py"],
     ["sedialect_core/plan.py"],
+    ["sedialect_core/semantics"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],

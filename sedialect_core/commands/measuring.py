@@ -18,6 +18,12 @@ def add_to(commands: Any) -> None:
     _add_quality(bench)
     fusing = bench.add_parser("fusing", help="what 4-bit rounding leaves of a LoRA that is fused")
     fusing.set_defaults(run=run_fusing)
+    compensating = bench.add_parser("compensating", help="what encoding a weight by calibration takes and brings")
+    compensating.add_argument("--rows", type=int, default=5120, help="outputs of the layer")
+    compensating.add_argument("--width", type=int, default=5120, help="inputs of the layer")
+    compensating.add_argument("--tokens", type=int, default=32768, help="calibration rows")
+    compensating.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    compensating.set_defaults(run=run_compensating)
     loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
@@ -29,6 +35,18 @@ def run_fusing(parsed: argparse.Namespace) -> int:
     from ..bench.fusing import measure_fusing
 
     print(measure_fusing())
+    return 0
+
+
+def run_compensating(parsed: argparse.Namespace) -> int:
+    """Print the table, with the machine."""
+    from ..bench.compensating import measure_compensating
+    from ..comparison import environment
+    from ..sampling import pick_device
+
+    print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
+    where = environment()
+    print(f"\n{where['device']}; torch {where['versions']['torch']}; {where['date']}.")
     return 0
 
 

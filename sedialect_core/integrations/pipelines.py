@@ -15,6 +15,7 @@ from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready, check_restorable
 from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes
+from .semantics import follow
 from .state import Enabled, mark_plain, mark_quantized
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class SeDialectMixin:
             cache = calibration_of(self, calibration, config, progress)
         for name, model in models.items():
             _enable(name, model, config, keep_original, progress, cache)
+            follow(self, model)
         return self
 
     def disable_sedialect(self) -> "SeDialectMixin":

@@ -12,6 +12,7 @@ from ..linear import SeDialectLinear
 from ..plan import Plan
 from ..report import model_bytes
 from ..shared_input import share_inputs
+from .semantics import attach, detach
 
 REFUSED = {
     "fuse_qkv_projections": "would join packed codes as if they were weights; call it before enable_sedialect()",
@@ -46,6 +47,7 @@ def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any = None) -> N
     for name, value in marks.items():
         setattr(model, name, value)
     share_inputs(_readers(model, state.plan))
+    attach(model, state.plan)
 
 
 def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialectLinear]]:
@@ -59,6 +61,7 @@ def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialect
 
 def mark_plain(model: nn.Module) -> None:
     """Take the marks off again, those in the model's config included: what is saved now is a 16-bit model."""
+    detach(model)
     for name in ("_sedialect", "is_quantized", "quantization_method", "hf_quantizer", *REFUSED):
         model.__dict__.pop(name, None)
     config = getattr(model, "_internal_dict", None)

@@ -1,0 +1,165 @@
+"""What a plan says about tokens, put into a quantized model; and a model's pipeline, whose scheduler knows the steps."""
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import SEMANTICS, SeDialectConfig
+from ..errors import ConfigError, ModelError
+from ..linear import Guide, SeDialectLinear
+from ..plan import LayerPlan, Plan, guided
+from ..semantics.decisions import attention_modules, is_guided, needs_profile
+from ..semantics.guides import TextGuide, TokenGuide
+from ..semantics.hook import StepHook, fixed_layout
+from ..semantics.placement import Placement, attention_placement, placement_of
+from ..semantics.probe import Watched, remove, watch_module, watch_torch_and_diffusers
+from ..semantics.saliency import BY_ATTENTION, Encoding
+from ..semantics.state import BlockState, GroupState
+
+HOOK, HANDLES = "_sedialect_steps", "_sedialect_hooks"  # attributes of a model
+
+
+def attach(model: nn.Module, plan: Plan) -> None:
+    """Give the model's layers their guides, and have its attention watched, as the plan says. Whatever was attached goes."""
+    detach(model)
+    config = plan.config
+    if not is_guided(config):
+        return
+    hook = StepHook(config, fixed_layout(plan.token_layout), _parameters(model))
+    handles = [model.register_forward_pre_hook(hook, with_kwargs=True)]
+    if needs_profile(config):
+        watch_torch_and_diffusers()
+        placement = attention_placement(plan.token_layout)
+        for block, name in attention_modules(plan.layers, plan.token_layout).items():
+            assert isinstance(placement, Placement)
+            state = hook.blocks[block] = BlockState(config.salient_ratio if config.salient_by in BY_ATTENTION else 0.0)
+            peak = config.salient_by == "peak-attention"
+            watched = Watched(hook.flags, placement, config.semantic_quantile, peak, state)
+            handles += watch_module(model.get_submodule(name), watched)
+    guides: dict[object, Guide] = {}
+    for entry, layer in _guided_layers(model, plan):
+        key = (entry.shared_input or entry.name, layer.block_size, layer.rotation, entry.salient, entry.grouped)
+        if key not in guides:
+            guides[key] = _guide(entry, layer, plan, hook)
+        layer.guide = guides[key]
+    setattr(model, HOOK, hook)
+    setattr(model, HANDLES, handles)
+
+
+def detach(model: nn.Module) -> None:
+    """Take guides and hooks off a model."""
+    remove(model.__dict__.pop(HANDLES, ()))
+    model.__dict__.pop(HOOK, None)
+    for module in model.modules():
+        if isinstance(module, SeDialectLinear):
+            module.guide = None
+
+
+def reguide(model: nn.Module, **settings: Any) -> Plan:
+    """Change what a quantized model does with its tokens; its weights stay as they are.
+
+    Args:
+        settings: those of `SeDialectConfig` that only matter while the model runs: `salient_ratio`, `semantic`, …
+
+    Returns:
+        The new plan.
+
+    Raises:
+        ConfigError: another setting, or a value that is not possible.
+        ModelError: the model is not quantized, or compiled: compiled graphs would not see the change.
+    """
+    state = getattr(model, "_sedialect", None)
+    if state is None:
+        raise ModelError(f"{type(model).__name__} is not quantized by sedialect; call enable_sedialect() first")
+    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
+        raise ModelError(f"{type(model).__name__} is compiled; change its settings before torch.compile")
+    for name in settings:
+        if name not in SEMANTICS:
+            raise ConfigError(f"{name} cannot be changed in a quantized model; there are {', '.join(SEMANTICS)}")
+    config: SeDialectConfig = state.plan.config.override(**settings)
+    layers = tuple(replace(layer, salient="", grouped=False) for layer in state.plan.layers)
+    plan = guided(replace(state.plan, config=config, layers=layers, notes=()))
+    pipeline = schedule_pipeline(model)
+    attach(model, plan)
+    state.plan = plan
+    if pipeline is not None:
+        follow(pipeline, model)
+    return plan
+
+
+def follow(pipeline: Any, model: nn.Module) -> None:
+    """Tell a model which pipeline's scheduler counts its steps."""
+    hook = getattr(model, HOOK, None)
+    if isinstance(hook, StepHook):
+        hook.counter.schedule.pipeline = weakref.ref(pipeline)
+
+
+def schedule_pipeline(model: nn.Module) -> Any:
+    """The pipeline that the model follows, or None."""
+    hook = getattr(model, HOOK, None)
+    found = hook.counter.schedule.pipeline if isinstance(hook, StepHook) else None
+    return found() if found is not None else None
+
+
+def follow_all(pipeline: Any) -> None:
+    """Let every guided model among a pipeline's parts follow it."""
+    for part in list(vars(pipeline).values()):
+        if isinstance(part, nn.Module):
+            follow(pipeline, part)
+
+
+def _guided_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[LayerPlan, SeDialectLinear]]:
+    """The layers that have anything to be told."""
+    for entry in plan.quantized:
+        layer = model.get_submodule(entry.name)
+        protects = any(plan.config.protected_steps)
+        told = entry.salient or entry.grouped or (protects and entry.block is not None)
+        if isinstance(layer, SeDialectLinear) and layer.precision == "w4a4" and told:
+            yield entry, layer
+
+
+def _guide(entry: LayerPlan, layer: SeDialectLinear, plan: Plan, hook: StepHook) -> Guide:
+    config, protects = plan.config, any(plan.config.protected_steps)
+    if entry.salient == "text" or not (entry.salient or entry.grouped):
+        return TextGuide(hook.flags, bool(entry.salient), protects)
+    place = placement_of(entry.stream, plan.token_layout)
+    guide = TokenGuide(
+        hook.flags,
+        layer.formatbook,
+        Encoding(layer.block_size, layer.candidates, layer.rotation),
+        place if isinstance(place, Placement) else None,
+        config.salient_ratio if entry.salient else 0.0,
+        entry.salient or config.salient_by,
+        protects,
+        hook.blocks.get(entry.block or ""),
+    )
+    if entry.grouped:
+        guide.groups = GroupState(layer.in_features // layer.block_size)
+        guide.similarity = config.semantic_similarity
+        guide.books = sub_formatbooks(layer)
+        hook.groups.append(guide.groups)
+    return guide
+
+
+def sub_formatbooks(layer: SeDialectLinear) -> torch.Tensor:
+    """Shapes of each of the book's sub-formatbooks as bits, uint8 [P].
+
+    Raises:
+        ModelError: the book has none.
+    """
+    books = layer.formatbook.sub_formatbooks
+    if not books:
+        raise ModelError(
+            f"formatbook {layer.formatbook.name!r} has no sub-formatbooks, which semantic=True shares; use 'sedialect-32'"
+        )
+    return torch.tensor([sum(1 << shape for shape in shapes) for shapes in books], dtype=torch.uint8)
+
+
+def _parameters(model: nn.Module) -> tuple[str, ...]:
+    """Names of the forward's parameters, in order."""
+    return tuple(inspect.signature(type(model).forward).parameters)[1:]

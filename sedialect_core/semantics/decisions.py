@@ -1,0 +1,113 @@
+"""What is done for which layer's tokens, and why not more: pure data, from names and settings alone."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..config import SeDialectConfig
+from ..errors import ModelError
+from ..inspection import TokenLayout
+from .placement import Placement, attention_placement, grid_is_told, placement_of
+from .saliency import BY_ATTENTION
+
+KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name
+
+
+class Layer(Protocol):
+    """What of a `LayerPlan` is looked at."""
+
+    name: str
+    role: str
+    stream: str
+    block: str | None
+    precision: str | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """For one layer.
+
+    salient  how its salient tokens are chosen: `salient_by`, "text" where all rows are text, "" where none are
+    grouped  whether its tokens are grouped
+    reason   why something that the settings ask for is not done; empty where all of it is
+    """
+
+    salient: str = ""
+    grouped: bool = False
+    reason: str = ""
+
+
+def decide(layer: Layer, layout: TokenLayout, config: SeDialectConfig, attentions: dict[str, str]) -> Decision:
+    """The decision for one layer; `attentions` as of `attention_modules`."""
+    if layer.precision != "w4a4" or layer.block is None or layer.role not in ("attention", "feed_forward"):
+        return Decision()
+    place = placement_of(layer.stream, layout)
+    if isinstance(place, Placement) and place.where == "none":
+        return Decision("text" if config.salient_ratio else "")
+    salient, why = _salient(layer, place, layout, config, attentions)
+    obstacle = _obstacle(layer, place, layout, attentions) if config.semantic else ""
+    reasons = (f"second terms are off: {why}" if why else "", f"groups are off: {obstacle}" if obstacle else "")
+    return Decision(salient, config.semantic and not obstacle, "; ".join(filter(None, reasons)))
+
+
+def needs_profile(config: SeDialectConfig) -> bool:
+    """Whether these settings need to see attention."""
+    return config.semantic or (config.salient_ratio > 0 and config.salient_by in BY_ATTENTION)
+
+
+def is_guided(config: SeDialectConfig) -> bool:
+    """Whether these settings tell layers anything about their rows."""
+    return config.salient_ratio > 0 or config.semantic or any(config.protected_steps)
+
+
+def check_layout(model: str, layout: TokenLayout, config: SeDialectConfig) -> None:
+    """Refuse groups for a model whose tokens nobody can place.
+
+    Raises:
+        ModelError: that is so.
+    """
+    if config.semantic and layout.order == "unknown":
+        raise ModelError(
+            f"semantic=True needs to know where the video tokens of {model} stand; pass token_layout=TokenLayout(...) to "
+            "quantize_model, or leave semantic off"
+        )
+
+
+def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
+    """The self-attention of the video tokens of each block: block -> dotted name of the module that holds its keys' linear.
+
+    Blocks without one, or where the video's keys cannot be told from others, are left out.
+    """
+    found: dict[str, str] = {}
+    for layer in layers:
+        parent, _, leaf = layer.name.replace(".base_layer", "").rpartition(".")
+        told = layer.stream in ("video", "joint") and isinstance(attention_placement(layout), Placement)
+        if layer.block is not None and layer.role in ("attention", "feed_forward") and told and KEYS.search(leaf):
+            found.setdefault(layer.block, parent)
+    return found
+
+
+def _salient(
+    layer: Layer, place: Placement | str, layout: TokenLayout, config: SeDialectConfig, attentions: dict[str, str]
+) -> tuple[str, str]:
+    """How salient tokens are chosen, "" for not at all, and why not."""
+    if not config.salient_ratio or (config.salient_layers == "feed_forward" and layer.role != "feed_forward"):
+        return "", ""
+    if config.salient_by in BY_ATTENTION:
+        obstacle = _obstacle(layer, place, layout, attentions)
+        return ("", obstacle) if obstacle else (config.salient_by, "")
+    if isinstance(place, Placement) and place.where != "all" and not grid_is_told(layout):
+        return "", "the token grid cannot be read from the model's inputs, so text and video are not told apart"
+    return config.salient_by, ""
+
+
+def _obstacle(layer: Layer, place: Placement | str, layout: TokenLayout, attentions: dict[str, str]) -> str:
+    """Why what attention shows cannot be used for this layer; empty if it can."""
+    if isinstance(place, str):
+        return place
+    if not grid_is_told(layout):
+        return "the token grid cannot be read from the model's inputs"
+    if layer.block not in attentions:
+        return "its block has no self-attention of the video tokens that could be looked at"
+    return ""

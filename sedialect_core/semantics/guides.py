@@ -1,0 +1,116 @@
+"""What a layer is told about its rows: salient tokens, groups, and whether the step is protected.
+
+Guides run in every forward, compiled or not. They read tensors, the shape of their input and settings that never change;
+compiled graphs therefore hold for all steps. Layers that read the same input have one guide.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from ...kernels.tables import DialectTables
+from ..formatbook import Formatbook
+from ..linear import Guidance
+from . import operators
+from .placement import Placement
+from .saliency import BY_ATTENTION, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
+from .state import BlockState, Flags, GroupState
+
+
+@dataclass
+class TextGuide:
+    """All rows are text: each gets its second term."""
+
+    flags: Flags
+    salient: bool
+    protects: bool
+
+    def __call__(self, x: torch.Tensor) -> Guidance:
+        """Guidance for x [..., K]."""
+        rows = x.numel() // x.shape[-1]
+        salient = torch.arange(rows, dtype=torch.int32, device=x.device) if self.salient else None
+        return Guidance(salient, protected=self.flags.protected if self.protects else None)
+
+
+@dataclass
+class TokenGuide:
+    """Rows of video tokens, alone or with text.
+
+    placement  where the video tokens stand; None: they are not told apart, and all rows are chosen from alike
+    ratio, by  settings `salient_ratio` and `salient_by`
+    block      attention of the layer's block, where it chooses the tokens, and for groups
+    groups     groups of this input, or None
+    """
+
+    flags: Flags
+    formatbook: Formatbook
+    encoding: Encoding
+    placement: Placement | None
+    ratio: float = 0.0
+    by: str = "norm"
+    protects: bool = False
+    block: BlockState | None = None
+    groups: GroupState | None = None
+    similarity: float = 1.0
+    books: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+    def __call__(self, x: torch.Tensor) -> Guidance:
+        """Guidance for x [..., N, K]; leading axes are samples.
+
+        Raises:
+            ModelError: the sequence does not fit the grid.
+        """
+        x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x.view(1, 1, -1)
+        length = x.shape[1]
+        start, stop = (0, length) if self.placement is None else self.placement.span(length, self.flags.video_tokens)
+        salient = self._salient(x, start, stop) if self.ratio else None
+        group, choice = self._shared(x, start, stop) if self.groups is not None and stop > start else (None, None)
+        return Guidance(salient, group, choice, self.flags.protected if self.protects else None)
+
+    def _salient(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Rows of the flattened input, int32 [E]: the chosen video tokens of each sample, and all its text."""
+        samples, length, _ = x.shape
+        tokens = [self._chosen(x, start, stop) + start] if stop > start else []
+        if self.placement is not None and self.placement.others:
+            rest = torch.cat([torch.arange(0, start, device=x.device), torch.arange(stop, length, device=x.device)])
+            tokens.append(rest.expand(samples, -1))
+        first = torch.arange(samples, device=x.device).unsqueeze(1) * length
+        return (torch.cat(tokens, dim=1) + first).flatten().int()
+
+    def _chosen(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Places among the video tokens, int64 [samples, k]."""
+        if self.by in BY_ATTENTION and self.block is not None:
+            return self.block.salient.index_select(0, self.flags.call_there).squeeze(0).to(x.device)
+        return top_tokens(self._score(x[:, start:stop]), salient_count(self.ratio, stop - start))
+
+    def _score(self, video: torch.Tensor) -> torch.Tensor:
+        if self.by == "error":
+            return encoding_error(video, self._tables(video), self.encoding)
+        return row_norm(video) if self.by == "norm" else chance(video)
+
+    def _shared(self, x: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Group of each row, int32 [M], and what each group took, uint8 [G, K/B]."""
+        state, block = self.groups, self.block
+        assert state is not None and block is not None
+        operators.assign_groups(
+            x,
+            list(self._tables(x)),
+            self.encoding.block_size,
+            self.encoding.rotation,
+            self.books,
+            start,
+            self.similarity,
+            self.flags.assign,
+            self.flags.call,
+            self.flags.windows.anchors,
+            block.claims,
+            state.group,
+            state.choice,
+        )
+        call = self.flags.call_there
+        group = torch.full(x.shape[:2], -1, dtype=torch.int32, device=x.device)
+        group[:, start:stop] = state.group.index_select(0, call).squeeze(0).to(x.device)
+        return group.flatten(), state.choice.index_select(0, call).squeeze(0).to(x.device)
+
+    def _tables(self, x: torch.Tensor) -> DialectTables:
+        return self.formatbook.tables(x.device)

@@ -1,0 +1,160 @@
+"""The hook before each forward of a model: it counts steps, knows the grid, and tells layers and attentions what to do.
+
+It is never compiled: `torch.compile` runs it as it is and compiles what follows. A plain hook of torch's rather than one of
+diffusers', whose replaced `forward` a copied model would share with its original.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import SeDialectConfig
+from ..errors import ModelError
+from ..inspection import TokenLayout
+from .grouping import windows_of
+from .state import BlockState, Extents, Flags, GroupState
+from .steps import StepCounter
+
+TIMESTEPS = ("timestep", "timesteps", "t")
+LATENTS = ("hidden_states", "x", "img")
+CALLS = 2  # forwards a step to begin with: with and without the prompt
+
+
+@dataclass
+class StepHook:
+    """A forward pre-hook, to be registered with `with_kwargs=True`.
+
+    blocks  state of each attention that is watched, by the block's name
+    groups  state of each input whose tokens are grouped
+    """
+
+    config: SeDialectConfig
+    layout: TokenLayout
+    parameters: tuple[str, ...]
+    """Of the model's forward, in order."""
+    flags: Flags = field(default_factory=Flags)
+    counter: StepCounter = field(default_factory=StepCounter)
+    blocks: dict[str, BlockState] = field(default_factory=dict)
+    groups: list[GroupState] = field(default_factory=list)
+    extents: Extents | None = None
+    seen_layout: TokenLayout | None = None
+    """Of the last forward, with its grid."""
+    warned: bool = False
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a forward.
+
+        Raises:
+            ModelError: the forward has no timestep; windows are larger than the grid; or the last steps are to be protected
+                and nobody knows which those are.
+        """
+        arguments = dict(zip(self.parameters, args, strict=False)) | kwargs
+        latents = _first_latents(arguments)
+        begins = self.counter.advance(_timestep(arguments))
+        self.flags.move(latents[0].device)
+        self._know_grid(arguments, latents)
+        if begins:
+            self.reset()
+        self._tell()
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        for state in (*self.blocks.values(), *self.groups):
+            if state_is_made(state):
+                state.reset()
+
+    def _know_grid(self, arguments: Mapping[str, Any], latents: list[torch.Tensor]) -> None:
+        layout = self.layout.for_inputs(arguments)
+        if layout.grid is None:
+            return
+        samples = len(latents) if len(latents) > 1 else latents[0].shape[0]
+        if isinstance(arguments.get(LATENTS[0]), list):
+            samples = len(latents)
+        calls = max(CALLS, self.counter.call + 1, self.extents.calls if self.extents is not None else 0)
+        extents = Extents(calls, samples, layout.video_tokens, latents[0].device)
+        self.flags.video_tokens = extents.video_tokens
+        if layout != self.seen_layout and self.groups:
+            windows = windows_of(layout, self.config.semantic_window, self.config.semantic_spacing)
+            self.flags.windows = windows.to(extents.device)
+        self.seen_layout = layout
+        if extents != self.extents:
+            self.extents = extents
+            for block in self.blocks.values():
+                block.allocate(extents)
+            for group in self.groups:
+                group.allocate(extents, len(self.flags.windows.anchors))
+
+    def _tell(self) -> None:
+        """Set the flags of this forward."""
+        counter, flags = self.counter, self.flags
+        flags.call.fill_(counter.call)
+        flags.call_there.copy_(flags.call)
+        flags.profile.fill_(bool(self.blocks) and self.profiles(counter.step))
+        flags.assign.fill_(bool(self.groups) and counter.step > 0 and self.profiles(counter.step - 1))
+        flags.protected.fill_(self._is_protected())
+        if counter.step > 0 and not self.warned and self.profiles(counter.step - 1):
+            self._check_seen()
+
+    def profiles(self, step: int) -> bool:
+        """Whether attention is looked at in this step of a run."""
+        every = self.config.refresh_every
+        return step % every == 0 if every else step == 0
+
+    def _is_protected(self) -> bool:
+        first, last = self.config.protected_steps
+        position, total = self.counter.position, self.counter.total
+        if last and total is None:
+            raise ModelError(
+                f"protected_steps is {self.config.protected_steps}, but how many steps there are is known only in a "
+                f"diffusers pipeline whose scheduler holds the model's timesteps; use ({first}, 0) here"
+            )
+        return position < first or (total is not None and last > 0 and position >= total - last)
+
+    def _check_seen(self) -> None:
+        """Warn once if attention passed by unseen: choices would rest on nothing."""
+        call = self.counter.call
+        unseen = [name for name, block in self.blocks.items() if not bool(block.received[call].any())]
+        if unseen:
+            self.warned = True
+            warnings.warn(
+                f"the attention of {unseen[0]} ({len(unseen)} blocks in all) was not seen, so its tokens are chosen evenly "
+                "and not grouped; show a model's own attention function to watch_function(), or use salient_by='norm'",
+                stacklevel=2,
+            )
+
+
+def state_is_made(state: BlockState | GroupState) -> bool:
+    """Whether its tensors have their sizes yet."""
+    return (state.received if isinstance(state, BlockState) else state.group).numel() > 0
+
+
+def fixed_layout(layout: TokenLayout) -> TokenLayout:
+    """The layout without its grid, unless that is all there is to know it from."""
+    return layout if layout.axes == "unknown" else replace(layout, grid=None)
+
+
+def _timestep(arguments: Mapping[str, Any]) -> torch.Tensor:
+    for name in TIMESTEPS:
+        value = arguments.get(name)
+        if value is not None:
+            return value if isinstance(value, torch.Tensor) else torch.as_tensor(value)
+    raise ModelError(
+        f"a forward has none of {', '.join(TIMESTEPS)}, so steps cannot be told; switch semantic, protected_steps and "
+        "salient_by='attention' off"
+    )
+
+
+def _first_latents(arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+    """The latents of a forward, as a list: some models take a list of samples."""
+    named = [arguments[name] for name in LATENTS if arguments.get(name) is not None]
+    for value in (*named, *arguments.values()):
+        if isinstance(value, torch.Tensor):
+            return [value]
+        if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
+            return list(value)
+    raise ModelError("a forward has no tensor among its arguments")

@@ -1,0 +1,147 @@
+"""The two places where what a model sees becomes state, as torch operators: opaque to compilers, which keep their order.
+
+Both look at flags on the CPU, which the step hook sets before the model runs: nothing is computed in steps that do not
+profile, and no layer waits for the GPU.
+"""
+
+import torch
+
+from ...kernels import reference
+from ...kernels.rotation import rotate_rows
+from ...kernels.sharing import choose_books
+from ...kernels.tables import DialectTables
+from .attention import received_attention, window_attention
+from .grouping import Windows, claim_tokens, members_alike
+from .saliency import top_tokens
+
+OBSERVE_SCHEMA = (
+    "(Tensor query, Tensor key, Tensor? mask, float? scale, int sample, int start, Tensor profile, Tensor call, "
+    "Tensor anchors, Tensor members, float quantile, bool peak, Tensor(a!) received, Tensor(b!) salient, "
+    "Tensor(c!) claims) -> ()"
+)
+
+
+@torch.library.custom_op(
+    "sedialect::observe_attention", mutates_args=("received", "salient", "claims"), schema=OBSERVE_SCHEMA
+)
+def observe_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    sample: int,
+    start: int,
+    profile: torch.Tensor,
+    call: torch.Tensor,
+    anchors: torch.Tensor,
+    members: torch.Tensor,
+    quantile: float,
+    peak: bool,
+    received: torch.Tensor,
+    salient: torch.Tensor,
+    claims: torch.Tensor,
+) -> None:
+    """Note what an attention shows of the video tokens, if this step profiles.
+
+    Args:
+        query, key: [B, H, N, D] of the samples from number `sample` on; the video tokens begin at `start`.
+        profile: bool [1] and call: int64 [1], both on the CPU: whether to note anything, and for which call of the step.
+        anchors, members: of `Windows`; empty where no groups are wanted.
+        received: float32 [calls, samples, V]; salient: int64 [calls, samples, k], the k most attended; claims: int32
+            [calls, samples, V], as of `claim_tokens`.
+    """
+    if not bool(profile):
+        return
+    slot, samples = int(call), slice(sample, sample + query.shape[0])
+    video = slice(start, start + received.shape[2])
+    score = received_attention(query, key, mask, scale, peak=peak)[:, video]
+    received[slot, samples] = score.to(received.device)
+    salient[slot, samples] = top_tokens(score, salient.shape[2]).to(salient.device)
+    if anchors.numel():
+        windows = Windows(anchors, members).to(query.device)
+        attention = window_attention(query[:, :, video], key[:, :, video], windows.anchors, windows.members, scale)
+        claims[slot, samples] = claim_tokens(attention, windows, quantile, received.shape[2]).to(claims.device)
+
+
+@observe_attention.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+    sample: int,
+    start: int,
+    profile: torch.Tensor,
+    call: torch.Tensor,
+    anchors: torch.Tensor,
+    members: torch.Tensor,
+    quantile: float,
+    peak: bool,
+    received: torch.Tensor,
+    salient: torch.Tensor,
+    claims: torch.Tensor,
+) -> None:
+    return None
+
+
+ASSIGN_SCHEMA = (
+    "(Tensor x, Tensor[] tables, int block_size, int rotation, Tensor books, int start, float similarity, Tensor assign, "
+    "Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, Tensor(b!) choice) -> ()"
+)
+
+
+@torch.library.custom_op("sedialect::assign_groups", mutates_args=("group", "choice"), schema=ASSIGN_SCHEMA)
+def assign_groups(
+    x: torch.Tensor,
+    tables: list[torch.Tensor],
+    block_size: int,
+    rotation: int,
+    books: torch.Tensor,
+    start: int,
+    similarity: float,
+    assign: torch.Tensor,
+    call: torch.Tensor,
+    anchors: torch.Tensor,
+    claims: torch.Tensor,
+    group: torch.Tensor,
+    choice: torch.Tensor,
+) -> None:
+    """Form a layer's groups from what the last profiled step claimed, and choose their sub-formatbooks, if it is time to.
+
+    Args:
+        x: [B, N, K], whose video tokens begin at `start`.
+        books: uint8 [P], shapes of each sub-formatbook as bits; on the CPU.
+        assign: bool [1] and call: int64 [1], both on the CPU.
+        claims: int32 [calls, B, V]; group: int32 [calls, B, V], numbers b * A + a, -1 for none; choice: uint8
+            [calls, B * A, K/B].
+    """
+    if not bool(assign):
+        return
+    slot, width = int(call), x.shape[2]
+    video = x[:, start : start + claims.shape[2]]
+    rows_at_once = max(1, reference.GPU_CHUNK_ELEMENTS // width)
+    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, rows_at_once)
+    rows = video.reshape(-1, width)
+    rows = rotate_rows(rows, rotation) if rotation else rows
+    chosen = choose_books(rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size, books.to(x.device))
+    group[slot] = groups.to(group.device)
+    choice[slot] = chosen.to(choice.device)
+
+
+@assign_groups.register_fake
+def _(
+    x: torch.Tensor,
+    tables: list[torch.Tensor],
+    block_size: int,
+    rotation: int,
+    books: torch.Tensor,
+    start: int,
+    similarity: float,
+    assign: torch.Tensor,
+    call: torch.Tensor,
+    anchors: torch.Tensor,
+    claims: torch.Tensor,
+    group: torch.Tensor,
+    choice: torch.Tensor,
+) -> None:
+    return None

@@ -1,0 +1,115 @@
+"""Which step of a run a forward belongs to. Known from its timestep, and from the pipeline's scheduler where there is one.
+
+Schedulers are only read: pipelines copy them, closures and all, so that a wrapped `step` would step the wrong one.
+"""
+
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Schedule:
+    """The scheduler of a pipeline, read anew at every step: pipelines exchange it, and set its timesteps for each run."""
+
+    pipeline: "weakref.ref[Any] | None" = None
+
+    def read(self) -> "Reading | None":
+        """Timesteps of the run and the position in them; None without a pipeline, or before its first run."""
+        pipeline = self.pipeline() if self.pipeline is not None else None
+        scheduler = getattr(pipeline, "scheduler", None)
+        timesteps = getattr(scheduler, "timesteps", None)
+        if not isinstance(timesteps, torch.Tensor) or timesteps.ndim != 1:
+            return None
+        step = getattr(scheduler, "step_index", None)
+        begin = getattr(scheduler, "begin_index", None)
+        return Reading(timesteps, begin or 0 if step is None else int(step))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of a model know no pipeline."""
+        return {"pipeline": None}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a scheduler said: its timesteps [S], and the index of the current one, 0 where it counts none."""
+
+    timesteps: torch.Tensor
+    index: int
+
+
+@dataclass
+class StepCounter:
+    """Counts steps, and the forwards in each, of one model.
+
+    A new step begins when timestep or scheduler index change: guidance in two calls leaves both as they are. A new run
+    begins when the scheduler has new timesteps, when its index falls, or when the timestep turns round; where all of that
+    fails (a run broken off in its first step, of a model without a pipeline) `restart` begins one.
+    """
+
+    schedule: Schedule = field(default_factory=Schedule)
+    step: int = -1
+    """Of this run and this model, from 0."""
+    call: int = 0
+    """Of this step, from 0."""
+    position: int = 0
+    """Of this step in the whole schedule, which two experts share."""
+    total: int | None = None
+    """Steps in the schedule, where it is known."""
+    _time: float = float("nan")
+    _index: int = 0
+    _direction: int = 0
+    _timesteps: torch.Tensor | None = None  # kept, so that no other tensor can have its identity
+    _values: tuple[float, ...] = ()
+
+    def restart(self) -> None:
+        """The next forward begins a run."""
+        self.step, self.call, self._time, self._direction = -1, 0, float("nan"), 0
+
+    def advance(self, timestep: torch.Tensor) -> bool:
+        """Count one forward; whether it begins a run.
+
+        Args:
+            timestep: of any shape: conditioned frames or tokens may be held at 0, so the largest counts.
+        """
+        time = float(timestep.detach().max())
+        reading = self.schedule.read()
+        if reading is not None and reading.timesteps is not self._timesteps:
+            self._timesteps, self._values = reading.timesteps, tuple(reading.timesteps.double().tolist())
+            self.restart()
+        trusted = reading is not None and self._holds(time, timestep.dtype, reading.index)
+        index = reading.index if trusted and reading is not None else 0
+        turn = 0 if self._time != self._time else (time > self._time) - (time < self._time)
+        if index < self._index or turn * self._direction < 0:
+            self.restart()
+            turn = 0
+        if time != self._time or index != self._index:
+            self.step, self.call = self.step + 1, 0
+            self._direction = self._direction or turn
+        else:
+            self.call += 1
+        self._time, self._index = time, index
+        self.total = len(self._values) if trusted else None
+        self.position = index or self._found(time, timestep.dtype) if trusted else self.step
+        return self.step == 0 and self.call == 0
+
+    def _holds(self, time: float, dtype: torch.dtype, index: int) -> bool:
+        """Whether the scheduler is the one that this timestep comes from."""
+        if index:
+            return index < len(self._values) and _rounded(self._values[index], dtype) == time
+        return any(_rounded(value, dtype) == time for value in self._values)
+
+    def _found(self, time: float, dtype: torch.dtype) -> int:
+        """Place of a timestep in the schedule, for schedulers that do not count."""
+        return next(i for i, value in enumerate(self._values) if _rounded(value, dtype) == time)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start before a run."""
+        return StepCounter(Schedule()).__dict__
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    """A timestep as the pipeline hands it on: cast to the model's dtype, or to whole numbers."""
+    return float(torch.tensor(value, dtype=torch.float64).to(dtype))

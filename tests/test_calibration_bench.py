@@ -1,0 +1,65 @@
+"""Peers in the compensating loop, and the bench of the loop itself."""
+
+import pytest
+import torch
+
+from sedialect.sedialect_core.bench.compensated_peers import blocks_of, compensated_weight, rotated
+from sedialect.sedialect_core.bench.compensating import measure_compensating
+from sedialect.sedialect_core.bench.peers import FP8_ROWS, INT4, MXFP4, NVFP4, PeerLinear
+from sedialect.sedialect_core.calibrated import InputStatistics
+from sedialect.sedialect_core.errors import InputError
+
+
+def random(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rows(count, width=192, seed=0):
+    return (random(count, 9, seed=seed) @ random(9, width, seed=77) + 0.3 * random(count, width, seed=seed + 1)) * random(
+        width, seed=78
+    ).exp()
+
+
+def statistics(x):
+    return InputStatistics(x.T @ x / len(x), x.abs().amax(0), x[:10], len(x))
+
+
+@pytest.mark.parametrize("rotation", [0, 64])
+@pytest.mark.parametrize("peer", [NVFP4, MXFP4, INT4], ids=lambda peer: peer.name)
+def test_compensated_peers_lose_less_on_rows_that_they_did_not_see(peer, rotation):
+    weight, seen, unseen = random(32, 192, seed=5), rows(3000), rows(3000, seed=50)
+    bias = torch.nn.Linear(192, 32, bias=False)
+    bias.weight.data.copy_(weight)
+    form = rotated(peer, rotation) if rotation else peer
+    plain = PeerLinear(bias, form, weights_only=not rotation)
+    compensated = PeerLinear(
+        bias, form, weight=compensated_weight(weight, statistics(seen), peer, rotation), weights_only=not rotation
+    )
+    wanted = unseen @ weight.T
+    lost = [float((layer(unseen) - wanted).square().sum()) for layer in (plain, compensated)]
+    assert lost[1] < (0.8 if rotation else 0.6) * lost[0]  # rotated peers round activations, too
+
+
+@pytest.mark.parametrize("peer", [NVFP4, MXFP4, INT4], ids=lambda peer: peer.name)
+def test_without_a_choice_of_scales_a_block_is_the_peers_own(peer):
+    weight = random(24, 192, seed=6)
+    form = blocks_of(peer, weight)
+    form.shrinks = (1.0,)
+    block, size = weight[:, : form.block_size].T, form.block_size
+    form.choose(0, block, torch.eye(size))
+    values = torch.stack([form.quantize(i, block[i]) for i in range(size)], 1)
+    assert torch.equal(values, peer.weight(weight)[:, :size])
+
+
+def test_peers_without_blocks_and_widths_that_do_not_fit_are_refused():
+    with pytest.raises(InputError, match="FP8 rows cannot be compensated"):
+        blocks_of(FP8_ROWS, random(4, 192, seed=0))
+    with pytest.raises(InputError, match="INT4-g64 cannot be compensated on 96 inputs"):
+        blocks_of(INT4, random(4, 96, seed=0))
+
+
+def test_the_bench_prints_its_table():
+    table = measure_compensating(64, 128, 1000, "cpu")
+    cells = table.splitlines()[-1].split("|")
+    assert cells[1].strip() == "64 x 128"
+    assert float(cells[8]) < 0.9 * float(cells[7])
