@@ -195,7 +195,7 @@ def test_what_fails_is_a_row_with_the_reason():
 def test_nothing_is_begun_after_the_seconds_are_over():
     late = trials(seconds=-1)
     row = late.run("case", "ours", EAGER, lambda: pytest.fail("it was begun"))
-    assert row.note == f"{NOT_MEASURED}the -1 seconds of this run were over"
+    assert row.note == f"{NOT_MEASURED}the -1 seconds of this part were over"
 
 
 def test_an_arm_that_takes_too_long_is_left_out_of_later_cases(monkeypatch):

@@ -30,6 +30,8 @@ class Arm:
     config: SeDialectConfig | None = None
     """Of our arms; whole models are then quantized as users do it."""
     salient_ratio: float = 0.0
+    tunes_itself: bool = False
+    """Compiles and tunes at the first call of each shape, for tens of seconds: it is measured last, and not everywhere."""
 
     def together(self, linears: list[nn.Linear], rows: int) -> nn.Module:
         """Linears that read the same input of so many rows, as one module."""
@@ -107,10 +109,10 @@ ARMS = (
     Arm("GGUF Q4_0", peer_layers.gguf_q4),
     _ours("w4a4", ratio=0.1),
     _ours("w4a16"),
-    Arm("SDNQ uint4", partial(peer_layers.sdnq, dtype="uint4")),
-    Arm("SDNQ int8", partial(peer_layers.sdnq, dtype="int8")),
     _ours("w4a4", ratio=0.25),
     _ours("w4a4", 32),
+    Arm("SDNQ uint4", partial(peer_layers.sdnq, dtype="uint4"), tunes_itself=True),
+    Arm("SDNQ int8", partial(peer_layers.sdnq, dtype="int8"), tunes_itself=True),
 )
 
 

@@ -1,5 +1,6 @@
 """Whole transformer blocks at random weights: attention, norms and whatever else a faster product does nothing about."""
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -14,21 +15,31 @@ from .arms import Arm
 from .block_kinds import Blocks, make_model
 from .layers import AGAIN
 from .timing import collect, peak_memory, rotation, time_calls
-from .trials import COMPILED, EAGER, Numbers, Trials, compiled, modes
+from .trials import COMPILED, EAGER, Numbers, Trials, compiled, fresh_compiler
 
 SECONDS = 0.8  # for the timed calls of a block
 ATTENTION = "attention alone"
 
 
 def measure_blocks(trials: Trials, kinds: tuple[Blocks, ...], arms: tuple[Arm, ...], to_compile: set[str]) -> None:
-    """Each kind of block with every arm, eager and compiled; the attention alone as what no arm makes faster."""
+    """Each kind of block: the attention alone, which no arm makes faster, every arm as it is, then compiled."""
     for kind in kinds:
         bench = Bench(kind, trials.device)
         trials.run(kind.name, ATTENTION, EAGER, bench.attention)
         for arm in arms:
-            for mode in modes(arm, to_compile):
-                trials.run(kind.name, arm.name, mode, partial(bench.measure, arm, mode))
+            if not arm.tunes_itself:
+                trials.run(kind.name, arm.name, EAGER, partial(bench.measure, arm, EAGER))
         trials.run(kind.name, AGAIN, EAGER, partial(bench.measure, arms[0], EAGER))
+        for arm in arms:
+            if arm.name in to_compile and not arm.tunes_itself:
+                trials.run(kind.name, arm.name, COMPILED, partial(bench.measure, arm, COMPILED))
+        bench.clear()
+    for kind in kinds:
+        bench = Bench(kind, trials.device)
+        for arm in arms:
+            if arm.tunes_itself:
+                fresh_compiler()
+                trials.run(kind.name, arm.name, EAGER, partial(bench.measure, arm, EAGER))
         bench.clear()
 
 
@@ -42,19 +53,20 @@ class Bench:
     def clear(self) -> None:
         """Let go of everything that takes memory."""
         self._inputs: list[tuple[Any, ...]] = []
-        self._expected: list[torch.Tensor] = []
+        self._expected: list[torch.Tensor] = []  # empty, too, where float32 does not fit
         self._built: tuple[str, nn.Module, Numbers] | None = None  # arm, block, sizes: of the arm that was measured last
         collect(self.device)
 
     def measure(self, arm: Arm, mode: str) -> Numbers:
         """Time, error, weights and memory of one arm."""
-        if not self._expected:
+        if not self._inputs:
             self._prepare()
         block, sizes = self._block(arm)
         run = compiled(block, self.device) if mode == COMPILED else block
         timing = time_calls(lambda x: run(*x), self._inputs, self.device, SECONDS)
         memory = peak_memory(lambda: run(*self._inputs[0]), self.device)
-        return timing.numbers() | {"error": self._error(run)} | sizes | memory
+        error = {"error": self._error(run)} if self._expected else {}
+        return timing.numbers() | error | sizes | memory
 
     def attention(self) -> Numbers:
         """Scaled dot-product attention over the block's sequence, by whichever kernel torch chooses."""
@@ -72,7 +84,8 @@ class Bench:
         """Inputs, and what the block adds to them in float32 throughout."""
         self._inputs = [self.kind.inputs(self.device, seed) for seed in range(1, 1 + self._rotation())]
         block = make_model(self.kind, self.device).get_submodule(self.kind.block).float()
-        self._expected = updates(block, _in_float32(self._inputs[0]))
+        with suppress(torch.OutOfMemoryError):
+            self._expected = updates(block, _in_float32(self._inputs[0]))
 
     def _block(self, arm: Arm) -> tuple[nn.Module, Numbers]:
         """The arm's block; that of the arm before is let go first."""

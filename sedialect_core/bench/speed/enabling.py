@@ -11,9 +11,9 @@ from ...integrations.models import quantize_model
 from ...linear import SeDialectLinear
 from ...plan import make_plan
 from ...report import model_bytes
-from .block_kinds import make_model
+from .block_kinds import Blocks, make_model
 from .models import WholeModel
-from .timing import collect, synchronize
+from .timing import collect, peak_memory, synchronize
 from .trials import EAGER, Numbers, Trials
 
 OURS = "w4a4"
@@ -25,24 +25,26 @@ def measure_enabling(trials: Trials, models: tuple[WholeModel, ...]) -> None:
         for size in (16, 32):
             name = f"{OURS}, B={size}"
             trials.run(f"{model.name}: encoding", name, EAGER, partial(encoding, model, size, trials))
-        trials.run(f"{model.name}: enabling", OURS, EAGER, partial(enabling, model, trials.device))
+        for kind, lies_on in ((model.blocks, trials.device), (model.small, torch.device("cpu"))):
+            case = f"{kind.name}, one block: enabling where it lies on the {lies_on.type}"
+            trials.run(case, OURS, EAGER, partial(enabling, kind, lies_on, trials.device))
 
 
 def encoding(model: WholeModel, block_size: int, trials: Trials) -> Numbers:
     """Seconds to encode every weight that is quantized, on the device; as many blocks as there is time for."""
     device = trials.device
     part = make_model(model.blocks, device)
-    linears = [part.get_submodule(layer.name) for layer in make_plan(part, SeDialectConfig()).quantized]
+    layers = make_plan(part, SeDialectConfig()).quantized
+    linears = [part.get_submodule(layer.name) for layer in layers]
     _encode(linears[:1], block_size, device)  # what is compiled at the first call is not counted
-    spent: list[float] = []
-    while len(spent) < model.count and trials.clock.left > 2 * max(spent, default=0):
+    spent = [_encode(linears, block_size, device)]
+    while len(spent) < model.count and trials.clock.left > 2 * max(spent):
         spent.append(_encode(linears, block_size, device))
-    weights = sum(linear.weight.numel() for linear in linears)  # type: ignore[union-attr, operator]
     return {
         "s": sum(spent) / len(spent) * model.count,
         "blocks": model.count,
         "blocks measured": len(spent),
-        "weights": weights * model.count,
+        "weights": sum(layer.weights for layer in layers) * model.count,
     }
 
 
@@ -56,27 +58,20 @@ def _encode(linears: list[nn.Module], block_size: int, device: torch.device) -> 
     return time.perf_counter() - started
 
 
-def enabling(model: WholeModel, device: torch.device) -> Numbers:
-    """Peak memory on the GPU while a model of one block that lies there is quantized, beside its sizes."""
+def enabling(kind: Blocks, lies_on: torch.device, device: torch.device) -> Numbers:
+    """Peak memory on the GPU while a model of one block becomes a quantized one on the GPU, beside its sizes."""
     collect(device)
-    part = make_model(model.blocks, device)
-    before = model_bytes(part)
-    largest = max(2 * layer.weights for layer in make_plan(part, SeDialectConfig()).quantized)
-    base = 0
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        base = torch.cuda.memory_allocated(device) - before
-        torch.cuda.reset_peak_memory_stats(device)
+    model = make_model(kind, lies_on)
+    before = model_bytes(model)
+    largest = max(2 * layer.weights for layer in make_plan(model, SeDialectConfig()).quantized)
     started = time.perf_counter()
-    quantize_model(part, SeDialectConfig(precision=OURS))
-    synchronize(device)
+
+    def enable() -> None:
+        quantize_model(model, SeDialectConfig(precision=OURS))
+        model.to(device)
+
+    memory = peak_memory(enable, device)
     seconds = time.perf_counter() - started
-    sizes: Numbers = {
-        "bytes before": before,
-        "bytes after": model_bytes(part),
-        "largest layer, bytes": largest,
-        "s": seconds,
-    }
-    if device.type == "cuda":
-        sizes["peak bytes"] = torch.cuda.max_memory_allocated(device) - base
-    return sizes
+    sizes: Numbers = {"bytes before": before, "bytes after": model_bytes(model), "largest layer, bytes": largest}
+    there = before if lies_on == device else 0  # on the GPU already
+    return sizes | {"s": seconds} | ({"peak bytes": memory["peak bytes beyond"] + there} if memory else {})

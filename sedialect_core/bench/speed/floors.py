@@ -44,7 +44,7 @@ def measure_kernels(trials: Trials, layers: Iterable[Layers], quick: bool) -> No
 
 def _copy(count: int, device: torch.device) -> Numbers:
     """Device to device; read and written bytes count."""
-    sources = [torch.zeros(count, dtype=torch.uint8, device=device) for _ in range(rotation(count, device))]
+    sources = [torch.randint(256, (count,), dtype=torch.uint8, device=device) for _ in range(rotation(count, device))]
     target = torch.empty_like(sources[0])
     return _with_bytes(time_calls(target.copy_, sources, device).numbers(), 2 * count)
 
@@ -67,7 +67,7 @@ def fp8_product(rows: int, width_in: int, width_out: int, device: torch.device, 
 
 
 def _scaled_product(weight: torch.Tensor, left: torch.Tensor, right: torch.Tensor, fast: bool) -> Callable[[Any], Any]:
-    kind = {"out_dtype": torch.bfloat16, "use_fast_accum": fast}
+    kind: dict[str, Any] = {"out_dtype": torch.bfloat16, "use_fast_accum": fast}
     return lambda x: torch._scaled_mm(x, weight, scale_a=left, scale_b=right, **kind)
 
 

@@ -2,28 +2,38 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...report import model_bytes
 from .arms import BASELINE, Arm
+from .results import NOT_MEASURED, Row
 from .shapes import Layers
 from .timing import collect, peak_memory, rotation, time_calls
-from .trials import COMPILED, EAGER, Numbers, Trials, compiled
+from .trials import COMPILED, EAGER, Numbers, Trials, compiled, fresh_compiler
 
 SAMPLE = 256  # rows whose outputs are compared
+LEFT_OUT = f"{NOT_MEASURED}it tunes itself for each shape, and does so for fewer cases"
 AGAIN = f"{BASELINE}, again"  # after all other arms: what the clock of the machine has done meanwhile
 
 
 def measure_layers(trials: Trials, cases: Iterable[Layers], arms: tuple[Arm, ...], to_compile: set[str]) -> None:
-    """All arms in all cases as they are, then compiled where the case asks for it."""
+    """All arms in all cases as they are; then, where the case asks for it, compiled, and the arms that tune themselves."""
     cases = list(cases)
+    quick, slow = ([arm for arm in arms if arm.tunes_itself is tunes] for tunes in (False, True))
     for case in cases:
-        Bench(case, trials).run(arms, EAGER)
-    for case in cases if to_compile else []:
+        Bench(case, trials).run(quick, EAGER, again=True)
+    for case in (case for case in cases if case.compiled and to_compile):
+        compiled_arms = [arm for arm in quick if arm.name in to_compile | {BASELINE}]
+        Bench(case, trials).run(compiled_arms, COMPILED, again=True)
+    for case in cases:
         if case.compiled:
-            Bench(case, trials).run([arm for arm in arms if arm.name in to_compile | {BASELINE}], COMPILED)
+            Bench(case, trials).run(slow, EAGER)
+        else:
+            for arm in slow:
+                trials.part.add(Row(str(case), arm.name, EAGER, note=LEFT_OUT))
 
 
 class Bench:
@@ -34,11 +44,13 @@ class Bench:
         self.inputs: list[torch.Tensor] = []
         self.expected = torch.empty(0)
 
-    def run(self, arms: Sequence[Arm], mode: str) -> None:
-        """Measure each arm, and the first, which is the baseline, once more."""
+    def run(self, arms: Sequence[Arm], mode: str, again: bool = False) -> None:
+        """Measure each arm; `again`: and the first, which is the baseline, once more."""
+        fresh_compiler()  # some arms compile parts of themselves
         for arm in arms:
             self.trials.run(str(self.case), arm.name, mode, partial(self.measure, arm, mode))
-        self.trials.run(str(self.case), AGAIN, mode, partial(self.measure, arms[0], mode))
+        if again:
+            self.trials.run(str(self.case), AGAIN, mode, partial(self.measure, arms[0], mode))
 
     def measure(self, arm: Arm, mode: str) -> Numbers:
         """Time, error and memory of one arm."""
@@ -55,10 +67,11 @@ class Bench:
         return timing.numbers() | rate | {"error": self._error(call), "weight bytes": weights} | memory
 
     def _prepare(self) -> None:
-        rows, width, kind = self.case.rows, self.case.width_in, {"device": self.device, "dtype": torch.bfloat16}
+        rows, width = self.case.rows, self.case.width_in
+        kind: dict[str, Any] = {"device": self.device, "dtype": torch.bfloat16}
         torch.manual_seed(1)
         count = rotation(2 * rows * width, self.device)
-        self.inputs = [torch.randn(rows, width, **kind) for _ in range(count)]  # type: ignore[arg-type]
+        self.inputs = [torch.randn(rows, width, **kind) for _ in range(count)]
         x = self.inputs[0][self._sample()].double()
         wanted = [x @ layer.weight.double().T + layer.bias.double() for layer in self._linears()]
         self.expected = torch.cat(wanted, -1)
@@ -66,8 +79,9 @@ class Bench:
     def _linears(self) -> list[nn.Linear]:
         """The same weights each time, in torch's own initialization."""
         torch.manual_seed(0)
-        shape, kind = (self.case.width_in, self.case.width_out), {"device": self.device, "dtype": torch.bfloat16}
-        return [nn.Linear(*shape, **kind).requires_grad_(False) for _ in range(self.case.readers)]  # type: ignore[arg-type]
+        shape = (self.case.width_in, self.case.width_out)
+        kind: dict[str, Any] = {"device": self.device, "dtype": torch.bfloat16}
+        return [nn.Linear(*shape, **kind).requires_grad_(False) for _ in range(self.case.readers)]
 
     def _sample(self) -> torch.Tensor:
         count = min(SAMPLE, self.case.rows)

@@ -13,8 +13,7 @@ PEERS = ("triton", "torchao", "bitsandbytes", "gguf", "sdnq")
 def machine(device: torch.device) -> dict[str, Any]:
     """What `environment()` does not say: the GPU's units, and versions of Triton and of the peers."""
     facts: dict[str, Any] = {"peers": {name: _version(name) for name in PEERS}}
-    path = implementation(device)
-    facts["path"] = f"{path.name}: {path.reason}"
+    facts["path"] = path(device)
     if device.type == "cuda":
         gpu = torch.cuda.get_device_properties(device)
         facts["gpu"] = {
@@ -25,6 +24,12 @@ def machine(device: torch.device) -> dict[str, Any]:
             "cuda": torch.version.cuda,
         }
     return facts
+
+
+def path(device: torch.device) -> str:
+    """Which implementation our layers run on, and whether a kernel has failed meanwhile."""
+    name, reason = implementation(device)
+    return f"{name}: {reason}"
 
 
 def _version(name: str) -> str | None:

@@ -113,7 +113,7 @@ def _layer(part: Part, case: str, shape: Layers | None, kernels: Part | None) ->
                 arm,
                 *_times(part, case, eager, compiled),
                 _number(best, "TFLOP/s", ".0f"),
-                _ratio(best and best.numbers.get("ms"), floor),
+                _ratio(best.numbers["ms"] if best else None, floor),
                 _number(eager or compiled, "error", ".4f"),
                 _scaled(best, "weight bytes", 1e6, ".1f"),
                 _scaled(best, "peak bytes beyond", 1e6, ".0f"),

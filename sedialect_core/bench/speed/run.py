@@ -23,6 +23,7 @@ from .timing import Clock
 from .trials import Trials
 
 KERNEL_LAYERS = ("wan-14b out", "wan-14b feed-forward up", "wan-14b feed-forward down", "wan-1.3b out")
+SHARES = {"kernels": 1.0, "layers": 4.0, "blocks": 3.0, "models": 3.0, "enabling": 0.5}  # of the seconds that are left
 Case = TypeVar("Case")
 
 
@@ -50,13 +51,17 @@ def measure_speed(choice: Choice, device: torch.device, folder: Path, where: dic
     to_compile = {arm.name for arm in arms if not choice.quick or arm.name == "w4a4"} if choice.compile else set()
     _choose(choice)  # an unknown name is an error before anything is measured
     clock, where = Clock(choice.seconds), where | machine(device)
+    names = [name for name in PARTS if name in choice.names]
     if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
         gc.freeze()  # what is loaded already need not be looked through at every collection
     parts: dict[str, Part] = {}
-    for name in (name for name in PARTS if name in choice.names):
+    for number, name in enumerate(names):
         part = parts[name] = Part(name, where, folder=folder)
         part.save(folder)
-        _measure(name, _choose(choice)[name], Trials(part, clock, device), arms, to_compile, choice.quick)
+        share = SHARES[name] / sum(SHARES[other] for other in names[number:])
+        trials = Trials(part, Clock(clock.left * share), device)
+        _measure(name, _choose(choice)[name], trials, arms, to_compile, choice.quick)
     return parts
 
 

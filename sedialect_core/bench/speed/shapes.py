@@ -76,8 +76,8 @@ def _wan(model: str, width: int, hidden: int, compiled: bool) -> tuple[Layers, .
     rows = WAN_480P.tokens
     return (
         Layers(model, "q, k, v", rows, width, width, 3, compiled),
-        Layers(model, "out", rows, width, width, 1, compiled),
         Layers(model, "feed-forward up", rows, width, hidden, 1, compiled),
+        Layers(model, "out", rows, width, width, 1, compiled),
         Layers(model, "feed-forward down", rows, hidden, width, 1, compiled),
     )
 

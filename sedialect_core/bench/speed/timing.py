@@ -51,16 +51,23 @@ def rotation(bytes_of_one: int, device: torch.device) -> int:
     return min(64, 1 + math.ceil(2 * cache / max(1, bytes_of_one)))
 
 
-def time_calls(call: Callable[[Any], Any], inputs: Sequence[Any], device: torch.device, seconds: float = SECONDS) -> Timing:
+def time_calls(
+    call: Callable[[Any], Any],
+    inputs: Sequence[Any],
+    device: torch.device,
+    seconds: float = SECONDS,
+    warm_ups: int = WARM_UPS,
+) -> Timing:
     """Time `call(input)` over inputs in turn: CUDA events around each call, on CPUs the clock.
 
-    As many calls as fit into `seconds`, at least FEWEST. Their results are dropped at once.
+    As many calls as fit into `seconds`, at least FEWEST, after a first one, `warm_ups` and one by which their number is
+    reckoned. Results are dropped at once.
     """
     started = time.perf_counter()
     call(inputs[0])
     synchronize(device)
     first = time.perf_counter() - started
-    for x in islice(cycle(inputs), WARM_UPS):
+    for x in islice(cycle(inputs), warm_ups):
         call(x)
     synchronize(device)
     started = time.perf_counter()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ...errors import first_line
-from .arms import Arm
+from .machine import path
 from .results import NOT_MEASURED, Part, Row
 from .timing import Clock, collect
 
@@ -46,6 +46,7 @@ class Trials:
         self._longest[mode] = max(seconds, self._longest.get(mode, 0))
         if seconds > TOO_SLOW:
             self._slow[arm, mode] = seconds
+        self.part.where["path"] = path(self.device)  # a kernel may have failed
         if mode == COMPILED and not note:
             note = graphs()
         return self.part.add(Row(case, arm, mode, numbers, note))
@@ -54,7 +55,7 @@ class Trials:
         if (arm, mode) in self._slow:
             return f"{NOT_MEASURED}it took {self._slow[arm, mode]:.0f} s in an earlier case"
         if self.clock.left < min(self._longest.get(mode, 1.0), TOO_SLOW):
-            return f"{NOT_MEASURED}the {self.clock.seconds:.0f} seconds of this run were over"
+            return f"{NOT_MEASURED}the {self.clock.seconds:.0f} seconds of this part were over"
         return ""
 
 
@@ -79,11 +80,6 @@ def graphs() -> str:
     """In how many pieces the last compiled module was compiled, in words; empty for one, which is as it should be."""
     count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     return f"in {count} graphs" if count > 1 else ""
-
-
-def modes(arm: Arm, to_compile: set[str]) -> tuple[str, ...]:
-    """In which modes an arm is measured; `to_compile` names the arms that are compiled as well."""
-    return (EAGER, COMPILED) if arm.name in to_compile else (EAGER,)
 
 
 def reason(error: BaseException) -> str:
