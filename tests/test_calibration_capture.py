@@ -15,6 +15,7 @@ from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibrated import InputStatistics, WeightEncoder
 from sedialect.sedialect_core.calibration import moments, prompts
 from sedialect.sedialect_core.calibration.cache import INDEX, CalibrationCache
+from sedialect.sedialect_core.calibration.capture import targets_of, watching
 from sedialect.sedialect_core.calibration.moments import calibrate
 from sedialect.sedialect_core.errors import InputError, ModelError
 from sedialect.sedialect_core.plan import LayerPlan
@@ -304,3 +305,15 @@ def test_generated_videos_of_a_calibrated_pipeline_are_finite(cache):
     pipe, arguments = build("wan")
     pipe.enable_sedialect(calibration=cache, rotation=16, progress=False)
     assert torch.isfinite(torch.as_tensor(generate(pipe, arguments))).all()
+
+
+def test_formatbooks_are_fitted_to_what_rotated_layers_encode(pipe):
+    models, shown = {"transformer": pipe.transformer}, {}
+    for rotation in (0, 16):
+        targets = targets_of(models, SeDialectConfig(rotation=rotation))
+        shown[rotation] = [target.weight_rows(8) for target in targets]
+        with watching(models, targets, 1, lambda name, rows, part=shown[rotation]: part.append(rows)):
+            moments.generate(pipe, REQUESTS[0], "", "latent", progress=False)
+    assert len(shown[0]) == len(shown[16]) > 20
+    for plain, rotated in zip(shown[0], shown[16], strict=True):
+        assert torch.equal(rotate_rows(plain, 16), rotated)

@@ -17,7 +17,7 @@ SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 
 
 class ScaledBlocks:
-    """A format of blocks with one scale each, as a `BlockFormat`; among several scales the block's weighted error decides."""
+    """A format of blocks with one scale each, as a `BlockFormat`; of several scales, the block's weighted error decides."""
 
     def __init__(
         self,

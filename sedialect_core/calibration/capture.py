@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...kernels import reference
+from ...kernels.rotation import rotate_rows
 from ...kernels.tables import DialectTables
 from ..config import SeDialectConfig
 from ..errors import ModelError
@@ -23,11 +24,20 @@ OnRows = Callable[[str, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Target:
-    """A linear that the plan would quantize, by the name of its component and its own, and whether its inputs are, too."""
+    """A linear that the plan would quantize, by the name of its component and its own, and whether its inputs are, too.
+
+    What is shown of it is rotated by blocks of `rotation`, as the quantized layer would; 0: not.
+    """
 
     name: str
     linear: nn.Linear
     activations: bool
+    rotation: int = 0
+
+    def weight_rows(self, count: int, offset: float = 0.0) -> torch.Tensor:
+        """Rows of the weight, as of `spread_rows`, rotated where the layer is."""
+        rows = spread_rows(self.linear.weight.detach(), count, offset)
+        return rotate_rows(rows, self.rotation) if self.rotation else rows
 
 
 def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list[Target]:
@@ -43,7 +53,7 @@ def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list
             assert isinstance(linear, nn.Linear)
             if linear.weight.device.type == "meta":
                 raise ModelError(f"{component}.{layer.name}.weight is not in memory (device meta); fit without offloading")
-            found.append(Target(f"{component}.{layer.name}", linear, layer.precision == "w4a4"))
+            found.append(Target(f"{component}.{layer.name}", linear, layer.precision == "w4a4", layer.rotation))
     if not any(target.activations for target in found):
         raise ModelError(f"precision {config.precision!r} has no 4-bit activations to fit a formatbook to; use 'w4a4'")
     return found
@@ -68,7 +78,7 @@ def watching(
             handles.append(model.register_forward_pre_hook(steps[component], with_kwargs=True))
         for target in targets:
             if target.activations:
-                hook = _Hook(target.name, steps[target.name.partition(".")[0]], on_rows, rows)
+                hook = _Hook(target, steps[target.name.partition(".")[0]], on_rows, rows)
                 handles.append(target.linear.register_forward_pre_hook(hook, with_kwargs=True))
         yield steps
     finally:
@@ -136,11 +146,12 @@ class Steps:
 class _Hook:
     """A linear's forward pre-hook."""
 
-    def __init__(self, name: str, steps: Steps, on_rows: OnRows, rows: int | None) -> None:
-        self.name, self.steps, self.on_rows, self.rows = name, steps, on_rows, rows
+    def __init__(self, target: Target, steps: Steps, on_rows: OnRows, rows: int | None) -> None:
+        self.name, self.rotation, self.steps, self.on_rows, self.rows = target.name, target.rotation, steps, on_rows, rows
 
     def __call__(self, linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.steps.chosen:
             x = args[0] if args else kwargs["input"]
             rows = x.detach().reshape(-1, x.shape[-1])
-            self.on_rows(self.name, rows if self.rows is None else spread_rows(rows, self.rows))
+            rows = rows if self.rows is None else spread_rows(rows, self.rows)
+            self.on_rows(self.name, rotate_rows(rows, self.rotation) if self.rotation else rows)

@@ -18,7 +18,7 @@ from ..formatbook.matching import weights_digest
 from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
 from ..sampling import Request, generate
-from .capture import WEIGHT_ROWS, Target, add_activation, add_weight, spread_rows, targets_of, watching
+from .capture import WEIGHT_ROWS, Target, add_activation, add_weight, targets_of, watching
 from .fingerprint import fingerprint_of
 from .measure import Change, ErrorMeter
 
@@ -145,9 +145,8 @@ class _Run:
         if not activations.tensors:
             raise InputError("no quantizable layer was called while sampling; the pipeline does not use its transformer")
         for target in self._bar(self.targets, "Reading weights"):
-            weight = target.linear.weight.detach()
-            tables = start.tables(weight.device)
-            add_weight(weights, spread_rows(weight, WEIGHT_ROWS), tables, self.block_size)
+            rows = target.weight_rows(WEIGHT_ROWS)
+            add_weight(weights, rows, start.tables(rows.device), self.block_size)
         return [activations, weights]
 
     def measure(self, requests: Sequence[Request], books: Sequence[Formatbook]) -> tuple[Change, Change]:
@@ -157,7 +156,7 @@ class _Run:
             self._sample(requests, "Measuring")
         for target in self._bar(self.targets, "Measuring weights"):
             # Half a distance beside the rows that were fitted to, so other rows wherever a weight has more of them.
-            weights.add_weight(target.name, spread_rows(target.linear.weight.detach(), WEIGHT_ROWS, offset=0.5))
+            weights.add_weight(target.name, target.weight_rows(WEIGHT_ROWS, offset=0.5))
         return activations.change(), weights.change()
 
     def _sample(self, requests: Sequence[Request], label: str) -> None:
