@@ -312,7 +312,7 @@ def test_tables_go_between_their_own_marks(tmp_path):
 
 def test_the_page_has_a_place_for_every_part():
     text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-    assert all(rendering.mark(name) in text for name in (*PARTS, "shapes"))
+    assert all(rendering.mark(name) in text for name in (*PARTS, "shapes", "picture"))
 
 
 # The command
@@ -343,11 +343,15 @@ def test_the_command_measures_prints_draws_and_can_be_asked_again(tmp_path, caps
     assert failed == set()
     assert {len([row for row in parts[name].rows if row.arm == "GGUF Q4_0"]) for name in ("layers", "blocks")} == {2, 3}
     page = tmp_path / "page.md"
-    page.write_text("".join(f"{rendering.mark(name)}\n{rendering.END}\n" for name in (*PARTS, "shapes")))
+    page.write_text("".join(f"{rendering.mark(name)}\n{rendering.END}\n" for name in (*PARTS, "shapes", "picture")))
     again = ["--results", str(tmp_path / "out"), "--output", str(tmp_path / "again"), "--write", str(page)]
     assert main(["bench", "speed", *again]) == 0
     assert (tmp_path / "again" / "speed.md").read_text() == (tmp_path / "out" / "speed.md").read_text()
     assert "| wan-14b, wan-1.3b | 832x480, 81 frames |" in page.read_text() and "tiny-dual" in page.read_text()
+    assert (
+        "](speed.png)" in page.read_text()
+        and (tmp_path / "speed.png").read_bytes() == (tmp_path / "out" / "speed.png").read_bytes()
+    )
 
 
 def test_seconds_that_are_over_still_give_whole_tables(tmp_path):

@@ -50,12 +50,14 @@ def run_speed(parsed: argparse.Namespace) -> int:
         _measure(parsed)
     parts = read_parts(parsed.results or [parsed.output])
     sections = render(parts)
+    if draw(parts, parsed.output / PICTURE):
+        sections = {"picture": f"![Milliseconds of each arm]({PICTURE})"} | sections
     page = "\n\n".join(f"## {name}\n\n{section}" for name, section in sections.items())
     print(page)
     print("written:", write_text(parsed.output / PAGE, f"{page}\n"), sep="\n  ")
     if parsed.write is not None:
+        draw(parts, parsed.write.parent / PICTURE)
         write_sections(parsed.write, sections)
-    draw(parts, parsed.output / PICTURE)
     return 0
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 from ...drawing import COLOURS, INK, PALE, Pen, picture
 from .arms import ARMS, BASELINE
 from .results import Part, Row
+from .shapes import LAYERS
 
-PANELS = (("layers", "wan-14b"), ("blocks", ""), ("models", ""))  # parts, and what their cases begin with
 WIDTH, LABEL, VALUE = 520, 150, 110  # of a panel; of the names, of the numbers
 LINE, TITLE, MARGIN = 20, 34, 16
 PER_COLUMN = 4
 
 
 def draw(parts: dict[str, Part], path: Path) -> bool:
-    """Draw the layers of Wan 14B, the blocks and the models; False, and no file, where none of them was measured.
+    """Draw the layers that are measured in both modes, the blocks and the models; False where none of them was measured.
 
     Raises:
         InputError: Pillow is missing, or the file cannot be written.
@@ -34,9 +34,10 @@ def draw(parts: dict[str, Part], path: Path) -> bool:
 
 
 def _panels(parts: dict[str, Part]) -> Iterator[tuple[str, list[Row]]]:
-    for name, start in PANELS:
+    minor = {str(layer) for layer in LAYERS if not layer.compiled}
+    for name in ("layers", "blocks", "models"):
         part = parts.get(name)
-        for case in [] if part is None else [case for case in part.cases if case.startswith(start)]:
+        for case in [] if part is None else [case for case in part.cases if case not in minor]:
             rows = [row for arm in ARMS if (row := _fastest(part, case, arm.name))]  # type: ignore[arg-type]
             if len(rows) > 1:
                 yield f"{case}: {'a step' if name == 'models' else name.rstrip('s')}", rows

@@ -23,7 +23,7 @@ from .timing import Clock
 from .trials import Trials
 
 KERNEL_LAYERS = ("wan-14b out", "wan-14b feed-forward up", "wan-14b feed-forward down", "wan-1.3b out")
-SHARES = {"kernels": 1.0, "layers": 4.0, "blocks": 3.0, "models": 3.0, "enabling": 0.5}  # of the seconds that are left
+SHARES = {"kernels": 1.5, "layers": 4.0, "blocks": 3.0, "models": 4.0, "enabling": 0.5}  # of the seconds that are left
 Case = TypeVar("Case")
 
 
