@@ -107,9 +107,9 @@ def e4m3_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Rows of zeros have scale 1; rows that hold NaN or Inf have scale NaN and operands of zero.
     """
     top = x.abs().amax(dim=1).float()
-    scale = (top / E4M3_MAX).clamp_min(2.0**-126)
+    scale = (top * (1 / E4M3_MAX)).clamp_min(2.0**-126)  # not divided: on GPUs torch would multiply anyway, CPUs would not
     scale = torch.where(top == 0, 1.0, torch.where(top.isfinite(), scale, torch.nan))
-    scaled = (x.float() / scale.unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)
+    scaled = (x.float() * (1.0 / scale).unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)
     return scaled.to(torch.float8_e4m3fn).float(), scale
 
 
@@ -148,14 +148,14 @@ def encode_weight_rows(
     """Encode a weight [N, K] offline: dialects by exact squared error, and of several row scales the best.
 
     Args:
-        multipliers: row scales to try, as multiples of the activations' power of two; 1 or more each.
+        multipliers: row scales to try, as multiples of the activations' power of two; each a multiple of 1/8 from 1 on, so
+            that the sums below are exact and every order of summing decides alike.
     """
     encoded = _empty_rows(weight, block_size, torch.uint8)
     for rows in _row_chunks(weight):
         chunk = weight[rows].float()
         base = activation_scale(chunk)
-        scales = [base * multiplier for multiplier in multipliers]
-        tries = [_encode_weight_chunk(chunk, scale, tables, block_size, candidates) for scale in scales]
+        tries = [_encode_weight_chunk(chunk, base, multiplier, tables, block_size, candidates) for multiplier in multipliers]
         for stored, best in zip(encoded, _keep_best_rows(tries), strict=True):
             stored[rows] = best
     return encoded
@@ -242,34 +242,44 @@ def _row_of_maximum(q: torch.Tensor) -> torch.Tensor:
 
 
 def _encode_weight_chunk(
-    weight: torch.Tensor, scale: torch.Tensor, tables: DialectTables, block_size: int, candidates: str
+    weight: torch.Tensor,
+    base: torch.Tensor,
+    multiplier: float,
+    tables: DialectTables,
+    block_size: int,
+    candidates: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, meta, scale and squared error of float32 rows under given row scales; decided in float64."""
+    """Codes, meta, scale and error of float32 rows under the row scales base * multiplier; decided in float64.
+
+    Where the squared distance of w / base from multiplier * unit * value is wanted, w's own square is left out, which is the
+    same for every choice, and the factor multiplier * unit, unit^2 at most; no number that is left is ever rounded.
+    """
     rows = weight.shape[0]
-    magnitude = weight.double().abs().div_(scale.double().unsqueeze(1)).view(rows, weight.shape[1] // block_size, block_size)
-    delta, q = _intermediate(magnitude, STORED_DELTA)
+    number = weight.double().abs().mul_(1.0 / base.double().unsqueeze(1)).view(rows, -1, block_size)
+    delta, q = _intermediate(number / multiplier, STORED_DELTA)
     unit = _power_of_two(-delta).double()
-    cost = _exact_cost(magnitude / unit.unsqueeze(2), q, tables)  # [rows, K/B, D], up to a constant of the block
+    cost = _exact_cost(number / unit.unsqueeze(2), q, multiplier, tables)  # [rows, K/B, D]
     if candidates == "max":
         maximum_of = torch.arange(cost.shape[2], device=q.device) // tables.shapes
         cost = cost.masked_fill(maximum_of != _row_of_maximum(q).unsqueeze(2), torch.inf)
     least, dialect = cost.min(2)
     assignment = _clear_empty(q, delta, dialect)
-    error = ((magnitude**2).sum(2) + least * unit**2).sum(1) * scale.double() ** 2
-    codes = pack(assignment, weight.view_as(magnitude) < 0, tables)
-    return codes, pack_meta(assignment).to(torch.uint8), scale, error
+    error = (least * unit**2).sum(1) * multiplier
+    codes = pack(assignment, weight.view_as(number) < 0, tables)
+    return codes, pack_meta(assignment).to(torch.uint8), base * multiplier, error
 
 
-def _exact_cost(lifted: torch.Tensor, q: torch.Tensor, tables: DialectTables) -> torch.Tensor:
-    """Sum over each block of (lifted - magnitude)^2 - lifted^2 for every dialect, float64 [M, K/B, D].
+def _exact_cost(lifted: torch.Tensor, q: torch.Tensor, multiplier: float, tables: DialectTables) -> torch.Tensor:
+    """Sum over each block of value * (multiplier * value - 2 * lifted) for every dialect, float64 [M, K/B, D].
 
-    Elements with equal q take equal magnitudes, so a block is summed up by how many elements each q has and by their sum.
+    Elements with equal q take equal values, so a block is summed up by how many elements each q has and by their sum. The
+    value of q = 0 is 0, so elements far below the block's maximum, whose digits would not fit, do not count.
     """
     value = tables.half_units.gather(1, tables.indices.long()).double()  # [D, 32]
     histogram = lifted.new_zeros(*q.shape[:2], 2 * Q_VALUES)
     histogram.scatter_add_(2, q, torch.ones_like(lifted))
     histogram.scatter_add_(2, q + Q_VALUES, lifted)
-    return histogram @ torch.cat([value**2, -2 * value], dim=1).T
+    return histogram @ torch.cat([multiplier * value**2, -2 * value], dim=1).T
 
 
 def _keep_best_rows(tries: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, ...]:
