@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from . import reference
+from . import gemm, reference
 from .activations import encode_activations
-from .dispatch import operand_dtype, weight_dtype
+from .dispatch import check, operand_dtype, weight_dtype
 from .rotation import rotate_rows
 from .tables import DialectTables
 
@@ -39,7 +39,7 @@ def encode(
     """Activations as operands of a matrix product, [M + E, K], and their row scales, float32 [M + E].
 
     The operands' dtype is `dispatch.operand_dtype`'s, in which each of them is exact; for `bits=16` it is x's, and the row
-    scales are 1.
+    scales are 1. An operand times its row scale is the value, in every dtype.
 
     Args:
         x: [M, K] float32, float16 or bfloat16.
@@ -53,7 +53,11 @@ def encode(
         rotation: size of the Hadamard blocks by which x is rotated first; 0 for none.
     """
     book = DialectTables(*tables)
-    operand, scale = encode_activations(x, book, block_size, bits, candidates, salient, group, choice, protected, rotation)
+    guidance = {"salient": salient, "group": group, "choice": choice, "protected": protected, "rotation": rotation}
+    check(x.device, book.indices.device)
+    if x.device.type == "cuda" and bits != 16:
+        return gemm.encode(x, book, block_size, bits, candidates, **guidance)
+    operand, scale = encode_activations(x, book, block_size, bits, candidates, **guidance)
     return operand.to(operand_dtype(x, bits)), scale
 
 
@@ -97,8 +101,11 @@ def matmul(
     Args:
         operand: [M + E, K]; row_scale: float32 [M + E], None for ones.
         codes: uint8 [N, K/2]; meta: uint8 [N, K/B]; scale: float32 [N]; bias: [N] or None.
-        salient: as for `encode`; row M + e of the product is added to row salient[e].
+        salient: as for `encode`; row M + e of the product is added to row salient[e]. On GPUs they must be distinct.
     """
+    check(operand.device, codes.device)
+    if operand.device.type == "cuda":
+        return gemm.multiply(operand, row_scale, codes, meta, scale, bias, DialectTables(*tables), dtype, salient)
     weight = reference.decode_rows(codes, meta, DialectTables(*tables), weight_dtype(operand))
     product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, scale)
     if salient is not None:
@@ -194,9 +201,14 @@ def linear_input_gradient(
 
     The product is in float32 unless the gradient is a GPU's bfloat16 already: other types would lose digits in bfloat16.
     """
-    fast = gradient.device.type != "cpu" and gradient.dtype == torch.bfloat16
-    weight = reference.decode_rows(codes, meta, DialectTables(*tables), torch.bfloat16 if fast else torch.float32)
-    product = (gradient.float() * scale).to(weight.dtype) @ weight
+    wide = torch.bfloat16 if gradient.device.type != "cpu" and gradient.dtype == torch.bfloat16 else torch.float32
+    check(gradient.device, codes.device)
+    if gradient.device.type == "cuda":
+        weight, _ = gemm.decode(codes, meta, scale, DialectTables(*tables), wide, scaled=True)
+        product = gradient.to(wide) @ weight
+    else:
+        weight = reference.decode_rows(codes, meta, DialectTables(*tables), wide)
+        product = (gradient.float() * scale).to(wide) @ weight
     return (rotate_rows(product, rotation) if rotation else product).to(gradient.dtype)  # its own transpose
 
 

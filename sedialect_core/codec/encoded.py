@@ -1,12 +1,12 @@
 """`encode` and what it returns (DESIGN 2.2, 2.4)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ...kernels import reference
+from ...kernels import gemm, reference
 from ..config import BLOCK_SIZES
 from ..errors import EncodeError
 from ..formatbook import Formatbook
@@ -43,6 +43,10 @@ class EncodedTensor:
     def bits_per_element(self) -> float:
         """Effective bits: 4, a block's dialect id and offset (5 + 3 bits; activations 5 + 4), a row's float32 scale."""
         return 4 + (DIALECT_BITS + DELTA_BITS[self.role]) / self.block_size + 32 / self.shape[-1]
+
+    def to(self, device: torch.device | str) -> "EncodedTensor":
+        """The same on another device."""
+        return replace(self, codes=self.codes.to(device), meta=self.meta.to(device), scale=self.scale.to(device))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The values, [..., K] in `dtype`: operands times row scales, rounded once."""
@@ -88,7 +92,7 @@ def encode(
     if role == "weight":
         if not bool(rows.isfinite().all()):
             raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-        encoded = reference.encode_weight_rows(rows, tables, block_size, candidates or "all")
+        encoded = gemm.encode_weight(rows, tables, block_size, candidates or "all")
     else:
         encoded = reference.encode_rows(rows, tables, block_size, candidates or "max")
     return EncodedTensor(

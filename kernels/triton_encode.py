@@ -1,0 +1,361 @@
+"""Activations to operands on GPUs: `reference.quantize_rows` and `reference.e4m3_rows`, bit for bit.
+
+A program reads a few rows, keeps them in registers, in pieces, finds their maxima, and encodes them: memory is passed once.
+What an element costs is one load from a 2 KB table, `DialectTables.choices`. Residual rows are a second launch, for they
+need the first one's result.
+
+Tiles are [BLOCK, PIECE, ROWS], the elements of a block first: that is the order in which Triton lays out what it loads from
+scattered addresses, so that the table's entries arrive in the threads that hold the elements.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .tables import ERROR_BIAS, DialectTables
+
+# Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
+Q_SHIFTS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 0}
+LIFT = 4  # of operands in E4M3
+PIECES = 10
+ELEMENTS_OF_WARP = 256
+
+
+@triton.jit
+def encode_kernel(
+    x_ptr,  # [M, K] float, contiguous
+    operand_ptr,  # [M + E, K] float8_e4m3fn, bfloat16 or float32
+    scale_ptr,  # float32 [M + E]
+    choices_ptr,  # int64 [8, 32], DialectTables.choices
+    errors_ptr,  # int64 [8, 32], DialectTables.packed_errors; read if ALL
+    salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
+    group_ptr,  # int32 [M], -1 for none; read if GROUPS
+    choice_ptr,  # uint8 [G, K / BLOCK], allowed shapes as bits; read if GROUPS
+    protected_ptr,  # bool [1]; read if PROTECTED
+    rows,  # how many to encode: M, or E if RESIDUAL
+    first,  # row of the operands where they go: 0, or M if RESIDUAL
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,  # elements of a block
+    PIECE: tl.constexpr,  # blocks of a row that a program holds at a time, a power of two
+    ROWS: tl.constexpr,  # rows of a program, a power of two
+    SHAPES: tl.constexpr,  # of each maximum, 1..4
+    BIAS: tl.constexpr,  # tables.ERROR_BIAS
+    LIFT: tl.constexpr,  # operands are magnitudes times 2^LIFT: 4 for E4M3, whose exponents do not reach as low, else 0
+    Q_SHIFT: tl.constexpr,  # fraction bits to keep of the lifted numbers to know their integers, 0 for float32
+    ALL: tl.constexpr,  # candidates: every dialect
+    RESIDUAL: tl.constexpr,  # encode x[salient] - operand[salient] * scale[salient]
+    GROUPS: tl.constexpr,
+    PROTECTED: tl.constexpr,  # leave everything to e4m3_kernel where the flag is set
+    ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
+):
+    if PROTECTED:  # noqa: SIM102  (Triton would look at both sides of an `and`)
+        if tl.load(protected_ptr) != 0:
+            return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = row < rows
+    block = tl.arange(0, PIECE)
+    column = tl.arange(0, BLOCK)[:, None, None] + block[None, :, None] * BLOCK
+    source, error_scale = _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
+    from_x = x_ptr + source[None, None, :] * K
+    from_operand = operand_ptr + source[None, None, :] * K
+    here = valid[None, None, :]
+
+    pieces = ()
+    top = tl.zeros((BLOCK, PIECE, ROWS), tl.float32)
+    for start in tl.static_range(0, K, PIECE * BLOCK):
+        piece = _load_piece(from_x, from_operand, error_scale, column, start, here, K, RESIDUAL, ROTATION)
+        top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
+        pieces = pieces + (piece,)  # noqa: RUF005  (Triton knows no unpacking)
+    finite, scale, inverse = _row_scale(top)
+    target = first + row.to(tl.int64)
+    tl.store(scale_ptr + target, scale * (1.0 / (1 << LIFT)), mask=valid)
+
+    if GROUPS:
+        group = tl.load(group_ptr + row, mask=valid, other=-1)
+        from_choice = choice_ptr + group.to(tl.int64)[None, :] * (K // BLOCK)
+    for start in tl.static_range(0, K, PIECE * BLOCK):
+        x = pieces[start // (PIECE * BLOCK)].to(tl.float32)
+        number = x * inverse[None, None, :]  # may be NaN or Inf: whatever becomes of it, its unit is 0 below
+        most = tl.max(tl.abs(number), axis=0)
+        delta = tl.minimum(tl.maximum(130 - (most.to(tl.int32, bitcast=True) >> 23), 0), 13)
+        lift = ((delta + 128) << 23).to(tl.float32, bitcast=True)
+        q = _integers(tl.abs(number) * lift[None, :, :], Q_SHIFT)
+        allowed = 0xFF
+        if GROUPS:
+            known = (group >= 0)[None, :] & (block * BLOCK + start < K)[:, None]
+            allowed = tl.load(from_choice + (start // BLOCK + block)[:, None], mask=known, other=0xFF).to(tl.int32)
+        if ALL:
+            maximum, shape = _best_of_all(q, allowed, errors_ptr, SHAPES, GROUPS)
+            choices = tl.load(choices_ptr + (q + (maximum << 5)[None, :, :]))
+        else:
+            highest = (most * lift).to(tl.int32)
+            maximum = 15 - tl.minimum(tl.maximum((highest + 1) >> 1, 8), 15)
+            choices = tl.load(choices_ptr + (q + (maximum << 5)[None, :, :]))
+            shape = _best_of_maximum(tl.sum(choices, axis=0), allowed, BLOCK * BIAS, GROUPS)
+        half_units = ((choices >> 32).to(tl.int32) >> (16 + 4 * shape)[None, :, :]) & 15
+        unit = tl.where(finite[None, :], (127 + LIFT - delta) << 23, 0)
+        signed = ((number.to(tl.int32, bitcast=True) & -0x80000000) | unit[None, :, :]).to(tl.float32, bitcast=True)
+        value = half_units.to(tl.float32) * signed
+        to = operand_ptr + target[None, None, :] * K + (column + start)
+        inside = here if start + PIECE * BLOCK <= K else here & (column + start < K)
+        tl.store(to, value.to(operand_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def e4m3_kernel(
+    x_ptr,  # [M, K] float, contiguous
+    operand_ptr,  # [M + E, K] float8_e4m3fn, bfloat16 or float32
+    scale_ptr,  # float32 [M + E]
+    salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
+    protected_ptr,  # bool [1]; read if PROTECTED
+    rows,  # how many to encode: M, or E if RESIDUAL
+    first,  # row of the operands where they go: 0, or M if RESIDUAL
+    K: tl.constexpr,
+    PIECE: tl.constexpr,  # parts of a row that a program holds at a time, a power of two
+    PART: tl.constexpr,  # elements of a part
+    ROWS: tl.constexpr,  # rows of a program, a power of two
+    RESIDUAL: tl.constexpr,  # encode x[salient] - operand[salient] * scale[salient]
+    PROTECTED: tl.constexpr,  # do nothing unless the flag is set
+    ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
+):
+    if PROTECTED:  # noqa: SIM102
+        if tl.load(protected_ptr) == 0:
+            return
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    valid = row < rows
+    column = tl.arange(0, PART)[:, None, None] + tl.arange(0, PIECE)[None, :, None] * PART
+    source, error_scale = _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
+    from_x = x_ptr + source[None, None, :] * K
+    from_operand = operand_ptr + source[None, None, :] * K
+    here = valid[None, None, :]
+
+    pieces = ()
+    top = tl.zeros((PART, PIECE, ROWS), tl.float32)
+    for start in tl.static_range(0, K, PIECE * PART):
+        piece = _load_piece(from_x, from_operand, error_scale, column, start, here, K, RESIDUAL, ROTATION)
+        top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
+        pieces = pieces + (piece,)  # noqa: RUF005
+    bits = _row_top(top)
+    highest = bits.to(tl.float32, bitcast=True)
+    finite = bits < 0x7F800000
+    scale = tl.maximum(highest * 0.002232142857142857, 1.1754943508222875e-38)
+    scale = tl.where(bits == 0, 1.0, scale)
+    inverse = tl.div_rn(1.0, scale)
+    target = first + row.to(tl.int64)
+    tl.store(scale_ptr + target, tl.where(finite, scale, float("nan")), mask=valid)
+    for start in tl.static_range(0, K, PIECE * PART):
+        x = pieces[start // (PIECE * PART)].to(tl.float32)
+        value = tl.where(finite[None, None, :], x * inverse[None, None, :], 0.0)
+        to = operand_ptr + target[None, None, :] * K + (column + start)
+        if operand_ptr.dtype.element_ty != tl.float8e4nv:
+            value = _round_to_e4m3(value)
+        inside = here if start + PIECE * PART <= K else here & (column + start < K)
+        tl.store(to, value.to(operand_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL: tl.constexpr):
+    """Rows of x to read, int64 [ROWS], and the scales of what is subtracted from them."""
+    source = row.to(tl.int64)
+    error_scale = row.to(tl.float32)
+    if RESIDUAL:
+        source = tl.load(salient_ptr + row, mask=valid, other=0).to(tl.int64)
+        error_scale = tl.load(scale_ptr + source, mask=valid, other=0.0)
+    return source, error_scale
+
+
+@triton.jit
+def _load_piece(
+    from_x,
+    from_operand,
+    error_scale,
+    column,
+    start: tl.constexpr,
+    here,
+    K: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROTATION: tl.constexpr,
+):
+    """A piece of the rows, [BLOCK, PIECE, ROWS]; 0 past the end.
+
+    As it is in x; in float32 where it is rotated, or what an earlier encoding kept of it is taken away.
+    """
+    inside = here if start + column.shape[0] * column.shape[1] <= K else here & (column + start < K)
+    x = tl.load(from_x + (column + start), mask=inside, other=0.0)
+    if ROTATION:
+        x = _rotate(x.to(tl.float32), ROTATION)
+    if RESIDUAL:
+        kept = tl.load(from_operand + (column + start), mask=inside, other=0.0).to(tl.float32)
+        x = x.to(tl.float32) - kept * error_scale[None, None, :]
+    return x
+
+
+@triton.jit
+def _rotate(x, SIZE: tl.constexpr):
+    """The order of operations of rotation.rotate_rows."""
+    width: tl.constexpr = x.shape[0]
+    pieces: tl.constexpr = x.shape[1]
+    rows: tl.constexpr = x.shape[2]
+    x = tl.permute(x, (2, 1, 0))  # elements in the order of the row
+    STAGES: tl.constexpr = 4 if SIZE == 16 else 5 if SIZE == 32 else 6 if SIZE == 64 else 7
+    for stage in tl.static_range(STAGES):
+        pairs = tl.reshape(x, (rows * pieces * width // (2 << stage), 2, 1 << stage))
+        low, high = tl.split(tl.permute(pairs, (0, 2, 1)))
+        x = tl.permute(tl.join(low + high, low - high), (0, 2, 1))
+    # 1 / sqrt(SIZE), rounded to float32 first: 2^-2, 2^-2.5, 2^-3 or 2^-3.5
+    NORM: tl.constexpr = (
+        0.25 if SIZE == 16 else 0.1767766922712326 if SIZE == 32 else 0.125 if SIZE == 64 else 0.0883883461356163
+    )
+    return tl.permute(tl.reshape(x, (rows, pieces, width)), (2, 1, 0)) * NORM
+
+
+@triton.jit
+def _round_to_e4m3(value):
+    """The nearest number of E4M3 to each of at most 448, in float32, ties to even: for GPUs that have no such type."""
+    bits = value.to(tl.int32, bitcast=True)
+    normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000).to(tl.float32, bitcast=True)
+    magnitude = (tl.abs(value) + 16384.0) - 16384.0  # below 2^-6, multiples of 2^-9
+    small = (magnitude.to(tl.int32, bitcast=True) | (bits & -0x80000000)).to(tl.float32, bitcast=True)
+    return tl.where(tl.abs(value) < 0.015625, small, normal)
+
+
+@triton.jit
+def _row_top(top):
+    """Bits of the largest magnitude of each row, int32 [ROWS]; NaN is above Inf, which is above every number."""
+    bits = top.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+    return tl.max(tl.max(bits, axis=0), axis=0)
+
+
+@triton.jit
+def _row_scale(top):
+    """Whether each row is finite, its scale as reference.activation_scale has it, and 1 / scale."""
+    bits = _row_top(top)
+    finite = bits < 0x7F800000
+    exponent = tl.maximum((bits >> 23) - 3, 1)
+    exponent = tl.where(bits == 0, 127, exponent)
+    scale = tl.where(finite, (exponent << 23).to(tl.float32, bitcast=True), float("nan"))
+    return finite, scale, ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _integers(lifted, Q_SHIFT: tl.constexpr):
+    """Integer parts of numbers in [0, 32), int32.
+
+    Q_SHIFT > 0, for numbers of at most Q_SHIFT mantissa bits: adding 2^(23 - Q_SHIFT) leaves the integer part in known bits,
+    and cannot round up to an integer, since numbers from 1/2 on keep all their bits. Converting is several times slower.
+    """
+    if Q_SHIFT == 0:
+        return lifted.to(tl.int32) & 31  # only numbers that are not finite have other bits
+    magic: tl.constexpr = 1 << (23 - Q_SHIFT)
+    return ((lifted + magic).to(tl.int32, bitcast=True) >> Q_SHIFT) & 31
+
+
+@triton.jit
+def _best_of_maximum(sums, allowed, none, GROUPS: tl.constexpr):
+    """The shape with the least error; ties to the lowest. `none` is what the sum is for no difference from shape 0."""
+    low = sums.to(tl.int32)
+    first = low & 0xFFFF
+    second = (low >> 16) & 0xFFFF
+    third = (sums >> 32).to(tl.int32) & 0xFFFF
+    least = tl.zeros_like(first) + none
+    if GROUPS:  # above every sum
+        least = tl.where((allowed & 1) == 0, 1 << 16, least)
+        first = tl.where((allowed & 2) == 0, 1 << 16, first)
+        second = tl.where((allowed & 4) == 0, 1 << 16, second)
+        third = tl.where((allowed & 8) == 0, 1 << 16, third)
+    shape = tl.where(first < least, 1, 0)
+    least = tl.minimum(first, least)
+    shape = tl.where(second < least, 2, shape)
+    least = tl.minimum(second, least)
+    return tl.where(third < least, 3, shape)
+
+
+@triton.jit
+def _best_of_all(q, allowed, errors_ptr, SHAPES: tl.constexpr, GROUPS: tl.constexpr):
+    """Row of the maximum and shape of the dialect with the least error; ties to the lowest id."""
+    least = tl.zeros((q.shape[1], q.shape[2]), tl.int32) + (1 << 16)
+    best = tl.zeros_like(least)
+    for maximum in tl.static_range(8):
+        sums = tl.sum(tl.load(errors_ptr + (q + maximum * 32)), axis=0)
+        for shape in tl.static_range(SHAPES):
+            error = (sums >> (16 * shape)).to(tl.int32) & 0xFFFF
+            if GROUPS:
+                error = tl.where((allowed & (1 << shape)) == 0, 1 << 16, error)
+            best = tl.where(error < least, maximum * 4 + shape, best)
+            least = tl.minimum(error, least)
+    return best >> 2, best & 3
+
+
+def encode(
+    x: torch.Tensor,
+    tables: DialectTables,
+    block_size: int,
+    bits: int,
+    candidates: str,
+    dtype: torch.dtype,
+    salient: torch.Tensor | None = None,
+    group: torch.Tensor | None = None,
+    choice: torch.Tensor | None = None,
+    protected: torch.Tensor | None = None,
+    rotation: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operands [M + E, K] in `dtype` and row scales, float32 [M + E], as `activations.encode_activations` has them.
+
+    For 4 or 8 bits. Dialects in E4M3 are lifted by 2^4, and their row scales lowered by as much.
+    """
+    x = x.contiguous()
+    rows, width = x.shape
+    extra = 0 if salient is None else salient.shape[0]
+    operand = torch.empty(rows + extra, width, dtype=dtype, device=x.device)
+    scale = torch.empty(rows + extra, dtype=torch.float32, device=x.device)
+    grouped = group is not None and choice is not None
+    for residual, count, first in ((False, rows, 0), (True, extra, rows)):
+        if count == 0 or width == 0:
+            continue
+        span, tile_rows, warps = geometry(width)
+        settings: dict[str, Any] = {
+            "ROWS": tile_rows,
+            "RESIDUAL": residual,
+            "ROTATION": rotation,
+            "num_warps": warps,
+            # The specification rounds after each operation. Without residuals no product is added to.
+            "enable_fp_fusion": not residual,
+        }
+        grid = (triton.cdiv(count, tile_rows),)
+        if bits == 4:
+            arrays = (x, operand, scale, tables.choices, tables.packed_errors, salient, group, choice, protected)
+            encode_kernel[grid](
+                *arrays,
+                count,
+                first,
+                width,
+                BLOCK=block_size,
+                PIECE=span // block_size,
+                SHAPES=tables.shapes,
+                BIAS=ERROR_BIAS,
+                LIFT=LIFT if dtype == torch.float8_e4m3fn else 0,
+                Q_SHIFT=0 if residual or rotation else Q_SHIFTS[x.dtype],
+                ALL=candidates == "all",
+                GROUPS=grouped and not residual,
+                PROTECTED=protected is not None,
+                **settings,
+            )
+        if bits == 8 or protected is not None:
+            arrays = (x, operand, scale, salient, protected)
+            part = min(span, 128)
+            e4m3_kernel[grid](*arrays, count, first, width, PIECE=span // part, PART=part, PROTECTED=bits == 4, **settings)
+    return operand, scale
+
+
+def geometry(width: int) -> tuple[int, int, int]:
+    """Elements of a piece, rows of a program and its warps, for rows of `width` elements.
+
+    A thread holds 8 elements of a piece, and all pieces of its rows at once: so many that most loads are under way together,
+    so few that they stay in registers. Among pieces that fit, the ones that reach least past the end.
+    """
+    tile = next((tile for tile in (1024, 2048) if width <= PIECES * tile), 4096)
+    spans = [span for span in (tile, tile // 2, tile // 4) if width <= PIECES * span] or [tile]
+    span = min(spans, key=lambda span: (triton.cdiv(width, span) * span, -span))
+    return span, tile // span, tile // ELEMENTS_OF_WARP

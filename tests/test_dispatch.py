@@ -1,0 +1,113 @@
+"""Which path layers take on which GPU, what is said about the others, and what happens when a kernel fails."""
+
+import importlib.util
+import warnings
+
+import pytest
+import torch
+
+from sedialect import SeDialectLinear
+from sedialect.kernels import dispatch
+
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends that there is a GPU of some compute capability."""
+    monkeypatch.setattr(dispatch, "_FAILED", {})
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Some GPU")
+
+    def pretend(major: int, minor: int, torch_version: str = "2.13.0") -> torch.device:
+        dispatch._refusals.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (major, minor))
+        monkeypatch.setattr(torch, "__version__", torch_version)
+        return GPU
+
+    yield pretend
+    dispatch._refusals.cache_clear()
+
+
+def dtype_of(device: torch.device, bits: int) -> torch.dtype:
+    class Input:
+        dtype = torch.float16
+
+    Input.device = device
+    return dispatch.operand_dtype(Input, bits)
+
+
+@pytest.mark.parametrize(
+    ("capability", "version", "product", "operand"),
+    [
+        ((8, 0), "2.13.0", "bfloat16", torch.bfloat16),
+        ((8, 6), "2.13.0", "bfloat16", torch.bfloat16),
+        ((8, 9), "2.13.0", "FP8", torch.float8_e4m3fn),
+        ((8, 9), "2.6.0", "bfloat16", torch.bfloat16),
+        ((9, 0), "2.6.0+cu124", "FP8", torch.float8_e4m3fn),
+        ((12, 0), "2.13.0", "FP8", torch.float8_e4m3fn),
+    ],
+)
+def test_each_generation_multiplies_what_it_can(gpu, capability, version, product, operand):
+    device = gpu(*capability, version)
+    name, reason = dispatch.implementation(device)
+    assert name == f"triton, {product} products"
+    assert (product == "FP8") == ("no FP8 products" not in reason)
+    assert dtype_of(device, 4) == dtype_of(device, 8) == operand and dtype_of(device, 16) == torch.float16
+
+
+def test_every_refusal_has_its_sentence(gpu, monkeypatch):
+    assert "Some GPU has compute capability 8.6, they need 8.9 (Ada) or newer" in dispatch.implementation(gpu(8, 6)).reason
+    assert "torch 2.7.1, they need 2.8 or newer here" in dispatch.implementation(gpu(10, 0, "2.7.1")).reason
+    device = gpu(9, 0)
+    assert "FP8 has too few digits for 16-bit activations" in dispatch.implementation(device, "w4a16").reason
+    assert "24 outputs are no multiple of 16" in dispatch.implementation(device, "w4a4", (24, 64)).reason
+    assert dispatch.implementation(device, "w4a4", (32, 64)) == dispatch.implementation(device)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    name, reason = dispatch.implementation(gpu(9, 0))
+    assert name == "reference" and "the package triton is not installed" in reason and "FP8 matrix products" in reason
+
+
+def test_a_gpu_without_bfloat16_is_refused_with_what_would_do(gpu):
+    name, reason = dispatch.implementation(gpu(7, 5))
+    assert name == "none" and "compute capability 7.5 and no bfloat16 units" in reason and "8.0 (Ampere)" in reason
+    with pytest.raises(RuntimeError, match="no bfloat16 units; quantized layers need 8.0"):
+        dispatch.check(GPU, GPU)
+
+
+def test_a_kernel_that_fails_is_replaced_for_good_with_one_warning(gpu):
+    device = gpu(9, 0)
+    tries = []
+
+    def fails() -> str:
+        tries.append(1)
+        raise OSError("ptxas is not there\nand more")
+
+    with pytest.warns(
+        RuntimeWarning, match=r"kernel for decoding failed on cuda:0 \(OSError: ptxas is not there\); plain torch"
+    ):
+        assert dispatch.run("decoding", device, fails, lambda: "plain") == "plain"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert dispatch.run("decoding", device, fails, lambda: "plain") == "plain"
+        assert dispatch.run("encoding", device, lambda: "fast", lambda: "plain") == "fast"
+    assert len(tries) == 1
+    assert "plain torch for decoding: OSError: ptxas is not there" in dispatch.implementation(device).reason
+
+
+def test_too_little_memory_is_not_taken_for_a_kernel_that_fails(gpu):
+    def fails() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        dispatch.run("decoding", gpu(9, 0), fails, lambda: None)
+    assert dispatch._FAILED == {}
+    error = dispatch.explain_memory(torch.OutOfMemoryError("no room"), "decoding a weight", 71_000_000)
+    assert "while decoding a weight, 71 MB. Offload" in str(error) and "no room" in str(error)
+
+
+def test_inputs_on_another_device_than_the_weight_are_refused():
+    layer = SeDialectLinear.from_linear(torch.nn.Linear(32, 16))
+    with pytest.raises(RuntimeError, match="the input lies on meta and the layer's weight on cpu"):
+        dispatch.check(torch.device("meta"), layer.weight.device)

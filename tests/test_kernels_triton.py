@@ -1,0 +1,130 @@
+"""The Triton kernels, interpreted on the CPU, against the reference: every bit of every output."""
+
+import pytest
+import torch
+from interpreted import added, decoded, encoded, encoded_weight, interpreter
+
+from sedialect import Formatbook, encode
+from sedialect.kernels import reference
+from sedialect.kernels.activations import encode_activations
+
+__all__ = ["interpreter"]
+BOOK = Formatbook.builtin().tables("cpu")
+TWO_SHAPES = Formatbook.builtin("dialectfp4-16").tables("cpu")
+
+
+def rows(count: int = 7, width: int = 160, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Rows over many exponents, with zeros, blocks of zeros, huge and subnormal numbers, NaN and Inf."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, width, generator=generator) * torch.rand(count, width, generator=generator).mul(-12).exp2()
+    x *= torch.logspace(-6, 3, count)[:, None]
+    x[:, 16:32] = 0
+    x[0] = 0
+    x[1] = torch.randn(width, generator=generator).mul(1e-41)
+    x[2, 5] = -1e30
+    x[3, 7] = torch.nan
+    x[4, 9] = -torch.inf
+    return x.to(dtype)
+
+
+def assert_same(found: tuple[torch.Tensor, torch.Tensor], wanted: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Equal bits, but for the sign of zeros in rows whose scale is NaN."""
+    (operand, scale), (wanted_operand, wanted_scale) = found, wanted
+    finite = wanted_scale.isfinite()
+    assert torch.equal(scale.isnan(), ~finite) and torch.equal(scale[finite], wanted_scale[finite])
+    assert torch.equal(operand.float(), wanted_operand.float())
+    assert torch.equal(operand[finite].float().signbit(), wanted_operand[finite].signbit())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("candidates", ["max", "all"])
+@pytest.mark.parametrize("tables", [BOOK, TWO_SHAPES], ids=["four shapes", "two shapes"])
+def test_activations(interpreter, dtype, block_size, candidates, tables):
+    x = rows(dtype=dtype)
+    found = interpreter(encoded, x, tables, block_size, 4, candidates, torch.float32)
+    assert_same(found, encode_activations(x, tables, block_size, 4, candidates))
+
+
+@pytest.mark.parametrize(("count", "width"), [(1, 32), (3, 1536), (5, 4128)])
+def test_odd_shapes(interpreter, count, width):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, width, generator=generator).half()
+    for bits in (4, 8):
+        found = interpreter(encoded, x, BOOK, 32, bits, "max", torch.float32)
+        assert_same(found, encode_activations(x, BOOK, 32, bits, "max"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_e4m3(interpreter, dtype):
+    x = rows(dtype=dtype)
+    assert_same(interpreter(encoded, x, BOOK, 16, 8, "max", torch.float32), reference.e4m3_rows(x))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("candidates", ["max", "all"])
+def test_salient_rows_and_groups(interpreter, bits, candidates):
+    x = rows(9)
+    generator = torch.Generator().manual_seed(2)
+    settings = {
+        "salient": torch.tensor([8, 2, 5, 1, 3], dtype=torch.int32),
+        "group": torch.tensor([0, 0, 1, -1, 1, -1, 0, 2, 2], dtype=torch.int32),
+        "choice": torch.randint(1, 16, (3, 10), generator=generator, dtype=torch.uint8),
+    }
+    found = interpreter(encoded, x, BOOK, 16, bits, candidates, torch.float32, **settings)
+    assert_same(found, encode_activations(x, BOOK, 16, bits, candidates, **settings))
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_protected_steps(interpreter, flag):
+    x = rows(9)
+    settings = {"salient": torch.tensor([8, 6], dtype=torch.int32), "protected": torch.tensor([flag])}
+    found = interpreter(encoded, x, BOOK, 16, 4, "max", torch.float32, **settings)
+    assert_same(found, encode_activations(x, BOOK, 16, 4, "max", **settings))
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rotation(interpreter, size, bits):
+    x = rows(6, 384, torch.float16)[3:] if size == 16 else rows(9, 384)[[0, 1, 3, 5, 6, 7]]
+    settings = {"rotation": size, "salient": torch.tensor([2, 0], dtype=torch.int32)}
+    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, **settings)
+    assert_same(found, encode_activations(x, BOOK, 16, bits, "max", **settings))
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize(("dtype", "lift"), [(torch.float32, 0), (torch.float8_e4m3fn, 4)])
+def test_weights_decode(interpreter, block_size, dtype, lift):
+    weight = encode(rows(13)[5:], block_size=block_size)
+    arrays = (weight.codes, weight.meta, weight.scale)
+    operand, scale = interpreter(decoded, *arrays, BOOK, dtype, False)
+    assert torch.equal(operand.float(), reference.decode_rows(weight.codes, weight.meta, BOOK) * 2**lift)
+    assert torch.equal(scale, weight.scale * 2.0**-lift)
+
+
+def test_decoded_weights_with_their_scales_are_exact_in_few_digits(interpreter):
+    weight = encode(rows(13)[5:])
+    operand, _ = interpreter(decoded, weight.codes, weight.meta, weight.scale, BOOK, torch.float32, True)
+    assert torch.equal(operand, weight.dequantize())
+    assert torch.equal(operand, operand.bfloat16().float())  # magnitudes and multiples of 1/8: 8 digits together
+
+
+@pytest.mark.parametrize(
+    ("dtype", "block_size", "tables"),
+    [(torch.float32, 16, BOOK), (torch.float16, 32, BOOK), (torch.float16, 16, TWO_SHAPES)],
+)
+def test_weights_encode(interpreter, dtype, block_size, tables):
+    weight = rows(9, 96, dtype)[5:]
+    weight[2] = torch.randint(-12, 13, (96,), generator=torch.Generator().manual_seed(3)) / 8  # ties everywhere
+    weight[3] = 0
+    found = interpreter(encoded_weight, weight, tables, block_size, reference.SCALE_MULTIPLIERS)
+    for part, wanted in zip(found, reference.encode_weight_rows(weight, tables, block_size), strict=True):
+        assert torch.equal(part, wanted)
+
+
+def test_extra_rows_are_added_to_their_own(interpreter):
+    generator = torch.Generator().manual_seed(4)
+    product, extra = torch.randn(6, 1500, generator=generator), torch.randn(3, 1500, generator=generator)
+    salient = torch.tensor([4, 0, 5], dtype=torch.int32)
+    wanted = product.index_add(0, salient, extra)
+    assert torch.equal(interpreter(added, product, extra, salient), wanted)
