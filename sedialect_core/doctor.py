@@ -23,8 +23,8 @@ def examine() -> tuple[list[tuple[str, str]], bool]:
     rows.append(("formatbooks", ", ".join(builtin_names())))
     sound = True
     for device in devices():
-        name, reason = implementation(device)
         verdict, passed = self_test(device)
+        name, reason = implementation(device)  # after the test: kernels that fail say so then
         sound &= passed
         rows += [(device, describe(device)), ("  path", f"{name}: {reason}"), ("  self-test", verdict)]
     return rows, sound

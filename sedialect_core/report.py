@@ -1,5 +1,6 @@
 """What quantizing cost and saved, as rows. Front ends print them; nothing here measures quality."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +46,6 @@ class ModelReport:
 def report_of(component: str, model: nn.Module, plan: Plan, bytes_before: int) -> ModelReport:
     """The report of a model that `plan` was carried out on."""
     device = next(model.parameters()).device
-    name, reason = implementation(device)
     layers = [layer for layer in plan.quantized if layer.role != "modulation"] or list(plan.quantized)
     return ModelReport(
         component=component,
@@ -54,8 +54,18 @@ def report_of(component: str, model: nn.Module, plan: Plan, bytes_before: int) -
         bytes_after=model_bytes(model),
         weight_bits=_mean([(layer.weight_bits(16), layer.weights) for layer in plan.quantized]),
         activation_bits=_mean([(activation_bits(layer), layer.in_features) for layer in layers]),
-        implementation=f"{device}, {name}: {reason}",
+        implementation=implementations(device, plan),
     )
+
+
+def implementations(device: torch.device, plan: Plan) -> str:
+    """What the quantized layers run on, in words; how many of them on which, where they differ."""
+    shapes = [(layer.precision or "", (layer.out_features, layer.in_features)) for layer in plan.quantized]
+    counts = Counter(implementation(device, precision, shape) for precision, shape in shapes)
+    if len(counts) == 1:
+        return "".join(f"{device}, {name}: {reason}" for name, reason in counts)
+    paths = [f"{count} layers: {name}: {reason}" for (name, reason), count in counts.most_common()]
+    return f"{device}; " + "; ".join(paths)
 
 
 def activation_bits(layer: LayerPlan) -> float:
