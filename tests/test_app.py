@@ -2,16 +2,21 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 import threading
+import tomllib
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from app_server import idle, serving, wait_for
+from app_server import free_port, idle, serving, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
 
 gradio = pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
 import httpx  # noqa: E402  # comes with Gradio
@@ -23,10 +28,13 @@ from sedialect.sedialect_core.comparison import compare  # noqa: E402
 from sedialect.sedialect_core.config import SeDialectConfig  # noqa: E402
 from sedialect.sedialect_core.errors import InputError, SeDialectError  # noqa: E402
 from sedialect.web import results  # noqa: E402
+from sedialect.web.app import Settings, serve  # noqa: E402
 from sedialect.web.guard import MAX_BODY  # noqa: E402
 from sedialect.web.limits import bundled_offer, checked_config, checked_request  # noqa: E402
-from sedialect.web.results import Results  # noqa: E402
+from sedialect.web.results import Latest, Results  # noqa: E402
 from sedialect.web.studio import Stopped, Studio  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +282,56 @@ def test_progress_tells_steps_seconds_and_a_picture_that_moves(studio):
     assert [(progress.stage, progress.step, progress.steps) for progress in seen] == [("16 bit", n, 3) for n in (1, 2, 3)]
     assert all(progress.seconds_left > 0 for progress in seen), "the second video is still to come"
     assert seen[-1].previews["16 bit"].startswith("data:image/webp;base64,")
+
+
+def test_of_large_things_the_last_visitors_alone_are_remembered():
+    latest = Latest(2)
+    for visitor in ("a", "b", "a", "c"):
+        latest.put(visitor, visitor.upper())
+    assert (latest.get("a"), latest.get("b"), latest.get("c")) == ("A", None, "C")
+    latest.drop("a")
+    latest.drop("nobody")
+    assert latest.get("a") is None
+
+
+def test_a_space_installs_what_the_app_needs_and_runs_this_file():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    needed = [*project["dependencies"], *extras["diffusers"], *extras["demo"]]
+    wanted = (ROOT / "docs/space/requirements.txt").read_text(encoding="utf-8").split()
+    assert wanted == [name for name in needed if not name.startswith("sedialect")]
+    front = (ROOT / "docs/space/README.md").read_text(encoding="utf-8").split("---")[1]
+    settings = dict(line.split(": ", 1) for line in front.strip().splitlines())
+    assert (ROOT / settings["app_file"]).is_file() and settings["sdk"] == "gradio"
+    (needs,) = (name for name in extras["app"] if name.startswith("gradio"))
+    assert settings["sdk_version"] in SpecifierSet(needs.removeprefix("gradio"))
+
+
+def test_the_app_runs_from_a_clone_that_is_not_installed(tmp_path):
+    port = free_port()
+    environment = {**os.environ, "PORT": str(port)}
+    command = [sys.executable, str(ROOT / "web" / "app.py")]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=tmp_path)
+    try:
+        wait_for(lambda: answers(port) or process.poll() is not None, "the page", 90)
+        assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def answers(port):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_taken_port_is_told(served):
+    port = int(served.address.rstrip("/").rpartition(":")[2])
+    with pytest.raises(InputError, match=f"cannot serve on 127.0.0.1:{port} .* choose another --port"):
+        serve(Settings(port=port, device="cpu"))
 
 
 def test_results_are_replaced_run_out_and_are_few(monkeypatch):

@@ -137,7 +137,7 @@ def _loader(model: str, dtype: str, device: str) -> Callable[[], Any]:
 
 
 def _run_from_a_clone() -> None:
-    """Make the clone that this file lies in the package `sedialect`, whatever its folder is called, and run `sedialect app`."""
+    """Make the clone that this file lies in the package `sedialect`, whatever its folder is called, and run the command."""
     import importlib.util
 
     place = importlib.util.spec_from_file_location("sedialect", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])

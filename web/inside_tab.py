@@ -17,7 +17,6 @@ from .service import Finished, Inside, Service
 from .studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
-KEPT_SECONDS = 3600
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class InsideTab:
 
     def __init__(self, service: Service, finished: gr.State) -> None:
         self.service, self.finished = service, finished
-        self.inside = gr.State(None, time_to_live=KEPT_SECONDS)
         with gr.Row():
             self.run = gr.Button("Look inside the last run", variant="primary", scale=2, min_width=220, elem_id="sd-look")
             self.stop = gr.Button("Cancel", variant="stop", scale=1, min_width=90, interactive=False)
@@ -62,7 +60,6 @@ class InsideTab:
         outputs = [
             self.status,
             self.pictures,
-            self.inside,
             self.block,
             self.layer,
             self.step,
@@ -84,26 +81,26 @@ class InsideTab:
         self.stop.click(
             lambda: self._ended("Cancelled."), None, outputs, cancels=[started], queue=False, api_visibility="private"
         )
-        self.block.input(self._layers, [self.inside, self.block, self.layer], self.layer, api_visibility="private").then(
-            self.picture, [self.inside, self.block, self.layer, self.step], self.shown, api_visibility="private"
+        self.block.input(self._layers, [self.block, self.layer], self.layer, api_visibility="private").then(
+            self.picture, [self.block, self.layer, self.step], self.shown, api_visibility="private"
         )
         for part in (self.layer.input, self.step.input):
             part(
                 self.picture,
-                [self.inside, self.block, self.layer, self.step],
+                [self.block, self.layer, self.step],
                 self.shown,
                 trigger_mode="always_last",
                 show_progress="hidden",
                 api_visibility="private",
             )
 
-    def look(self, finished: Finished | None) -> Iterator[list[Any]]:
+    def look(self, request: gr.Request, finished: Finished | None) -> Iterator[list[Any]]:
         """Make the quantized video of the last run again, and note what its layers do."""
         if finished is None:
             yield self._ended(START, "error")
             return
         try:
-            for news in self.service.look_inside(finished):
+            for news in self.service.look_inside(request.session_hash or "", finished):
                 yield self._done(news) if isinstance(news, Inside) else self._running(news)
         except SeDialectError as error:
             yield self._ended(f"This did not work: {error}", "error")
@@ -115,10 +112,10 @@ class InsideTab:
 
     def _running(self, progress: Progress) -> list[Any]:
         status = markup.progress(progress, ())
-        return [status, *[gr.skip()] * 6, gr.update(interactive=False), gr.update(interactive=True)]
+        return [status, *[gr.skip()] * 5, gr.update(interactive=False), gr.update(interactive=True)]
 
     def _ended(self, text: str, kind: str = "note") -> list[Any]:
-        return [markup.message(text, kind), *[gr.skip()] * 6, gr.update(interactive=True), gr.update(interactive=False)]
+        return [markup.message(text, kind), *[gr.skip()] * 5, gr.update(interactive=True), gr.update(interactive=False)]
 
     def _done(self, inside: Inside) -> list[Any]:
         blocks = list(blocks_of(inside.trace))
@@ -130,36 +127,40 @@ class InsideTab:
         return [
             markup.message(status),
             gr.update(visible=True),
-            inside,
             gr.update(choices=blocks, value=blocks[0]),
             gr.update(choices=first, value=first[0]),
             gr.update(maximum=max(2, steps), value=max(1, steps // 2)),
-            self.picture(inside, blocks[0], first[0], max(1, steps // 2)),
+            pictures_of(inside, blocks[0], first[0], max(1, steps // 2)),
             gr.update(interactive=True),
             gr.update(interactive=False),
         ]
 
-    def _layers(self, inside: Inside | None, block: str, layer: str) -> Any:
+    def _layers(self, request: gr.Request, block: str, layer: str) -> Any:
+        inside = self.service.insides.get(request.session_hash or "")
         choices = blocks_of(inside.trace).get(block, []) if inside else []
         return gr.update(choices=choices, value=layer if layer in choices else next(iter(choices), None))
 
-    def picture(self, inside: Inside | None, block: str, layer: str, step: float) -> str:
-        """One layer at one step."""
+    def picture(self, request: gr.Request, block: str, layer: str, step: float) -> str:
+        """One layer at one step of the visitor's last look."""
+        inside = self.service.insides.get(request.session_hash or "")
         if inside is None:
             return markup.message("This has been put away; look inside again.")
-        name = f"{component_of(inside.trace)}{block}.{layer}"
-        if name not in inside.trace.weights:
-            return markup.message("Choose a block and a layer.")
-        recorded = inside.trace.steps.get(name, [])
-        place = min(max(1, int(step or 1)), len(recorded)) - 1
-        parts = [over_steps(inside.trace, name, place)] if recorded else [_not_encoded(inside)]
-        if recorded:
-            parts += evidence_pictures(recorded[place], inside)
-            parts.append(
-                histogram(recorded[place].counts, inside, f"Dialects that its activations chose in step {place + 1}")
-            )
-        parts.append(histogram(inside.trace.weights[name], inside, "Dialects of its weights"))
-        return "".join(parts)
+        return pictures_of(inside, block, layer, step)
+
+
+def pictures_of(inside: Inside, block: str, layer: str, step: float) -> str:
+    """One layer at one step."""
+    name = f"{component_of(inside.trace)}{block}.{layer}"
+    if name not in inside.trace.weights:
+        return markup.message("Choose a block and a layer.")
+    recorded = inside.trace.steps.get(name, [])
+    place = min(max(1, int(step or 1)), len(recorded)) - 1
+    parts = [over_steps(inside.trace, name, place)] if recorded else [_not_encoded(inside)]
+    if recorded:
+        parts += evidence_pictures(recorded[place], inside)
+        parts.append(histogram(recorded[place].counts, inside, f"Dialects that its activations chose in step {place + 1}"))
+    parts.append(histogram(inside.trace.weights[name], inside, "Dialects of its weights"))
+    return "".join(parts)
 
 
 def evidence_pictures(step: LayerStep, inside: Inside) -> list[str]:

@@ -36,7 +36,7 @@ def build(service: Service) -> gr.Blocks:
         Endpoints(service)
 
         def leave(request: gr.Request) -> None:
-            service.results.left(request.session_hash or "")
+            service.left(request.session_hash or "")
 
         page.unload(leave)
     return page

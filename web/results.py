@@ -7,10 +7,40 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 KEPT_SECONDS = 3600.0  # that a result stays, if nothing else ends it sooner
 GRACE_SECONDS = 600.0  # that it stays once its visitor has left: a lost connection is no farewell
 KEPT = 32  # results of all visitors together
+
+Value = TypeVar("Value")
+
+
+class Latest(Generic[Value]):
+    """One value a visitor, of the last few visitors alone: what is too large to be kept for everyone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._values: dict[str, Value] = {}
+        self._lock = threading.Lock()
+
+    def put(self, session: str, value: Value) -> None:
+        """Remember a visitor's value; the visitor who has been quiet the longest is forgotten."""
+        with self._lock:
+            self._values.pop(session, None)
+            self._values[session] = value
+            while len(self._values) > self._limit:
+                del self._values[next(iter(self._values))]
+
+    def get(self, session: str) -> Value | None:
+        """A visitor's value."""
+        with self._lock:
+            return self._values.get(session)
+
+    def drop(self, session: str) -> None:
+        """The visitor has gone."""
+        with self._lock:
+            self._values.pop(session, None)
 
 
 @dataclass

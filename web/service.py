@@ -22,10 +22,11 @@ from ..sedialect_core.video import Frames
 from .heat import png
 from .limits import Offer, checked_config, checked_request
 from .measures import Measured, measure, rows
-from .results import Results
+from .results import Latest, Results
 from .studio import Progress, Run, Studio
 
 SIXTEEN = "16 bit"
+INSIDES = 8  # visitors whose last look inside is kept: up to tens of megabytes each
 QUICK_PAIRS, QUICK_STEPS = 2, 3
 THUMBNAIL = 96  # pixels, about
 
@@ -79,6 +80,7 @@ class Service:
     results: Results
     bundled: bool
     name: str
+    insides: Latest[Inside] = field(default_factory=lambda: Latest(INSIDES))
 
     def compare(
         self, session: str, asked: dict[str, Any], preset: str, settings: dict[str, Any], keep: str
@@ -96,8 +98,13 @@ class Service:
 
         yield from self._follow(work, steps=request.steps, stages=2)
 
-    def look_inside(self, finished: Finished) -> Iterator[Progress | Inside]:
-        """The quantized half of a comparison once more, with what its layers do: progress, then the result.
+    def left(self, session: str) -> None:
+        """A visitor has closed the page."""
+        self.results.left(session)
+        self.insides.drop(session)
+
+    def look_inside(self, session: str, finished: Finished) -> Iterator[Progress | Inside]:
+        """The quantized half of a comparison once more, with what its layers do: progress, then the result, which is kept.
 
         Raises:
             SeDialectError: the model or the pipeline fails.
@@ -110,7 +117,10 @@ class Service:
             with quantized_pipeline(pipe, config, True, progress=False), tracing(models, request.steps) as trace:
                 frames = sample(pipe, models, request, config.precision, run).frames
             shapes = Formatbook.resolve(config.formatbook).shapes
-            return Inside(f"{config.precision}: {request.prompt}", trace, thumbnails(frames, trace), request.steps, shapes)
+            title = f"{config.precision}: {request.prompt}"
+            inside = Inside(title, trace, thumbnails(frames, trace), request.steps, shapes)
+            self.insides.put(session, inside)
+            return inside
 
         yield from self._follow(work, steps=request.steps, stages=1)
 
