@@ -61,6 +61,8 @@ def _encode(linears: list[nn.Module], block_size: int, device: torch.device) -> 
 def enabling(kind: Blocks, lies_on: torch.device, device: torch.device) -> Numbers:
     """Peak memory on the GPU while a model of one block becomes a quantized one on the GPU, beside its sizes."""
     collect(device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # quantizing looks whether there is room on the GPU
     model = make_model(kind, lies_on)
     before = model_bytes(model)
     largest = max(2 * layer.weights for layer in make_plan(model, SeDialectConfig()).quantized)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....kernels import ops, reference
+from ....kernels import gemm, ops, reference
 from ...formatbook import Formatbook
 from ...linear import SeDialectLinear
 from .arms import FixedRows
@@ -108,20 +108,26 @@ def _cast(rows: int, width: int, device: torch.device) -> Numbers:
 
 
 def _decodings(trials: Trials, width_in: int, width_out: int) -> None:
-    """Weights to bfloat16, as `w4a16` needs them; to FP8, which writes half as much, see the products."""
-    for size in (16, 32):
-        name = f"B={size} to BF16"
-        trials.run(
-            f"decode {width_in} x {width_out}", name, EAGER, partial(_decode, width_in, width_out, trials.device, size)
-        )
+    """Weights to FP8, and to bfloat16 as `w4a16` and GPUs without FP8 need them."""
+    case, shape = f"decode {width_in} x {width_out}", (width_in, width_out, trials.device)
+    for block_size in (16, 32):
+        for dtype, name in ((E4M3, "FP8"), (torch.bfloat16, "BF16")):
+            trials.run(case, f"B={block_size} to {name}", EAGER, partial(_decode, *shape, block_size, dtype))
 
 
-def _decode(width_in: int, width_out: int, device: torch.device, block_size: int) -> Numbers:
+def _decode(width_in: int, width_out: int, device: torch.device, block_size: int, dtype: torch.dtype) -> Numbers:
     layer = _layer(width_in, width_out, device, block_size)
-    packed = layer.weight.nbytes + layer.weight_meta.nbytes + layer.weight_scale.nbytes
-    copies = [_copied(layer) for _ in range(rotation(packed, device))]
-    timing = time_calls(lambda one: one.dequantize(torch.bfloat16), copies, device)
-    return _with_bytes(timing.numbers(), packed + 2 * width_in * width_out)
+    stored = (layer.weight, layer.weight_meta, layer.row_scale)
+    tables, packed = Formatbook.builtin().tables(device), sum(part.nbytes for part in stored)
+    copies = [[part.detach().clone() for part in stored] for _ in range(rotation(packed, device))]
+
+    def decode(one: list[torch.Tensor]) -> Any:
+        codes, meta, scale = one
+        if device.type == "cpu":
+            return reference.decode_rows(codes, meta, tables).to(dtype)
+        return gemm.decode(codes, meta, scale, tables, dtype, scaled=dtype != E4M3)
+
+    return _with_bytes(time_calls(decode, copies, device).numbers(), packed + width_in * width_out * dtype.itemsize)
 
 
 def _products(trials: Trials, rows: int, width_in: int, width_out: int) -> None:
@@ -166,16 +172,6 @@ def _layer(width_in: int, width_out: int, device: torch.device, block_size: int)
     torch.manual_seed(0)
     linear = nn.Linear(width_in, width_out, bias=False, device=device, dtype=torch.bfloat16)
     return SeDialectLinear.from_linear(linear, block_size=block_size)
-
-
-def _copied(layer: SeDialectLinear) -> SeDialectLinear:
-    """The layer with a weight of its own, elsewhere in memory."""
-    copy = SeDialectLinear(layer.in_features, layer.out_features, False, block_size=layer.block_size, device="meta")
-    copy.weight, copy.weight_meta, copy.weight_scale = (
-        nn.Parameter(stored.detach().clone(), requires_grad=False)
-        for stored in (layer.weight, layer.weight_meta, layer.weight_scale)
-    )
-    return copy
 
 
 def _inputs(rows: int, width: int, device: torch.device) -> list[torch.Tensor]:

@@ -42,7 +42,7 @@ MODELS = (
         wan("wan-14b", WAN_480P, WAN_TEXT, wan_config(5120, 13824)),
         40,
         WAN_480P,
-        wan("wan of width 1024", WAN_480P, WAN_TEXT, wan_config(1024, 4096)),
+        wan("wan-1.3b", WAN_480P, WAN_TEXT, wan_config(1536, 8960)),
     ),
 )
 _TINY = Video(64, 64, 9)
