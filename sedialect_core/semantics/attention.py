@@ -23,7 +23,7 @@ def received_attention(
 
     Args:
         mask: as of `scaled_dot_product_attention`: bool, True where a key may be seen, or a float that is added; it
-            broadcasts to [B, H, N_q, N_k]; [B, N_k] is taken for a mask of keys.
+            broadcasts to [B, H, N_q, N_k].
         scale: of the products; None for D^-0.5.
         queries: how many to sample; all of them where there are no more.
     """
@@ -74,8 +74,6 @@ def spread(length: int, count: int, device: torch.device | str | None = None) ->
 
 def _rows_of_mask(mask: torch.Tensor, sampled: torch.Tensor, length: int) -> torch.Tensor:
     """The mask of the sampled queries, [B or 1, H or 1, rows or 1, N_k]."""
-    if mask.ndim == 2:
-        mask = mask[:, None, None]
     while mask.ndim < 4:
         mask = mask.unsqueeze(0)
     return mask[:, :, sampled] if mask.shape[2] == length and length > 1 else mask

@@ -32,7 +32,7 @@ def windows_of(layout: TokenLayout, window: Extent, spacing: Extent = (0, 0, 0))
 
     The grid is cut into cells of `spacing` tokens, zeros standing for the window's size; each cell's middle token is an
     anchor, and its window, with the anchor in the middle, reaches as far as `window` says. With cells as large as the window
-    a token lies in one window only; with smaller cells windows overlap.
+    a token lies in one window only, but where the grid's edge cuts a cell; with smaller cells windows overlap.
 
     Raises:
         ModelError: the window is larger than the grid.

@@ -188,8 +188,11 @@ def _read_sdpa(
 def _read_backend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any
 ) -> Seen:
-    """Arguments of a diffusers backend, [B, N, H, D]. Masks of other kinds than tensors are left out: they are padding."""
+    """Arguments of a diffusers backend, [B, N, H, D], whose mask may be one of keys alone, [B, N]. Masks of other kinds than
+    tensors are left out."""
     mask = attn_mask if isinstance(attn_mask, torch.Tensor) else None
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None]
     return Seen(query.transpose(1, 2), key.transpose(1, 2), mask, kwargs.get("scale"))
 
 
