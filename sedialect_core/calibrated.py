@@ -81,8 +81,8 @@ class WeightEncoder:
                 view = self._look(group, statistics, weight_of)
             except torch.OutOfMemoryError:
                 raise ModelError(
-                    f"{group[0].name}: too little GPU memory to factor the moment of {group[0].in_features} inputs; "
-                    'quantize on the CPU: pipe.to("cpu") before enable_sedialect(), or --device cpu'
+                    f"{group[0].name}: too little GPU memory to factor the moment of {group[0].in_features} inputs; load "
+                    'the model again and quantize on the CPU: pipe.to("cpu") before enable_sedialect(), or --device cpu'
                 ) from None
             if view is not None:
                 yield from (self._compensated(layer, weight_of(layer), view) for layer in group)

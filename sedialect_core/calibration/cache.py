@@ -6,11 +6,11 @@ safetensors file for each input. It grows input by input; what is there is whole
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -23,6 +23,7 @@ from ..formatbook.matching import weights_digest
 FORMAT_VERSION = 1
 INDEX = "calibration.json"
 AGAIN = "calibrate again, into another folder"
+TENSORS = ("moment", "peak", "rows")
 RESOLUTION = ("height", "width", "num_frames")
 
 
@@ -118,13 +119,16 @@ class CalibrationCache:
         """The statistics of one component's layers, as `quantize_layers` takes them.
 
         Raises:
-            InputError: some are still missing, since the calibration was interrupted.
+            InputError: some are still missing, since the calibration was interrupted; or a file is damaged.
         """
         if missing := self.missing():
             raise InputError(
                 f"the calibration in {self.folder} is not finished: {len(missing)} of {len(self.inputs)} inputs are "
                 "missing; run it again and it goes on"
             )
+        for entry in self.inputs if self.folder is not None else ():
+            with _opened(self._path(entry), entry.width):
+                pass  # better found out now than when half of the model is quantized
         return _Component(self, {layer: entry for entry in self.inputs if entry.component == name for layer in entry.layers})
 
     def check_models(self, models: Mapping[str, nn.Module]) -> None:
@@ -200,7 +204,7 @@ def save_statistics(path: Path, statistics: InputStatistics) -> None:
     Raises:
         InputError: the folder cannot be written, or the disk is full.
     """
-    tensors = {name: getattr(statistics, name).cpu().contiguous() for name in ("moment", "peak", "rows")}
+    tensors = {name: getattr(statistics, name).cpu().contiguous() for name in TENSORS}
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata={"count": str(statistics.count)})
@@ -214,14 +218,20 @@ def load_statistics(path: Path, width: int) -> InputStatistics:
     Raises:
         InputError: the file is damaged, or its input has another width.
     """
+    with _opened(path, width) as opened:
+        tensors = {name: opened.get_tensor(name) for name in TENSORS}
+        return InputStatistics(**tensors, count=int(opened.metadata()["count"]))
+
+
+@contextmanager
+def _opened(path: Path, width: int) -> Iterator[Any]:
+    """A file of statistics, its header checked."""
     try:
         with safe_open(path, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in ("moment", "peak", "rows")}
-            count = int((opened.metadata() or {})["count"])
+            shapes = [opened.get_slice(name).get_shape() for name in TENSORS]
+            int((opened.metadata() or {})["count"])
+            if shapes[:2] != [[width, width], [width]]:
+                raise ValueError(f"a moment of {shapes[0]}, not of {width} channels")
+            yield opened
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it and calibrate again") from None
-    if tensors["moment"].shape != (width, width) or tensors["moment"].dtype != torch.float32:
-        raise InputError(
-            f"{path} holds a moment of {list(tensors['moment'].shape)}, not {width}; remove it and calibrate again"
-        )
-    return InputStatistics(**tensors, count=count)
