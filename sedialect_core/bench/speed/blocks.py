@@ -91,6 +91,7 @@ class Bench:
         """The arm's block; that of the arm before is let go first."""
         if self._built is None or self._built[0] != arm.name:
             self._built = None
+            fresh_compiler()  # it may keep the block
             collect(self.device)
             self._built = arm.name, *build_block(self.kind, arm, self.device)
         return self._built[1:]

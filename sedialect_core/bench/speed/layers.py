@@ -56,6 +56,9 @@ class Bench:
         """Time, error and memory of one arm."""
         if not self.inputs:
             self._prepare()
+        if mode == COMPILED:
+            fresh_compiler()  # it may keep the arm before
+        collect(self.device)
         before = self._allocated()
         module = arm.together(self._linears(), self.case.rows).eval()
         collect(self.device)

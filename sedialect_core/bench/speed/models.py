@@ -62,6 +62,7 @@ def measure_models(trials: Trials, models: Iterable[WholeModel], arms: tuple[Arm
 
 def measure(model: WholeModel, arm: Arm, mode: str, device: torch.device) -> Numbers:
     """Step time, peak memory of a step with the weights in it, and how long quantizing took."""
+    fresh_compiler()  # it may keep the model before
     collect(device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -69,7 +70,6 @@ def measure(model: WholeModel, arm: Arm, mode: str, device: torch.device) -> Num
     whole, quantizing = build(model, arm, device)
     collect(device)
     weights = stored_bytes(whole) - base
-    fresh_compiler()
     if mode == COMPILED:
         whole.compile_repeated_blocks(dynamic=False, backend=backend(device))
     inputs = [_inputs(model, device, seed) for seed in (1, 2)]
