@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 GROUP = 128  # columns whose errors are carried on to all later ones in one product; a multiple of every block size
-# Of the mean of the moment's diagonal, added to it. GPTQ's 1 % fits the calibration rows better and others worse.
+# Of the mean of the moment's diagonal, added to it. The 1 % of GPTQ fits few prompts better, and others worse.
 DAMPING = 0.03
 DAMPING_STEP = 10.0
 DAMPING_LIMIT = 1e6  # a moment that does not factor with this much has no numbers to work with

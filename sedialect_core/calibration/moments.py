@@ -74,7 +74,9 @@ def calibrate(
     for name, model in models.items():
         check_ready(name, model)
     cache = _open(pipe, models, requests, config or SeDialectConfig(), every, Path(folder) if folder else None)
-    passes = _passes(cache.missing(), _limit(memory, device, models), _Unfinished.find(cache.folder))
+    place = torch.device(device or getattr(pipe, "_execution_device", "cpu"))
+    limit = _free_bytes(place) * USED if memory is None else memory * 1e9
+    passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
     with tqdm(total=len(passes) * len(requests), desc="Calibrating", unit="prompt", disable=not progress) as bar:
         for inputs in passes:
             _Pass(pipe, models, cache, inputs, every, device, save_every).run(requests, bar)
@@ -170,16 +172,13 @@ def _passes(inputs: Sequence[Input], limit: float, unfinished: _Unfinished | Non
     return passes
 
 
-def _limit(memory: float | None, device: str | None, models: Mapping[str, nn.Module]) -> float:
-    """Bytes that moments may take at once."""
-    if memory is not None:
-        return memory * 1e9
-    place = torch.device(device) if device else next(next(iter(models.values())).parameters()).device
+def _free_bytes(place: torch.device) -> int:
+    """Of a GPU, or of the main memory."""
     if place.type == "cuda":
-        return USED * torch.cuda.mem_get_info(place)[0]
+        return torch.cuda.mem_get_info(place)[0]
     import psutil
 
-    return float(USED * psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available)
 
 
 class _NotFinite(Exception):
@@ -207,13 +206,10 @@ class _Sums:
         if mark in self.seen:
             return
         self.seen.add(mark)
-        product, top = wide.T @ wide, wide.abs().amax(0)
-        if self.moment is None or self.peak is None:
-            place = self.device or rows.device
-            self.moment, self.peak = product.to(place), top.to(place)
-        else:
-            self.moment.add_(product.to(self.moment.device))
-            torch.maximum(self.peak, top.to(self.peak.device), out=self.peak)
+        place = self.device or rows.device  # what was resumed lies on the CPU until now
+        product, top = (wide.T @ wide).to(place), wide.abs().amax(0).to(place)
+        self.moment = product if self.moment is None else self.moment.to(place).add_(product)
+        self.peak = top if self.peak is None else torch.maximum(self.peak.to(place), top)
         self.rows.append(spread_rows(rows, SAMPLE).cpu())
         self.count += len(rows)
 
