@@ -123,7 +123,11 @@ class _Recorder:
         x = args[0].detach()
         rows = x.reshape(-1, *x.shape[-2:])[-1].float() if x.ndim > 1 else x.view(1, -1).float()
         rows = rotate_rows(rows, layer.rotation) if layer.rotation else rows
-        settings = {"formatbook": layer.formatbook, "block_size": layer.block_size, "candidates": layer.candidates}
+        settings: dict[str, Any] = {
+            "formatbook": layer.formatbook,
+            "block_size": layer.block_size,
+            "candidates": layer.candidates,
+        }
         encoded = encode(rows, role="activation", **settings)
         step = LayerStep(_count(encoded.meta, self.dialects))
         places = self._places(len(rows))

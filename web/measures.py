@@ -47,17 +47,16 @@ class Measured:
 
 def measure(video: Frames, reference: Frames, fps: float) -> Measured:
     """All metrics of a video [T, H, W, 3] against its reference; one whose library is missing is named as such."""
-    pair = tuple(torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).unsqueeze(0) for frames in (video, reference))
+    ours, theirs = (torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).unsqueeze(0) for frames in (video, reference))
     values, missing, series = {}, {}, []
     for one in MEASURES:
         try:
-            values[one.key] = one.distance(*pair, fps).item()
+            values[one.key] = one.distance(ours, theirs, fps).item()
         except InputError as error:
             missing[one.key] = str(error)
             continue
         if one.by_frame:
-            frames = [part.movedim(1, 0) for part in pair]  # every frame a video of its own
-            by_frame = one.distance(*frames, fps).tolist()
+            by_frame = one.distance(ours.movedim(1, 0), theirs.movedim(1, 0), fps).tolist()  # every frame a video of its own
             series.append({"name": one.label, "unit": one.unit, "values": [round(value, 4) for value in by_frame]})
     return Measured(values, tuple(series), missing)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -43,7 +44,7 @@ class Progress:
 
 
 class Run(Watch, Generic[Result]):
-    """One piece of work on the pipeline, in a thread of its own: its progress, its result, and the wish to stop it.
+    """One piece of work on the pipeline, in the studio's thread: its progress, its result, and the wish to stop it.
 
     Args:
         steps: of one sampling stage.
@@ -57,7 +58,7 @@ class Run(Watch, Generic[Result]):
         self.result: Result | None = None
         self.error: BaseException | None = None
         self._changed = threading.Condition()
-        self._version, self._ended = 0, False
+        self._version, self._begun, self._ended = 0, False, False
         self._stop = threading.Event()
         self._started = self._stage_started = time.monotonic()
         self._holding = False  # the time in line is nobody's fault
@@ -67,15 +68,20 @@ class Run(Watch, Generic[Result]):
         self._clean: CleanLatents | None = None
 
     def stop(self) -> None:
-        """Ask the run to end at its next step, or sooner."""
+        """Ask the run to end before its next forward; one that has not begun ends at once."""
         self._stop.set()
+        with self._changed:
+            if not self._begun and not self._ended:
+                self.error, self._ended = Stopped(), True
+                self._changed.notify_all()
 
     def follow(self) -> Iterator[Progress]:
         """Progress, whenever there is news, until the run has ended."""
         seen = -1
         while True:
             with self._changed:
-                self._changed.wait_for(lambda seen=seen: self._ended or self._version != seen, timeout=WAKE)
+                if not self._ended and self._version == seen:
+                    self._changed.wait(timeout=WAKE)
                 news, seen, ended, progress = self._version != seen, self._version, self._ended, self.progress
             if ended:
                 return
@@ -104,7 +110,11 @@ class Run(Watch, Generic[Result]):
             self._tell(replace(self.progress, step=step, seconds_left=self._seconds_left(step)))
 
     def carry_out(self, work: Callable[[Any, "Run[Result]"], Result], studio: "Studio") -> None:
-        """Do the work when the pipeline is free; the body of the run's thread."""
+        """Do the work when the pipeline is free, unless it was stopped before that."""
+        with self._changed:
+            if self._ended:
+                return
+            self._begun = True
         try:
             with studio.pipeline(self._check) as pipe:
                 self._started, self._holding = time.monotonic(), True
@@ -146,6 +156,8 @@ class Run(Watch, Generic[Result]):
 class Studio:
     """Holds the pipeline. Loading begins when it is told to, and again at the next run where it failed.
 
+    All work is done by one thread that lasts: with a thread a run memory grew, for each allocates in an arena of its own.
+
     Args:
         load: makes the pipeline; what it raises is what visitors are told.
     """
@@ -154,6 +166,8 @@ class Studio:
         self._load = load
         self._pipe: Any = None
         self._lock = threading.Lock()
+        self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        threading.Thread(target=self._do_work, name="sedialect-work", daemon=True).start()
         self.preview: LatentPreview | None = None
         self.weights: dict[str, torch.Tensor] = {}
         """A piece of each layer's 16-bit weight, by name: to be looked at while the layers themselves are at work."""
@@ -172,7 +186,11 @@ class Studio:
             with self._lock:
                 self._ensure_loaded(quiet=True)
 
-        threading.Thread(target=load, name="sedialect-loading", daemon=True).start()
+        self._work.put(load)
+
+    def _do_work(self) -> None:
+        while True:
+            self._work.get()()
 
     @contextmanager
     def pipeline(self, check: Callable[[], None]) -> Iterator[Any]:
@@ -195,8 +213,7 @@ class Studio:
     ) -> Iterator[Run[Result]]:
         """A run that has begun, to be followed; leaving the block stops it."""
         run: Run[Result] = Run(steps, stages, seconds)
-        thread = threading.Thread(target=run.carry_out, args=(work, self), name="sedialect-run", daemon=True)
-        thread.start()
+        self._work.put(lambda: run.carry_out(work, self))
         try:
             yield run
         finally:
@@ -227,7 +244,7 @@ def pieces_of_weights(pipe: Any) -> dict[str, torch.Tensor]:
     found = {}
     for component, model in denoisers(pipe).items():
         for layer in make_plan(model, SeDialectConfig()).quantized:
-            weight = model.get_submodule(layer.name).weight.detach()
+            weight = model.get_submodule(layer.name).get_parameter("weight").detach()
             found[f"{component}.{layer.name}"] = weight[:PIECE_ROWS, :PIECE_COLUMNS].float().cpu().clone()
     return found
 
