@@ -112,11 +112,14 @@ def check(device: torch.device, weight: torch.device) -> None:
 
 
 def run(kernel: str, device: torch.device, fast: Callable[[], Result], plain: Callable[[], Result]) -> Result:
-    """What the Triton kernel gives, `fast`, or `plain` torch where the GPU has none. The first failure is warned of, once."""
+    """What the Triton kernel gives, `fast`; `plain` torch where the GPU has none. That a kernel fails is warned of once."""
     failed = (kernel, _number(device))
     if refusals(device).triton is None and failed not in _FAILED:
         try:
-            return fast()
+            if device.index in (None, torch.cuda.current_device()):
+                return fast()
+            with torch.cuda.device(device):  # Triton launches on the current one
+                return fast()
         except torch.OutOfMemoryError:
             raise
         except _failures() as error:

@@ -53,11 +53,13 @@ def encode(
         rotation: size of the Hadamard blocks by which x is rotated first; 0 for none.
     """
     book = DialectTables(*tables)
-    guidance = {"salient": salient, "group": group, "choice": choice, "protected": protected, "rotation": rotation}
+    rows: dict[str, Any] = {"salient": salient, "group": group, "choice": choice}
     check(x.device, book.indices.device)
     if x.device.type == "cuda" and bits != 16:
-        return gemm.encode(x, book, block_size, bits, candidates, **guidance)
-    operand, scale = encode_activations(x, book, block_size, bits, candidates, **guidance)
+        return gemm.encode(x, book, block_size, bits, candidates, **rows, protected=protected, rotation=rotation)
+    operand, scale = encode_activations(
+        x, book, block_size, bits, candidates, **rows, protected=protected, rotation=rotation
+    )
     return operand.to(operand_dtype(x, bits)), scale
 
 
