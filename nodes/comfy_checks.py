@@ -1,6 +1,6 @@
 """What a MODEL must be before quantizing and after loading. Only the comfy_*.py files touch ComfyUI's internals."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import comfy.quant_ops
@@ -9,12 +9,29 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sedialect_core.checkpoint import Record
 from ..sedialect_core.codec import DTYPES
-from ..sedialect_core.errors import ModelError
+from ..sedialect_core.config import SeDialectConfig
+from ..sedialect_core.errors import ConfigError, ModelError
 from ..sedialect_core.plan import Plan
 from .comfy_linear import EncodedLinear
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model
+DIFFUSERS_ONLY = ("salient_ratio", "semantic", "protected_steps")  # what a layer is told about its rows at run time
 COMPILED = "torch.compile"  # ComfyUI's key of its compile wrapper
+
+
+def check_settings(config: SeDialectConfig) -> None:
+    """Refuse what layers in ComfyUI cannot do: settings are never ignored.
+
+    Raises:
+        ConfigError: such a setting is on.
+    """
+    plain = SeDialectConfig()
+    for name in DIFFUSERS_ONLY:
+        value = getattr(config, name, None)
+        if value != getattr(plain, name, None):
+            raise ConfigError(
+                f"{name}={value} is for diffusers pipelines only; choose another preset, or leave it at its default"
+            )
 
 
 def check_quantizable(patcher: Any) -> None:
@@ -71,8 +88,8 @@ def check_weights(weights: Mapping[str, torch.Tensor], plan: Plan) -> None:
             raise ModelError(f"{layer.name}.weight is missing in the checkpoint; load a complete one")
 
 
-def check_loaded(network: torch.nn.Module, record: Record) -> None:
-    """Every linear must have a weight, and every recorded one an encoded weight of its own shape."""
+def check_loaded(network: torch.nn.Module, record: Record, given: Collection[str]) -> None:
+    """Every parameter must have been `given`, and every recorded layer an encoded weight of its shape."""
     for name, module in network.named_modules():
         if not isinstance(module, EncodedLinear):
             continue
@@ -84,6 +101,8 @@ def check_loaded(network: torch.nn.Module, record: Record) -> None:
                 f"{name}.weight is {tuple(weight.shape)} where the model has {(module.out_features, module.in_features)}; "
                 "the file and its settings do not belong together"
             )
+    if missing := sorted(name for name, _ in network.named_parameters() if name not in given):
+        raise ModelError(f"the key {missing[0]!r} is missing ({len(missing)} in all); the file is not complete")
     modules = dict(network.named_modules())
     if lost := [name for name in record.precisions if not isinstance(modules.get(name), EncodedLinear)]:
         raise ModelError(f"the file lists the layer {lost[0]!r}, which {type(network).__name__} does not have")

@@ -1,5 +1,6 @@
 """ComfyUI's linear layer with an encoded weight. Only the comfy_*.py files touch ComfyUI's internals."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ class EncodedLinear:
     """Mixed into ComfyUI's linear: computes with an encoded weight, and leaves a float one to ComfyUI.
 
     ComfyUI would merge LoRAs into the weight, at once or whenever it is moved, and round the sum to 4 bit. Here they are
-    kept beside it instead, the same however the model is loaded: `patches` come from the patcher after each load.
+    kept beside it instead, the same however the model is loaded: `patches` come from the patcher after each load and
+    whenever hooks change them.
     """
 
     patches: list[Patch]
@@ -26,6 +28,11 @@ class EncodedLinear:
     def encoded(self) -> bool:
         """Whether the weight is in dialects."""
         return layout.is_encoded(self.weight)
+
+    # What `state_dict` lists beside the weight, for whoever asks for each key as an attribute, as hooks and merges do.
+    weight_meta = property(lambda self: self.state_dict()["weight_meta"])
+    weight_scale = property(lambda self: self.state_dict()["weight_scale"])
+    comfy_quant = property(lambda self: self.state_dict()["comfy_quant"])
 
     @property
     def weight_lowvram_function(self) -> Any:
@@ -60,11 +67,12 @@ class EncodedLinear:
         return self
 
     def set_weight(self, weight: torch.Tensor, *args: Any, return_weight: bool = False, **kwargs: Any) -> Any:
-        """Take what ComfyUI has merged: to be saved, it is encoded anew; to be used, it is not needed."""
+        """Take what ComfyUI has merged, and let it go: the weight stays as it is, and follows it to its device."""
         if not self.encoded:
             return super().set_weight(weight, *args, return_weight=return_weight, **kwargs)
         if return_weight:
-            return self.weight.requantize_from_float(weight)
+            warnings.warn("LoRAs on a quantized MODEL are not saved: they stay beside its weights", stacklevel=2)
+            return self.weight
         if self.weight.device != weight.device:
             self.weight = torch.nn.Parameter(self.weight.to(weight.device), requires_grad=False)
         return None
@@ -87,10 +95,11 @@ class EncodedLinear:
 
     def _compute(self, x: torch.Tensor, weight: Any, bias: torch.Tensor | None, functions: list[Any]) -> torch.Tensor:
         def decoded() -> torch.Tensor:
-            return weight.to(dtype=x.dtype).dequantize()
+            return weight.to(dtype=x.dtype).dequantize() if layout.is_encoded(weight) else weight.to(x.dtype)
 
         wrappers = [function for function in functions if not getattr(function, "is_lowvram_patch", False)]
-        if wrappers or getattr(self, "comfy_force_cast_weights", False):  # another node wants to see the weight itself
+        # Another node wants to see the weight itself, or ComfyUI has decoded it, as it does for a layer put on the CPU.
+        if wrappers or getattr(self, "comfy_force_cast_weights", False) or not layout.is_encoded(weight):
             dense = decoded()
             for function in wrappers:
                 dense = function(dense)

@@ -19,6 +19,7 @@ import comfy.quant_ops
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP
 from safetensors import safe_open
 
@@ -35,7 +36,7 @@ from ..sedialect_core.plan import Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS
-from .comfy_checks import KEY, check_loaded, check_quantizable, check_weights, linear_types
+from .comfy_checks import KEY, check_loaded, check_quantizable, check_settings, check_weights, linear_types
 from .comfy_linear import EncodedLinear, operations
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
@@ -73,6 +74,7 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
+    check_settings(config)
     check_quantizable(patcher)
     network = patcher.model.diffusion_model
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
@@ -113,6 +115,7 @@ def load(
     """
     weights = {**weights}
     _wrap_all(weights, record)
+    given = set(weights)
     dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
     options = {"custom_operations": operations(dtype)}
     metadata = {"config": settings} if settings else None
@@ -123,7 +126,7 @@ def load(
             "a file that was saved from the same kind of model"
         )
     network = patcher.model.diffusion_model
-    check_loaded(network, record)
+    check_loaded(network, record, given)
     settings = settings or _settings(patcher)
     _label(network, record, settings)
     config = SeDialectConfig(block_size=record.block_size, formatbook=record.formatbook.name)
@@ -287,23 +290,36 @@ def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
     patcher.size, patcher.parent, patcher.clone_base_uuid = 0, None, uuid.uuid4()
     patcher.cached_patcher_init = origin
     patcher.set_attachments(KEY, known)
-    for event, callback in ((CallbacksMP.ON_LOAD, _hand_out_patches), (CallbacksMP.ON_DETACH, _take_back_patches)):
+    patcher.hook_mode = EnumHookMode.MinVram  # the other mode keeps merged float weights, and has no place for them here
+    for event, callback in CALLBACKS.items():
         patcher.callbacks.get(event, {}).pop(KEY, None)
         patcher.add_callback_with_key(event, KEY, callback)
     return patcher
 
 
-def _hand_out_patches(patcher: Any, *_: Any) -> None:
+def _hand_out_patches(patcher: Any, *_: Any, hooked: Mapping[str, Any] | None = None) -> None:
     for name, module in patcher.model.named_modules():
         if isinstance(module, EncodedLinear) and module.encoded:
-            module.patch_key = f"{name}.weight"
-            module.patches = list(patcher.patches.get(module.patch_key, ()))
+            key = f"{name}.weight"
+            module.patch_key, module.patches = key, [*patcher.patches.get(key, ()), *(hooked or {}).get(key, ())]
+
+
+def _hand_out_hooks(patcher: Any, hooks: Any) -> None:
+    """LoRAs that come and go with the conditioning or the step."""
+    _hand_out_patches(patcher, hooked=patcher.get_combined_hook_patches(hooks))
 
 
 def _take_back_patches(patcher: Any, unpatch_all: bool) -> None:
     for module in patcher.model.modules() if unpatch_all else ():
         if isinstance(module, EncodedLinear):
             module.patches = []
+
+
+CALLBACKS = {
+    CallbacksMP.ON_LOAD: _hand_out_patches,
+    CallbacksMP.ON_APPLY_HOOKS: _hand_out_hooks,
+    CallbacksMP.ON_DETACH: _take_back_patches,
+}
 
 
 def _settings(patcher: Any) -> str:

@@ -102,8 +102,8 @@ class SeDialectSave(io.ComfyNode):
             node_id="SeDialectSave",
             display_name="SeDialect Save",
             category=CATEGORY,
-            description="Saves a quantized model. LoRAs on it are not saved: they stay beside the quantized weights. "
-            "ComfyUI's own Save Model merges them, and rounds the sum.",
+            description="Saves a quantized model. LoRAs on it are not saved: they stay beside the quantized weights. To "
+            "bake one in, save the 16-bit MODEL with the LoRA first, and quantize that.",
             search_aliases=["save quantized model", "export diffusers", "SemanticDialect"],
             is_output_node=True,
             inputs=[

@@ -8,7 +8,8 @@ from ..sedialect_core.bench import metrics
 
 
 def series(video: torch.Tensor, reference: torch.Tensor) -> list[dict[str, Any]]:
-    """PSNR, SSIM and flicker of every frame, as the player takes them.
+    """PSNR, SSIM and flicker (how much the error changed since the frame before, of 255) of every frame, as the player
+    takes them.
 
     Args:
         video, reference: bytes [T, 3, H, W].
@@ -20,7 +21,7 @@ def series(video: torch.Tensor, reference: torch.Tensor) -> list[dict[str, Any]]
     return [
         {"name": "PSNR", "unit": "dB", "values": decibels},
         {"name": "SSIM", "unit": "", "values": _rounded(metrics.ssim(frames, originals))},
-        {"name": "Flicker", "unit": "of 255", "values": [None, *flicker]},
+        {"name": "Flicker", "unit": "", "values": [None, *flicker]},
     ]
 
 

@@ -36,10 +36,9 @@ def embeddings(path: Path, prompts: list[str]) -> Path:
     return path
 
 
-def tiny_wan(path: Path, blocks: int = 2, image: bool = False, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """A Wan 2.1 of width 256 with random weights, under its authors' names."""
-    random = torch.Generator().manual_seed(blocks)
-    dim, hidden, tensors = 256, 512, {}
+def tiny_wan(path: Path, blocks: int = 2, dim: int = 256, hidden: int = 512, dtype: torch.dtype = torch.bfloat16) -> Path:
+    """A Wan 2.1 with random weights, under its authors' names."""
+    random, tensors = torch.Generator().manual_seed(blocks), {}
 
     def linear(name: str, inputs: int, outputs: int) -> None:
         tensors[f"{name}.weight"] = (torch.randn(outputs, inputs, generator=random) / math.sqrt(inputs)).to(dtype)

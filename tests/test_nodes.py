@@ -1,4 +1,4 @@
-"""The nodes' faces: schemas, words, help, examples, refusals; on a stand-in for ComfyUI, the real one is in test_comfyui.py."""
+"""The nodes' faces: schemas, words, help, examples, refusals; on a stand-in for ComfyUI. The real one: test_comfyui.py."""
 
 import asyncio
 import importlib

@@ -27,6 +27,7 @@ GENERIC_RULES = (
     Rule(rf"(.+\.)?{_FEED_FORWARD_PART}\.(?!.*(router|gate$))(.+\.)?\w+", "feed_forward", "other"),
     Rule(_ATTENTION_LEAF, "attention", "other"),
     Rule(_FEED_FORWARD_LEAF, "feed_forward", "other"),
+    Rule(r"(.+\.)?block\.layer[12]", "feed_forward", "other"),  # Cosmos 1 by its authors' names
 )
 """Modulation comes first: a norm inside an attention module is no attention layer. Gates, decays and routers steer
 much with few weights, and match nothing."""

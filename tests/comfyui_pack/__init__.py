@@ -1,5 +1,6 @@
 """Nodes for the tests alone, in place of text encoder, VAE and eyes: they make inputs, and look into what comes out."""
 
+import importlib
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import comfy.model_management
+import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
@@ -16,11 +18,12 @@ CATEGORY = "sedialect tests"
 
 def sedialect(name):
     """A module of the pack under test, whatever name ComfyUI gave it."""
-    return next(module for key, module in sys.modules.items() if key.endswith(f"sedialect.{name}") and "custom_nodes" in key)
+    root = next(key for key in sys.modules if "custom_nodes" in key and key.endswith("sedialect"))
+    return importlib.import_module(f"{root}.{name}")
 
 
 class TestConditioning(io.ComfyNode):
-    """Embeddings from a file, or random ones that a text is the seed of."""
+    """Embeddings from a file in the base folder, or random ones that a text is the seed of."""
 
     @classmethod
     def define_schema(cls):
@@ -41,7 +44,7 @@ class TestConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, text, file, tokens, dim, pooled, mask):
         if file:
-            return io.NodeOutput([[load_file(file)[text], {}]])
+            return io.NodeOutput([[load_file(Path(folder_paths.base_path) / file)[text], {}]])
         random = torch.Generator().manual_seed(sum(ord(sign) * (place + 1) for place, sign in enumerate(text)))
         more = {}
         if pooled:
@@ -52,21 +55,22 @@ class TestConditioning(io.ComfyNode):
 
 
 class TestDecode(io.ComfyNode):
-    """Latents to frames through a VAE of diffusers."""
+    """Latents to frames through the VAE of the bundled model, by diffusers."""
 
     @classmethod
     def define_schema(cls):
         return io.Schema(
             node_id="SeDialectTestDecode",
             category=CATEGORY,
-            inputs=[io.Latent.Input("samples"), io.String.Input("folder")],
+            inputs=[io.Latent.Input("samples")],
             outputs=[io.Image.Output()],
         )
 
     @classmethod
-    def execute(cls, samples, folder):
+    def execute(cls, samples):
         from diffusers import AutoencoderKLWan
 
+        folder = sedialect("sedialect_core.demo").MODEL / "vae"
         vae = AutoencoderKLWan.from_pretrained(folder, torch_dtype=torch.float32)
         video = vae.decode(samples["samples"].float(), return_dict=False)[0]
         return io.NodeOutput((video[0] / 2 + 0.5).clamp(0, 1).movedim(0, -1).contiguous())
@@ -123,8 +127,111 @@ class TestLayers(io.ComfyNode):
         return io.NodeOutput()
 
 
+def families():
+    """Networks of every video family at real widths and few blocks, on the meta device, and where their blocks lie."""
+    import comfy.ops
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
+    from comfy.ldm.cosmos.model import GeneralDIT
+    from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+    from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+    from comfy.ldm.kandinsky5.model import Kandinsky5
+    from comfy.ldm.lightricks.av_model import LTXAVModel
+    from comfy.ldm.lightricks.model import LTXVModel
+    from comfy.ldm.minimax.model import MiniMaxH3Model
+    from comfy.ldm.wan.model import VaceWanModel, WanModel, WanModel_S2V
+    from comfy.model_detection import detect_unet_config
+
+    def detected(shapes):
+        return detect_unet_config({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, "")
+
+    hunyuan = detected(
+        {
+            "txt_in.individual_token_refiner.blocks.0.norm1.weight": [3072],
+            "txt_in.input_embedder.weight": [3072, 4096],
+            "img_in.proj.weight": [3072, 16, 1, 2, 2],
+            "final_layer.linear.weight": [64, 3072],
+            "vector_in.in_layer.weight": [3072, 768],
+            "guidance_in.in_layer.weight": [3072, 256],
+            **{f"{kind}_blocks.{number}.any": [1] for kind in ("double", "single") for number in range(2)},
+        }
+    )
+    predict2 = detected({"blocks.0.mlp.layer1.weight": [8192, 2048], "x_embedder.proj.1.weight": [2048, 68]})
+    cosmos = {
+        "max_img_h": 240,
+        "max_img_w": 240,
+        "max_frames": 128,
+        "in_channels": 17,
+        "out_channels": 16,
+        "patch_spatial": 2,
+        "patch_temporal": 1,
+        "model_channels": 4096,
+        "block_config": "FA-CA-MLP",
+        "num_blocks": 2,
+        "num_heads": 32,
+        "concat_padding_mask": True,
+        "block_x_format": "THWBD",
+        "pos_emb_cls": "rope3d",
+        "use_adaln_lora": True,
+        "adaln_lora_dim": 256,
+    }
+    mochi = {
+        "depth": 3,
+        "patch_size": 2,
+        "num_heads": 24,
+        "hidden_size_x": 3072,
+        "hidden_size_y": 1536,
+        "mlp_ratio_x": 4.0,
+        "mlp_ratio_y": 4.0,
+        "qk_norm": True,
+        "t5_feat_dim": 4096,
+        "t5_token_length": 256,
+        "rope_theta": 10000.0,
+        "learn_sigma": False,
+        "in_channels": 12,
+    }
+    wan = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 2}
+    common = {"dtype": torch.bfloat16, "device": "meta", "operations": comfy.ops.disable_weight_init}
+    for cls, settings, *lists in (
+        (WanModel, {**wan, "model_type": "i2v", "in_dim": 36}, "blocks"),
+        (VaceWanModel, {**wan, "vace_layers": 2, "vace_in_dim": 96}, "blocks"),
+        (WanModel_S2V, {**wan, "num_layers": 40}, "blocks"),
+        (HunyuanVideo, hunyuan, "double_blocks", "single_blocks"),
+        (LTXVModel, {"num_layers": 2}, "transformer_blocks"),
+        (LTXAVModel, {"num_layers": 2}, "transformer_blocks"),
+        (AsymmDiTJoint, mochi, "blocks"),
+        (GeneralDIT, cosmos, "blocks"),
+        (MiniTrainDIT, predict2, "blocks"),
+        (CogVideoXTransformer3DModel, {"num_layers": 2, "num_attention_heads": 48, "attention_head_dim": 64}, "blocks"),
+        (Kandinsky5, {}, "visual_transformer_blocks"),
+        (MiniMaxH3Model, {}, "blocks"),
+    ):
+        yield cls.__name__, cls(**settings, **common), lists
+
+
+class TestFamilies(io.ComfyNode):
+    """For every family: the linears in its blocks that a plan leaves in 16 bit, and those outside that it does not."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(node_id="SeDialectTestFamilies", category=CATEGORY, is_output_node=True, inputs=[], outputs=[])
+
+    @classmethod
+    def execute(cls):
+        linear_types, make_plan = sedialect("nodes.comfy_checks").linear_types, sedialect("sedialect_core.plan").make_plan
+        config, found = sedialect("sedialect_core.config").SeDialectConfig(), {}
+        for name, network, lists in families():
+            plan = make_plan(network, config, linear_types=linear_types(network))
+            inside = {layer.name: layer.name.split(".")[0] in lists for layer in plan.layers}
+            found[name] = {
+                "blocks": sum(inside.values()),
+                "left": [layer.name for layer in plan.left_alone if inside[layer.name]],
+            }
+        return io.NodeOutput(ui={"text": (json.dumps(found),)})
+
+
 class TestMemory(io.ComfyNode):
-    """Peak resident memory of the server since the last such node, in bytes."""
+    """Resident memory of the server in bytes: now, and its peak since the last such node."""
 
     @classmethod
     def define_schema(cls):
@@ -144,7 +251,7 @@ class TestMemory(io.ComfyNode):
     @classmethod
     def execute(cls, model=None):
         status = Path("/proc/self/status").read_text()
-        fields = dict(line.split(":", 1) for line in status.splitlines() if line.startswith(("VmHWM", "RssAnon")))
+        fields = dict(line.split(":", 1) for line in status.splitlines() if line.startswith(("VmHWM", "VmRSS")))
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         text = json.dumps({key: int(value.split()[0]) * 1024 for key, value in fields.items()})
         return io.NodeOutput(ui={"text": (text,)})
@@ -152,7 +259,7 @@ class TestMemory(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestConditioning, TestDecode, TestLatents, TestLayers, TestMemory]
+        return [TestConditioning, TestDecode, TestLatents, TestLayers, TestFamilies, TestMemory]
 
 
 async def comfy_entrypoint():
