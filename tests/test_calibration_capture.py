@@ -98,6 +98,9 @@ def test_fewer_steps_bring_fewer_tokens(pipe, cache):
 
 
 def test_the_pipeline_stays_as_it_was(pipe):
+    pipe.set_progress_bar_config(desc="mine", disable=True)
+    calibrate(pipe, REQUESTS[:2], **QUIET)
+    assert pipe._progress_bar_config == {"desc": "mine", "disable": True}
     assert not any(module._forward_pre_hooks for module in pipe.transformer.modules())
 
 

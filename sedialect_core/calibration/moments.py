@@ -8,6 +8,7 @@ prompt that was saved.
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def calibrate(
     place = torch.device(device or getattr(pipe, "_execution_device", "cpu"))
     limit = _free_bytes(place) * USED if memory is None else memory * 1e9
     passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
-    with tqdm(total=len(passes) * len(requests), desc="Calibrating", unit="prompt", disable=not progress) as bar:
+    total = len(passes) * len(requests)
+    with _own_bar(pipe), tqdm(total=total, desc="Calibrating", unit="prompt", disable=not progress) as bar:
         for inputs in passes:
             _Pass(pipe, models, cache, inputs, every, device, save_every).run(requests, bar)
     return cache
@@ -130,6 +132,18 @@ def _inputs(component: str, model: nn.Module, config: SeDialectConfig) -> Iterat
     for group in groups_of(make_plan(model, config).quantized):
         names = tuple(plain_name(layer.name) for layer in group)
         yield Input(component, names, group[0].in_features, group[0].stream)
+
+
+@contextmanager
+def _own_bar(pipe: Any) -> Iterator[None]:
+    """The pipeline's progress bar, which sampling for us switches off, is as it was afterwards."""
+    before = pipe.__dict__.get("_progress_bar_config")
+    try:
+        yield
+    finally:
+        pipe.__dict__.pop("_progress_bar_config", None)
+        if before is not None:
+            pipe._progress_bar_config = before
 
 
 @dataclass(frozen=True)
