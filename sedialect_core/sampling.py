@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .errors import InputError, first_line
+from .errors import InputError, SeDialectError, first_line
 from .video import Frames, to_bytes
 
 
@@ -108,6 +108,8 @@ def generate(
         arguments["callback_on_step_end"] = _step_callback(watch)
     try:
         return pipe(**arguments, generator=generator, output_type=output_type)
+    except SeDialectError:  # also a ValueError; it says what it means already
+        raise
     except ValueError as error:
         raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
 

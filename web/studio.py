@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from ..sedialect_core.preview import CleanLatents, LatentPreview
 from ..sedialect_core.sampling import Watch
 from ..sedialect_core.video import Frames
 
+LOG = logging.getLogger(__name__)
 WAKE = 1.0  # seconds after which whoever follows a run looks up, news or not
 PREVIEW_FRAMES, PREVIEW_SIDE = 12, 160
 PIECE_ROWS, PIECE_COLUMNS = 8, 256  # of a layer's weight that the page may look at
@@ -184,13 +186,16 @@ class Studio:
 
         def load() -> None:
             with self._lock:
-                self._ensure_loaded(quiet=True)
+                self._ensure_loaded()
 
         self._work.put(load)
 
     def _do_work(self) -> None:
         while True:
-            self._work.get()()
+            try:
+                self._work.get()()
+            except Exception:  # of loading; runs keep theirs for whoever waits. This thread must go on
+                LOG.exception("loading failed")
 
     @contextmanager
     def pipeline(self, check: Callable[[], None]) -> Iterator[Any]:
@@ -219,23 +224,21 @@ class Studio:
         finally:
             run.stop()
 
-    def _ensure_loaded(self, quiet: bool = False) -> None:
+    def _ensure_loaded(self) -> None:
         if self._pipe is not None:
             return
         try:
             pipe = self._load()
-        except SeDialectError as error:
-            self.failed = str(error)
-            if quiet:
-                return
+            pipe.set_progress_bar_config(disable=True)
+            self.weights = pieces_of_weights(pipe)
+        except Exception as error:
+            self.failed = str(error) if isinstance(error, SeDialectError) else "loading failed; the server's log says why"
             raise
         self.failed = ""
-        pipe.set_progress_bar_config(disable=True)
         try:
             self.preview = LatentPreview.fit(pipe)
         except ModelError as error:
             self.notes.append(str(error))
-        self.weights = pieces_of_weights(pipe)
         self._pipe = pipe
 
 
