@@ -7,14 +7,19 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..kernels.dispatch import refusals
 from .calibrated import Calibration, WeightEncoder, groups_of
-from .codec import DTYPES
+from .codec import DTYPES, all_finite
 from .config import SeDialectConfig
 from .errors import ModelError
 from .formatbook.matching import find_book
 from .inspection import TokenLayout
 from .linear import SeDialectLinear
 from .plan import LayerPlan, Plan, make_plan
+
+ENCODING_BYTES = (
+    16  # of free GPU memory an element, before a weight is sent there to be encoded: float32 copies fit, and more
+)
 
 
 def quantize_layers(
@@ -25,12 +30,15 @@ def quantize_layers(
     progress: bool = False,
     keep: Callable[[str, nn.Linear], None] | None = None,
     calibration: Calibration | None = None,
+    device: torch.device | str | None = None,
 ) -> Plan:
     """Plan, and rewrite the layers in place, one in memory at a time; `sedialect.quantize_model` is the public face.
 
     Args:
         keep: called with each name and original layer before it is let go.
         calibration: what the layers read, by which weights are encoded; the plan that is returned says where.
+        device: where weights are encoded, one at a time; they come back to where they lay. None: where they lie; from the
+            CPU on torch's current GPU, if it has the kernels and memory to spare.
 
     Raises:
         ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
@@ -49,9 +57,15 @@ def quantize_layers(
     ) as bar:
         done: dict[str, LayerPlan] = {}
         encoder = WeightEncoder(book, plan.config.candidates, calibration)
+
+        def weight_of(layer: LayerPlan) -> torch.Tensor:
+            weight = _linear(module, layer.name).weight.detach()
+            return weight.to(_encoding_device(weight, device, calibrated=calibration is not None))
+
         for group in groups_of(plan.quantized):
-            for layer, encoded in encoder.encode(group, lambda layer: _linear(module, layer.name).weight.detach()):
+            for layer, encoded in encoder.encode(group, weight_of):
                 linear = _linear(module, layer.name)
+                encoded = encoded.to(linear.weight.device)
                 if keep is not None:
                     keep(layer.name, linear)
                 new = SeDialectLinear.from_linear(
@@ -69,6 +83,18 @@ def quantize_layers(
                 done[layer.name] = layer
                 bar.update(layer.weights)
     return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers))
+
+
+def _encoding_device(weight: torch.Tensor, wanted: torch.device | str | None, *, calibrated: bool) -> torch.device:
+    """Kernels give the bits that the CPU would. The products of calibration differ in their roundings, so they stay."""
+    if wanted is not None:
+        return torch.device(wanted)
+    if weight.device.type == "cpu" and not calibrated and torch.cuda.is_available():
+        gpu = torch.device("cuda", torch.cuda.current_device())
+        free, _ = torch.cuda.mem_get_info(gpu)
+        if not any(refusals(gpu)[:2]) and free > ENCODING_BYTES * weight.numel():
+            return gpu
+    return weight.device
 
 
 def _linear(module: nn.Module, name: str) -> nn.Linear:
@@ -98,5 +124,5 @@ def _check_weights(module: nn.Module, plan: Plan) -> None:
                 f"{layer.name}.weight is {weight.dtype}; quantize from float32, float16 or bfloat16 weights, before "
                 "layerwise casting or another quantizer"
             )
-        if not bool(weight.isfinite().all()):
+        if not all_finite(weight):
             raise ModelError(f"{layer.name}.weight holds NaN or Inf; load a sound checkpoint or add the layer to `skip`")

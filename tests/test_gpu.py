@@ -96,9 +96,18 @@ def test_every_element_of_every_shape_is_written(width, count, bits):
     assert_values(found, encode_activations(x, book.tables("cpu"), 16, bits, "max"))
 
 
-@pytest.mark.parametrize(("bits", "candidates"), [(4, "max"), (4, "all"), (8, "max")])
-@pytest.mark.parametrize("protected", [None, False, True])
-@pytest.mark.parametrize("rotation", [0, 16, 128])
+@pytest.mark.parametrize(
+    ("bits", "candidates", "protected", "rotation"),
+    [
+        (4, "max", None, 0),
+        (4, "max", False, 16),
+        (4, "max", True, 128),
+        (4, "all", None, 32),
+        (4, "all", False, 0),
+        (8, "max", None, 64),
+        (8, "max", True, 0),
+    ],
+)
 def test_guided_operands_are_those_of_the_cpu(bits, candidates, protected, rotation):
     x, book = numbers(torch.bfloat16, 65)[8:], Formatbook.builtin()
     settings = guidance(57, 96) | {"rotation": rotation}
@@ -302,7 +311,7 @@ def test_a_model_on_the_cpu_is_encoded_on_the_gpu_one_layer_at_a_time():
     peak = torch.cuda.max_memory_allocated() - before
     quantize_layers(twin, device="cpu")
     elements = 8192 * 2048
-    assert 4 * elements < peak < 1.5 * 4 * elements, "one float32 weight, its codes, and a byte an element to look for NaN"
+    assert 4 * elements < peak < 1.25 * 4 * elements, "one float32 weight, and its codes"
     for (name, here), there in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
         assert here.device.type == "cpu" and torch.equal(here, there), name
 

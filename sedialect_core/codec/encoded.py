@@ -90,7 +90,7 @@ def encode(
     width = x.shape[-1]
     rows = x.reshape(math.prod(x.shape[:-1]), width)
     if role == "weight":
-        if not bool(rows.isfinite().all()):
+        if not all_finite(rows):
             raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
         encoded = gemm.encode_weight(rows, tables, block_size, candidates or "all")
     else:
@@ -103,6 +103,11 @@ def encode(
         role,
         book,
     )
+
+
+def all_finite(x: torch.Tensor) -> bool:
+    """Whether x holds neither NaN nor Inf. Without copies: beside a large weight, there may be no room for any."""
+    return x.numel() == 0 or bool(torch.linalg.vector_norm(x, torch.inf).isfinite())
 
 
 def encode_residual(x: torch.Tensor, encoded: EncodedTensor, candidates: Candidates | None = None) -> EncodedTensor:
