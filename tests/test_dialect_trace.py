@@ -76,3 +76,14 @@ def test_what_a_guide_knows_becomes_numbers_of_tokens(traced):
         layer.guide = None
     assert torch.equal(found["saliency"], received[0, -1]) and torch.equal(found["group"], group[0, -1])
     assert found["shapes"].tolist() == [0b11, 0b11, 0b1100, 0b1100] + [-1] * 8
+
+
+def test_what_attention_showed_becomes_maps_of_every_layer_that_reads_the_video():
+    pipe, arguments = tiny_pipelines.build("wan")
+    settings = {"salient_ratio": 0.25, "salient_by": "attention", "semantic": True, "semantic_window": (1, 2, 2)}
+    pipe.enable_sedialect(progress=False, **settings)
+    with tracing({"transformer": pipe.transformer}, steps=2) as trace:
+        tiny_pipelines.generate(pipe, arguments, steps=2)
+    maps = trace.steps["transformer.blocks.0.attn1.to_q"][-1].maps
+    assert set(maps) == {"error", "saliency", "group", "shapes"} and all(values.shape == GRID for values in maps.values())
+    assert maps["saliency"].min() >= 0 and maps["saliency"].max() > 0 and maps["group"].min() >= -1

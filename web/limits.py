@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..sedialect_core.config import BLOCK_SIZES, MODULATIONS, PRECISIONS, PRESETS, ROTATIONS, SeDialectConfig
+from ..sedialect_core.config import BLOCK_SIZES, MODULATIONS, PRECISIONS, PRESETS, ROTATIONS, SALIENCES, SeDialectConfig
 from ..sedialect_core.demo import defaults, evaluation_prompts
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.formatbook.book import builtin_names
@@ -13,17 +13,15 @@ from ..sedialect_core.sampling import Request
 
 MAX_SEED = 2**32 - 1
 MAX_FRAGMENTS = 200  # characters of the list of layers that stay in 16 bit
-_CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": PRECISIONS,
     "block_size": BLOCK_SIZES,
     "formatbook": builtin_names(),  # a path or a Hub name is the operator's to give, never a visitor's
     "candidates": ("max", "all"),
     "modulation": MODULATIONS,
-    "salient_by": ("error", "norm", "attention", "random"),
+    "salient_by": SALIENCES,
     "rotation": ROTATIONS,
 }
-_KNOWN = {field.name for field in fields(SeDialectConfig)}
-CHOICES = {name: choices for name, choices in _CHOICES.items() if name in _KNOWN}
 
 
 @dataclass(frozen=True)
