@@ -138,5 +138,6 @@ def _renamed(name: str, pairs: tuple[tuple[str, str], ...], whose: str) -> str:
     for old, new in pairs:
         found = re.match(re.escape(old).replace(r"\*", r"(\d+)") + r"(?=\.|$)", name)
         if found is not None:
-            return new.replace("*", *found.groups() or ("",)) + name[found.end() :]
+            block = found.group(1) if found.groups() else ""
+            return new.replace("*", block) + name[found.end() :]
     raise ModelError(f"{name!r} has no counterpart among the names of {whose}")
