@@ -15,6 +15,7 @@ def add_kernel(
     N,
     TILE: tl.constexpr,
 ):
+    """TILE elements of one extra row a program."""
     number = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + number).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)

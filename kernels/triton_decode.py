@@ -25,6 +25,7 @@ def decode_kernel(
     LIFT: tl.constexpr,  # operands are magnitudes times 2^LIFT: 4 for E4M3, else 0
     SCALED: tl.constexpr,  # multiply by the row scale, and round
 ):
+    """A weight's blocks, TILE of them a program, wherever their rows end."""
     block = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     valid = block < blocks
     byte = tl.arange(0, BLOCK // 2)[None, :]

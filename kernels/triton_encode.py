@@ -50,6 +50,7 @@ def encode_kernel(
     PROTECTED: tl.constexpr,  # leave everything to e4m3_kernel where the flag is set
     ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
 ):
+    """Rows to dialects; a program takes ROWS of them."""
     if PROTECTED:  # noqa: SIM102  (Triton would look at both sides of an `and`)
         if tl.load(protected_ptr) != 0:
             return
@@ -120,6 +121,7 @@ def e4m3_kernel(
     PROTECTED: tl.constexpr,  # do nothing unless the flag is set
     ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
 ):
+    """Rows to E4M3 under their maxima; a program takes ROWS of them."""
     if PROTECTED:  # noqa: SIM102
         if tl.load(protected_ptr) == 0:
             return
@@ -320,8 +322,6 @@ def encode(
             "RESIDUAL": residual,
             "ROTATION": rotation,
             "num_warps": warps,
-            # The specification rounds after each operation. Without residuals no product is added to.
-            "enable_fp_fusion": not residual,
         }
         grid = (triton.cdiv(count, tile_rows),)
         if bits == 4:
@@ -340,12 +340,23 @@ def encode(
                 ALL=candidates == "all",
                 GROUPS=grouped and not residual,
                 PROTECTED=protected is not None,
+                enable_fp_fusion=not residual,  # the specification rounds every product; without residuals, all are exact
                 **settings,
             )
         if bits == 8 or protected is not None:
             arrays = (x, operand, scale, salient, protected)
             part = min(span, 128)
-            e4m3_kernel[grid](*arrays, count, first, width, PIECE=span // part, PART=part, PROTECTED=bits == 4, **settings)
+            e4m3_kernel[grid](
+                *arrays,
+                count,
+                first,
+                width,
+                PIECE=span // part,
+                PART=part,
+                PROTECTED=bits == 4,
+                enable_fp_fusion=False,
+                **settings,
+            )
     return operand, scale
 
 

@@ -30,6 +30,7 @@ def weight_kernel(
     DIALECTS: tl.constexpr,
     SPLIT: tl.constexpr,  # the weight is float32
 ):
+    """One row a program: its scale by all of `multipliers`, then its codes."""
     row = tl.program_id(0).to(tl.int64)
     from_row = weight_ptr + row * row_blocks * BLOCK
     block = tl.arange(0, TILE)
