@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..sedialect_core import hub
 from ..sedialect_core.atomic import replacing
 from ..sedialect_core.errors import InputError
+from ..sedialect_core.hub import check_file_name, download, is_repo_id, list_files
 from .checkpoints import INDEX
 
 WEIGHTS = ".safetensors"
@@ -25,16 +25,16 @@ def download_model(
     Raises:
         InputError: there is no such repository, it holds no quantized model, or the folder cannot be written.
     """
-    if not hub.is_repo_id(repository):
+    if not is_repo_id(repository):
         raise InputError(f"{repository!r} is no repository on the Hub: write owner/name, as in me/wan-sedialect")
-    listed = hub.list_files(repository, revision=revision)
-    names = _wanted([hub.check_file_name(name) for name in listed], repository)
+    listed = list_files(repository, revision=revision)
+    names = _wanted([check_file_name(name) for name in listed], repository)
     commit = revision
     target = folder / repository.replace("/", "--")
     for number, name in enumerate(names):
         check()
         progress(number, len(names))
-        found = hub.download(repository, name, revision=commit)
+        found = download(repository, name, revision=commit)
         commit = found.commit  # all of one version
         _place(found.path, target / found.commit[:12] / Path(name).name)
     progress(len(names), len(names))

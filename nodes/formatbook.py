@@ -6,13 +6,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..sedialect_core import hub
 from ..sedialect_core.config import BLOCK_SIZES
 from ..sedialect_core.dialect_chart import Use, table
 from ..sedialect_core.dialect_use import use_by_gaussian_blocks
 from ..sedialect_core.errors import FormatbookError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.book import builtin_names
+from ..sedialect_core.hub import is_repo_id
 from . import comfy_model
 from .pictures import chart
 from .progress import Progress
@@ -71,7 +71,7 @@ class SeDialectFormatbook(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, book: str, repository: str = "") -> bool | str:
         """Look at what was written before anything runs."""
-        if book == FROM_HUB and not hub.is_repo_id(repository.strip()):
+        if book == FROM_HUB and not is_repo_id(repository.strip()):
             return f"{repository!r} is no repository on the Hub: write owner/name, as in me/my-book"
         known = book in (FROM_HUB, FIT, *builtin_names()) or folder_paths.get_full_path(FOLDER, book) is not None
         return True if known else f"there is no formatbook {book!r} in models/{FOLDER}; choose another one"
