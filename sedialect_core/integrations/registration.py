@@ -5,6 +5,7 @@ calls us back when the module that defines pipelines is executed, or at once whe
 """
 
 import sys
+from functools import wraps
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -42,6 +43,24 @@ def _extend_pipelines(module: ModuleType) -> None:
         if pipeline is not None:
             for method in SeDialectMixin.PUBLIC:
                 setattr(pipeline, method, getattr(SeDialectMixin, method))
+    _follow_pipelines(module)
+
+
+def _follow_pipelines(module: ModuleType) -> None:
+    """Have quantized models learn whose scheduler counts their steps, also those that were loaded before their pipeline."""
+    pipeline = getattr(module, "DiffusionPipeline", None)
+    if pipeline is None or hasattr(pipeline.register_modules, "__wrapped__"):
+        return
+    register_modules = pipeline.register_modules
+
+    @wraps(register_modules)
+    def registering(self: Any, **parts: Any) -> None:
+        from .semantics import follow_all
+
+        register_modules(self, **parts)
+        follow_all(self, parts.values())
+
+    pipeline.register_modules = registering
 
 
 def _add_quantizer(module: ModuleType) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..errors import ConfigError, ModelError
 from ..linear import Guide, SeDialectLinear
 from ..plan import LayerPlan, Plan, guided
 from ..semantics.decisions import attention_modules, is_guided, needs_profile
+from ..semantics.evidence import Evidence, evidence_from, fingerprint_of
 from ..semantics.guides import TextGuide, TokenGuide
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.placement import Placement, attention_placement, placement_of
@@ -92,6 +93,26 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     return plan
 
 
+def evidence_of(model: nn.Module) -> Evidence:
+    """What the attention of a quantized model showed when it was last profiled.
+
+    Raises:
+        ModelError: it does not profile, or has not run yet.
+    """
+    hook = getattr(model, HOOK, None)
+    if not isinstance(hook, StepHook):
+        raise ModelError(
+            f"{type(model).__name__} profiles nothing; enable it with semantic=True or salient_by='attention' and a ratio"
+        )
+    return evidence_from(hook, fingerprint_of(_description(model)))
+
+
+def _description(model: nn.Module) -> object:
+    """What makes a model this one: class, and every quantized layer's name and codes' sum."""
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, SeDialectLinear)}
+    return type(model).__name__, {name: int(layer.weight.sum(dtype=torch.int64)) for name, layer in layers.items()}
+
+
 def follow(pipeline: Any, model: nn.Module) -> None:
     """Tell a model which pipeline's scheduler counts its steps."""
     hook = getattr(model, HOOK, None)
@@ -106,9 +127,9 @@ def schedule_pipeline(model: nn.Module) -> Any:
     return found() if found is not None else None
 
 
-def follow_all(pipeline: Any) -> None:
+def follow_all(pipeline: Any, parts: Iterable[Any]) -> None:
     """Let every guided model among a pipeline's parts follow it."""
-    for part in list(vars(pipeline).values()):
+    for part in parts:
         if isinstance(part, nn.Module):
             follow(pipeline, part)
 
@@ -128,11 +149,15 @@ def _guide(entry: LayerPlan, layer: SeDialectLinear, plan: Plan, hook: StepHook)
     if entry.salient == "text" or not (entry.salient or entry.grouped):
         return TextGuide(hook.flags, bool(entry.salient), protects)
     place = placement_of(entry.stream, plan.token_layout)
+    placement = place if isinstance(place, Placement) else None
+    # Without a profile, tokens of past frames are chosen like those being made, and the grid is not needed.
+    history = placement is not None and placement.where == "last" and not placement.others
     guide = TokenGuide(
         hook.flags,
         layer.formatbook,
         Encoding(layer.block_size, layer.candidates, layer.rotation),
-        place if isinstance(place, Placement) else None,
+        placement,
+        None if history and entry.salient not in BY_ATTENTION else placement,
         config.salient_ratio if entry.salient else 0.0,
         entry.salient or config.salient_by,
         protects,

@@ -36,7 +36,8 @@ class TextGuide:
 class TokenGuide:
     """Rows of video tokens, alone or with text.
 
-    placement  where the video tokens stand; None: they are not told apart, and all rows are chosen from alike
+    placement  where the video tokens stand; None: it is not known, and there are no groups
+    among      where the tokens stand that are chosen from; None: they are not told apart, and all rows are chosen from alike
     ratio, by  settings `salient_ratio` and `salient_by`
     block      attention of the layer's block, where it chooses the tokens, and for groups
     groups     groups of this input, or None
@@ -46,6 +47,7 @@ class TokenGuide:
     formatbook: Formatbook
     encoding: Encoding
     placement: Placement | None
+    among: Placement | None
     ratio: float = 0.0
     by: str = "norm"
     protects: bool = False
@@ -62,16 +64,21 @@ class TokenGuide:
         """
         x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x.view(1, 1, -1)
         length = x.shape[1]
-        start, stop = (0, length) if self.placement is None else self.placement.span(length, self.flags.video_tokens)
-        salient = self._salient(x, start, stop) if self.ratio else None
-        group, choice = self._shared(x, start, stop) if self.groups is not None and stop > start else (None, None)
+        salient = self._salient(x, *self._span(self.among, length)) if self.ratio else None
+        group, choice = None, None
+        start, stop = self._span(self.placement, length) if self.groups is not None else (0, 0)
+        if stop > start:
+            group, choice = self._shared(x, start, stop)
         return Guidance(salient, group, choice, self.flags.protected if self.protects else None)
+
+    def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
+        return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)
 
     def _salient(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rows of the flattened input, int32 [E]: the chosen video tokens of each sample, and all its text."""
         samples, length, _ = x.shape
         tokens = [self._chosen(x, start, stop) + start] if stop > start else []
-        if self.placement is not None and self.placement.others:
+        if self.among is not None and self.among.others:
             rest = torch.cat([torch.arange(0, start, device=x.device), torch.arange(stop, length, device=x.device)])
             tokens.append(rest.expand(samples, -1))
         first = torch.arange(samples, device=x.device).unsqueeze(1) * length
