@@ -103,7 +103,7 @@ class SeDialectConfig:
     semantic_window: tuple[int, int, int] = (2, 2, 2)
     semantic_spacing: tuple[int, int, int] = (0, 0, 0)
     semantic_quantile: float = 0.5
-    semantic_similarity: float = 0.99
+    semantic_similarity: float = 0.995
     refresh_every: int = 5
     protected_steps: tuple[int, int] = (0, 0)
 

@@ -33,6 +33,7 @@ class ModelReport:
             ("weights", f"{self.weight_bits:.3f} bits in the quantized layers (block size {self.plan.config.block_size})"),
             ("activations", f"{self.activation_bits:.3f} bits into them"),
             ("memory", f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB for the whole model"),
+            *token_rows(self.plan),
             ("formatbook", self.plan.config.formatbook),
             ("runs on", self.implementation),
         ]
@@ -53,7 +54,7 @@ def report_of(component: str, model: nn.Module, plan: Plan, bytes_before: int) -
         bytes_before=bytes_before,
         bytes_after=model_bytes(model),
         weight_bits=_mean([(layer.weight_bits(16), layer.weights) for layer in plan.quantized]),
-        activation_bits=_mean([(activation_bits(layer), layer.in_features) for layer in layers]),
+        activation_bits=_mean([(activation_bits(layer, plan), layer.in_features) for layer in layers]),
         implementation=implementations(device, plan),
     )
 
@@ -68,10 +69,31 @@ def implementations(device: torch.device, plan: Plan) -> str:
     return f"{device}; " + "; ".join(paths)
 
 
-def activation_bits(layer: LayerPlan) -> float:
-    """Effective bits of a quantized layer's input: dialects carry 9 bits a block, and both 4 and 8 bits a scale a row."""
+def token_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What is done for single tokens, where anything is."""
+    config = plan.config
+    salient = [layer for layer in plan.quantized if layer.salient not in ("", "text")]
+    grouped = sum(layer.grouped for layer in plan.quantized)
+    window, every = " x ".join(map(str, config.semantic_window)), config.refresh_every
+    first, last = config.protected_steps
+    rows = []
+    if salient:
+        rows.append(
+            ("second terms", f"{config.salient_ratio:.0%} of the video tokens by {config.salient_by}, {len(salient)} layers")
+        )
+    if grouped:
+        rows.append(("groups", f"in windows of {window} tokens, renewed every {every} steps, {grouped} layers"))
+    if first or last:
+        rows.append(("protected", f"the first {first} and the last {last} steps run in 8-bit activations"))
+    return rows
+
+
+def activation_bits(layer: LayerPlan, plan: Plan) -> float:
+    """Effective bits of a layer's input: dialects carry 9 bits a block, and both 4 and 8 bits a scale a row. Tokens
+    with a second term count twice; where video and text are joined, the text, which has one too, is not counted."""
     if layer.precision == "w4a4" and layer.block_size is not None:
-        return 4 + DELTA_AND_DIALECT_BITS / layer.block_size + ROW_SCALE_BITS / layer.in_features
+        terms = {"": 1.0, "text": 2.0}.get(layer.salient, 1 + plan.config.salient_ratio)
+        return terms * (4 + DELTA_AND_DIALECT_BITS / layer.block_size + ROW_SCALE_BITS / layer.in_features)
     return 16.0 if layer.precision == "w4a16" else 8 + ROW_SCALE_BITS / layer.in_features
 
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS, SeDialectConfig
+from ..config import PRESETS, SALIENCES, SeDialectConfig
 
 if TYPE_CHECKING:
     from ..sampling import Request
+
+OPTIONS = ("formatbook", "block_size", "salient_ratio", "salient_by", "semantic", "protected_steps")
 
 
 def add_to(commands: Any) -> None:
@@ -37,6 +39,12 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", default="default", help=", ".join(PRESETS))
     command.add_argument("--formatbook", help="a built-in book's name, a file, a folder or a Hub repository")
     command.add_argument("--block-size", type=int, help="16 or 32")
+    command.add_argument("--salient-ratio", type=float, help="part of the video tokens that get a second term, 0 to 1")
+    command.add_argument("--salient-by", help=", ".join(SALIENCES))
+    command.add_argument("--semantic", action="store_true", default=None, help="like tokens share sub-formatbooks")
+    command.add_argument(
+        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run in 8-bit activations"
+    )
 
 
 def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
@@ -48,7 +56,7 @@ def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
     from ..formatbook import Formatbook
     from ..formatbook.matching import is_auto
 
-    given = {name: getattr(parsed, name) for name in ("formatbook", "block_size") if getattr(parsed, name) is not None}
+    given = {name: getattr(parsed, name) for name in OPTIONS if getattr(parsed, name) is not None}
     config = SeDialectConfig.preset(parsed.preset, **given)
     if not is_auto(config.formatbook):  # which only the model at hand can answer
         Formatbook.resolve(config.formatbook)

@@ -24,6 +24,9 @@ def add_to(commands: Any) -> None:
     compensating.add_argument("--tokens", type=int, default=32768, help="calibration rows")
     compensating.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     compensating.set_defaults(run=run_compensating)
+    sharing = bench.add_parser("sharing", help="what neighbouring tokens gain and lose by sharing formats")
+    sharing.add_argument("--prompts", type=int, default=2, help="how many of the 64 evaluation prompts")
+    sharing.set_defaults(run=run_sharing)
     loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
@@ -47,6 +50,18 @@ def run_compensating(parsed: argparse.Namespace) -> int:
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
     where = environment()
     print(f"\n{where['device']}; torch {where['versions']['torch']}; {where['date']}.")
+    return 0
+
+
+def run_sharing(parsed: argparse.Namespace) -> int:
+    """Print the tables of docs/semantics.md."""
+    from ..bench.sharing import render, study
+    from ..comparison import environment
+    from ..errors import InputError
+
+    if not 1 <= parsed.prompts <= 64:
+        raise InputError(f"--prompts is {parsed.prompts}; choose 1 to 64")
+    print(render(study(parsed.prompts), parsed.prompts, environment()))
     return 0
 
 
