@@ -75,7 +75,7 @@ def calibrate(
     for name, model in models.items():
         check_ready(name, model)
     cache = _open(pipe, models, requests, config or SeDialectConfig(), every, Path(folder) if folder else None)
-    place = torch.device(device or getattr(pipe, "_execution_device", "cpu"))
+    place = torch.device(device if device is not None else getattr(pipe, "_execution_device", "cpu"))
     limit = _free_bytes(place) * USED if memory is None else memory * 1e9
     passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
     total = len(passes) * len(requests)

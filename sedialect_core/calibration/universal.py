@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from ..codec import encode
+from ..codec.encoded import Role
 from ..formatbook import Formatbook
 from ..formatbook.blocks import BlockSample
 from ..formatbook.fitting import Fitted, fit_book
@@ -84,8 +85,9 @@ def _samples(seed: int) -> Iterator[BlockSample]:
 
 def comparison_table(books: Sequence[Formatbook], seed: int = 12345) -> str:
     """Relative squared errors of blocks that nobody was fitted to, as markdown: a row for each role, block size and book."""
+    roles: tuple[Role, ...] = ("activation", "weight")
     lines = [f"| | B | book | {' | '.join(SOURCES)} |", f"|---|---|---|{'---|' * len(SOURCES)}"]
-    for role in ("activation", "weight"):
+    for role in roles:
         for block_size in BLOCK_SIZES:
             for book in books:
                 random = torch.Generator().manual_seed(seed)
@@ -95,6 +97,6 @@ def comparison_table(books: Sequence[Formatbook], seed: int = 12345) -> str:
     return "\n".join(lines)
 
 
-def _error(x: torch.Tensor, book: Formatbook, block_size: int, role: str) -> float:
+def _error(x: torch.Tensor, book: Formatbook, block_size: int, role: Role) -> float:
     decoded = encode(x, formatbook=book, block_size=block_size, role=role).dequantize(torch.float32)
     return float((decoded - x).square().sum() / x.square().sum())

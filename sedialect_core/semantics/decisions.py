@@ -15,13 +15,18 @@ KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes 
 
 
 class Layer(Protocol):
-    """What of a `LayerPlan` is looked at."""
+    """What of a `LayerPlan`, which nobody changes, is looked at."""
 
-    name: str
-    role: str
-    stream: str
-    block: str | None
-    precision: str | None
+    @property
+    def name(self) -> str: ...
+    @property
+    def role(self) -> str: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def block(self) -> str | None: ...
+    @property
+    def precision(self) -> str | None: ...
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class StepHook:
 
     def reset(self) -> None:
         """Forget what was seen."""
-        for state in (*self.blocks.values(), *self.groups):
+        states: list[BlockState | GroupState] = [*self.blocks.values(), *self.groups]
+        for state in states:
             if state_is_made(state):
                 state.reset()
 
