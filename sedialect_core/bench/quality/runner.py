@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from ...atomic import write_text
+from ...calibration.moments import calibrate
 from ...errors import InputError
 from ...sampling import load_pipeline
 from .arms import Arm, EffectiveBits, installed
@@ -64,9 +66,14 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None) -> list[R
                 bar.set_description("16 bit")
                 references[number] = make_reference(pipe, job, chunks[number])
                 bar.update()
+            calibration = None
+            if any(arm.calibrated and missing[arm.name] for arm in arms):
+                bar.set_description("calibrating")
+                calibration = calibrate(pipe, folder=folder / "calibration", progress=False)
             for arm in arms:
                 bar.set_description(arm.name)
-                _measure(pipe, job, arm, {number: references[number] for number in missing[arm.name]}, folder, bar)
+                with installed(pipe, arm, calibration) if missing[arm.name] else nullcontext() as bits:
+                    _measure(pipe, job, arm, bits, {number: references[number] for number in missing[arm.name]}, folder, bar)
     return [_result(arm, [place(folder, arm, number) for number in range(len(chunks))]) for arm in arms]
 
 
@@ -76,16 +83,16 @@ def place(folder: Path, arm: Arm, number: int) -> Path:
     return folder / f"{name}-{arm.digest()}" / f"batch-{number:03d}.json"
 
 
-def _measure(pipe: Any, job: Job, arm: Arm, references: Mapping[int, Reference], folder: Path, bar: Any) -> None:
-    if not references:
-        return
-    with installed(pipe, arm) as bits:
-        for number, reference in references.items():
-            start = time.perf_counter()
-            pairs = measure_batch(pipe, job, arm, reference)
-            kept = {"arm": arm.key(), "bits": bits, "seconds": round(time.perf_counter() - start, 2), "pairs": pairs}
-            write_text(place(folder, arm, number), json.dumps(kept) + "\n")
-            bar.update()
+def _measure(
+    pipe: Any, job: Job, arm: Arm, bits: EffectiveBits | None, references: Mapping[int, Reference], folder: Path, bar: Any
+) -> None:
+    """Measure the arm that is in the pipeline on each batch."""
+    for number, reference in references.items():
+        start = time.perf_counter()
+        pairs = measure_batch(pipe, job, arm, reference)
+        kept = {"arm": arm.key(), "bits": bits, "seconds": round(time.perf_counter() - start, 2), "pairs": pairs}
+        write_text(place(folder, arm, number), json.dumps(kept) + "\n")
+        bar.update()
 
 
 def _result(arm: Arm, paths: Sequence[Path]) -> Result:
