@@ -72,7 +72,7 @@ def measure(model: WholeModel, arm: Arm, mode: str, device: torch.device) -> Num
     weights = stored_bytes(whole) - base
     if mode == COMPILED:
         whole.compile_repeated_blocks(dynamic=False, backend=backend(device))
-    inputs = [_inputs(model, device, seed) for seed in (1, 2)]
+    inputs = [model_inputs(model, device, seed) for seed in (1, 2)]
     timing = time_calls(lambda x: whole(**x), inputs, device, SECONDS, warm_ups=0)
     memory = peak_memory(lambda: whole(**inputs[0]), device)
     return timing.numbers() | {"weight bytes": weights, "quantizing, s": quantizing} | memory
@@ -96,7 +96,8 @@ def build(model: WholeModel, arm: Arm, device: torch.device) -> tuple[Any, float
     return whole, seconds
 
 
-def _inputs(model: WholeModel, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
+def model_inputs(model: WholeModel, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
+    """Arguments of a forward."""
     torch.manual_seed(seed)
     frames, height, width = model.video.grid
     kind: Any = {"device": device, "dtype": torch.bfloat16}
