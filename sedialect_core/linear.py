@@ -25,6 +25,7 @@ class Guidance(NamedTuple):
     group: torch.Tensor | None = None
     choice: torch.Tensor | None = None
     protected: torch.Tensor | None = None
+    exact: torch.Tensor | None = None
 
 
 class Guide(Protocol):
@@ -137,20 +138,22 @@ class SeDialectLinear(nn.Linear):
             y = self._differentiable(x)
         else:
             encoded = self._encode(x) if self.shared_input is None else self.shared_input.encoded(x, lambda: self._encode(x))
-            operand, row_scale, salient = encoded
+            operand, row_scale, salient, exact = encoded
             weight = (self.weight, self.weight_meta, self.row_scale)
-            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, salient)
+            rows = None if exact is None else x.reshape(-1, self.in_features)
+            kept = (salient, rows, exact, self.rotation)
+            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, *kept)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _encode(self, x: torch.Tensor) -> Encoded:
         rows, bits = x.reshape(-1, self.in_features), ACTIVATION_BITS[self.precision]
         if bits == 16 and not self.rotation:
-            return Encoded(rows, None, None)
+            return Encoded(rows, None, None, None)
         guidance = Guidance() if self.guide is None else self.guide(x)
         operand, row_scale = ops.encode(
             rows, self._tables(x), self.block_size, bits, self.candidates, *guidance, rotation=self.rotation
         )
-        return Encoded(operand, row_scale, guidance.salient)
+        return Encoded(operand, row_scale, guidance.salient, guidance.exact)
 
     def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one operator, which knows its gradient."""

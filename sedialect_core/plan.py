@@ -50,6 +50,8 @@ class LayerPlan:
     """How the tokens are chosen that get a second term: `salient_by`; "text" where all rows are text; "": there are none."""
     grouped: bool = False
     """Whether tokens that belong together share a sub-formatbook."""
+    linear: bool = False
+    """Whether its attention has no softmax, as `LinearSite` has it."""
 
     @property
     def explanation(self) -> str:
@@ -231,6 +233,7 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
         site.stream,
         site.shared_input,
         rotation,
+        linear=site.linear,
     )
 
 

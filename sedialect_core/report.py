@@ -74,7 +74,10 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
     config = plan.config
     salient = [layer for layer in plan.quantized if layer.salient not in ("", "text")]
     grouped = sum(layer.grouped for layer in plan.quantized)
-    window, every = " x ".join(map(str, config.semantic_window)), config.refresh_every
+    window = " x ".join(map(str, config.semantic_window))
+    renewed = f"every {config.refresh_every} steps" if config.refresh_every else "never"
+    if config.refresh_at:
+        renewed = f"at {', '.join(f'{part:.0%}' for part in config.refresh_at)} of the steps"
     first, last = config.protected_steps
     rows = []
     if salient:
@@ -82,9 +85,10 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
             ("second terms", f"{config.salient_ratio:.0%} of the video tokens by {config.salient_by}, {len(salient)} layers")
         )
     if grouped:
-        rows.append(("groups", f"in windows of {window} tokens, renewed every {every} steps, {grouped} layers"))
+        shared = f"a {config.semantic_sharing} for groups in windows of {window} tokens"
+        rows.append(("shared", f"{shared}, renewed {renewed}, {grouped} layers"))
     if first or last:
-        rows.append(("protected", f"the first {first} and the last {last} steps run in 8-bit activations"))
+        rows.append(("protected", f"the first {first} and the last {last} steps run in {config.protected_precision}"))
     return rows
 
 

@@ -45,10 +45,12 @@ def finite(dtype: torch.dtype = torch.float32, count: int = 257, width: int = 15
 
 def guidance(count: int, blocks: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
+    shapes = torch.randint(1, 16, (3, blocks), generator=generator, dtype=torch.uint8)
+    dialects = torch.randint(0, 32, (2, blocks), generator=generator, dtype=torch.uint8)
     return {
         "salient": torch.randperm(count, generator=generator)[: count // 4].int(),
         "group": torch.randint(-1, 5, (count,), generator=generator).int(),
-        "choice": torch.randint(1, 16, (5, blocks), generator=generator, dtype=torch.uint8),
+        "choice": torch.cat([shapes, reference.SHARED_DIALECT + dialects]),
     }
 
 

@@ -139,11 +139,12 @@ def checked_config(preset: str, settings: Mapping[str, Any] | None = None, keep:
 
 
 def simple_settings() -> dict[str, Any]:
-    """Settings beside those of CHOICES that are plain numbers or switches, with their defaults."""
+    """Settings beside those of CHOICES that are plain numbers or switches, with their defaults; what memory a profile may
+    take is the operator's affair."""
     return {
         f.name: f.default
         for f in fields(SeDialectConfig)
-        if f.name not in CHOICES and isinstance(f.default, bool | int | float)
+        if f.name not in (*CHOICES, "profile_megabytes") and isinstance(f.default, bool | int | float)
     }
 
 

@@ -12,6 +12,9 @@ from .placement import Placement, attention_placement, grid_is_told, placement_o
 from .saliency import BY_ATTENTION
 
 KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name
+PARTS = re.compile(r"\.(img|txt)_attn$")  # modules that only hold the layers of one stream: their block attends
+
+VIDEO_KEYS = ("video", "joint", "other")  # streams that may hold them
 
 
 class Layer(Protocol):
@@ -27,6 +30,8 @@ class Layer(Protocol):
     def block(self) -> str | None: ...
     @property
     def precision(self) -> str | None: ...
+    @property
+    def linear(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,18 @@ def check_layout(model: str, layout: TokenLayout, config: SeDialectConfig) -> No
 
 
 def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
-    """The self-attention of the video tokens of each block: block -> dotted name of the module that holds its keys' linear.
+    """The softmax self-attention of the video tokens of each block: block -> dotted name of the module that computes it.
 
     Blocks without one, or where the video's keys cannot be told from others, are left out.
     """
     found: dict[str, str] = {}
+    if not grid_is_told(layout) or not isinstance(attention_placement(layout), Placement):
+        return found
     for layer in layers:
         parent, _, leaf = layer.name.replace(".base_layer", "").rpartition(".")
-        told = layer.stream in ("video", "joint") and isinstance(attention_placement(layout), Placement)
-        if layer.block is not None and layer.role in ("attention", "feed_forward") and told and KEYS.search(leaf):
-            found.setdefault(layer.block, parent)
+        looked_at = layer.stream in VIDEO_KEYS and layer.role in ("attention", "feed_forward") and not layer.linear
+        if layer.block is not None and looked_at and KEYS.search(leaf):
+            found.setdefault(layer.block, PARTS.sub("", parent))
     return found
 
 
@@ -114,5 +121,5 @@ def _obstacle(layer: Layer, place: Placement | str, layout: TokenLayout, attenti
     if not grid_is_told(layout):
         return "the token grid cannot be read from the model's inputs"
     if layer.block not in attentions:
-        return "its block has no self-attention of the video tokens that could be looked at"
+        return "its block has no softmax self-attention of the video tokens that could be looked at"
     return ""
