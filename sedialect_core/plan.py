@@ -54,6 +54,11 @@ class LayerPlan:
     """Whether its attention has no softmax, as `LinearSite` has it."""
 
     @property
+    def pattern(self) -> str:
+        """The name with stars for numbers: layers that do the same in every block have the same."""
+        return ".".join("*" if part.isdigit() else part for part in self.name.split("."))
+
+    @property
     def explanation(self) -> str:
         """The reason, with what was done to the weight besides encoding it."""
         done = [f"rotated by {self.rotation}"] if self.rotation else []
@@ -128,9 +133,8 @@ class Plan:
         """Layers that share everything but the block's number: count, name, shape, precision, reason."""
         counts: dict[tuple[str, str, str, str], int] = {}
         for layer in self.layers:
-            pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
             shape = f"{layer.in_features} -> {layer.out_features}"
-            key = (pattern, shape, layer.precision or "16 bit", layer.explanation)
+            key = (layer.pattern, shape, layer.precision or "16 bit", layer.explanation)
             counts[key] = counts.get(key, 0) + 1
         return [(count, *key) for key, count in counts.items()]
 
