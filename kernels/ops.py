@@ -6,7 +6,9 @@ identity, so that a LoRA on a frozen quantized layer, and whatever stands before
 has no gradient.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,6 +18,22 @@ from .dispatch import check, operand_dtype, weight_dtype
 from .rotation import rotate_rows
 from .tables import DialectTables
 
+Operator = TypeVar("Operator", bound=Callable[..., Any])
+
+
+def exact(operator: Operator) -> Operator:
+    """The operator without autocast, which would round what a type was chosen for. Its first argument tells the device."""
+
+    @wraps(operator)
+    def run(x: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if not torch.is_autocast_enabled(x.device.type):
+            return operator(x, *arguments, **options)
+        with torch.autocast(x.device.type, enabled=False):
+            return operator(x, *arguments, **options)
+
+    return run  # type: ignore[return-value]
+
+
 # Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
 ENCODE_SCHEMA = (
     "(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, Tensor? salient=None, Tensor? group=None, "
@@ -24,6 +42,7 @@ ENCODE_SCHEMA = (
 
 
 @torch.library.custom_op("sedialect::encode", mutates_args=(), schema=ENCODE_SCHEMA)
+@exact
 def encode(
     x: torch.Tensor,
     tables: list[torch.Tensor],
@@ -98,6 +117,7 @@ MATMUL_SCHEMA = (
 
 
 @torch.library.custom_op("sedialect::matmul", mutates_args=(), schema=MATMUL_SCHEMA)
+@exact
 def matmul(
     operand: torch.Tensor,
     row_scale: torch.Tensor | None,
@@ -162,6 +182,7 @@ LINEAR_SCHEMA = (
 
 
 @torch.library.custom_op("sedialect::linear", mutates_args=(), schema=LINEAR_SCHEMA)
+@exact
 def linear(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -215,6 +236,7 @@ GRADIENT_SCHEMA = "(Tensor gradient, Tensor codes, Tensor meta, Tensor scale, Te
 
 
 @torch.library.custom_op("sedialect::linear_input_gradient", mutates_args=(), schema=GRADIENT_SCHEMA)
+@exact
 def linear_input_gradient(
     gradient: torch.Tensor,
     codes: torch.Tensor,
