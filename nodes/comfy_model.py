@@ -23,7 +23,6 @@ from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP
 from safetensors import safe_open
 
-from ..kernels.dispatch import implementation
 from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
 from ..sedialect_core.checkpoint import RECORD, Record
 from ..sedialect_core.config import SeDialectConfig
@@ -33,7 +32,7 @@ from ..sedialect_core.formatbook.blocks import BlockSample
 from ..sedialect_core.formatbook.fitting import fit_book
 from ..sedialect_core.formatbook.matching import find_book, weights_digest
 from ..sedialect_core.plan import Plan, make_plan, recorded_plan
-from ..sedialect_core.report import ModelReport, report_of
+from ..sedialect_core.report import ModelReport, implementations, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS
 from .comfy_checks import KEY, check_loaded, check_quantizable, check_settings, check_weights, linear_types
@@ -152,10 +151,9 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
 
 def report(patcher: Any, known: Quantized) -> ModelReport:
     """The report of a quantized MODEL on the device where it will run."""
-    name, reason = implementation(patcher.load_device)
     found = report_of("diffusion_model", patcher.model.diffusion_model, known.plan, known.bytes_before)
     after = comfy.model_management.module_size(patcher.model)
-    return replace(found, bytes_after=after, implementation=f"{patcher.load_device}, {name}: {reason}")
+    return replace(found, bytes_after=after, implementation=implementations(patcher.load_device, known.plan))
 
 
 def dialect_use(patcher: Any, known: Quantized) -> list[int]:
