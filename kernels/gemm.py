@@ -89,6 +89,8 @@ def multiply(
     salient: torch.Tensor | None,
 ) -> torch.Tensor:
     """What `ops.matmul` gives."""
+    if operand.shape[0] == 0:  # not every product takes that
+        return operand.new_empty(0, codes.shape[0], dtype=dtype)
     fp8 = operand.dtype == FP8 and fp8_shape_refusal(codes.shape[0], operand.shape[1]) is None
     if not fp8 and operand.dtype == FP8:
         operand = operand.to(torch.bfloat16)  # exact

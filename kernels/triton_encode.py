@@ -315,6 +315,7 @@ def encode(
     For 4 or 8 bits. Dialects in E4M3 are lifted by 2^4, and their row scales lowered by as much.
     """
     x = x.contiguous()
+    salient, group, choice = (None if one is None else one.contiguous() for one in (salient, group, choice))
     rows, width = x.shape
     extra = 0 if salient is None else salient.shape[0]
     operand = torch.empty(rows + extra, width, dtype=dtype, device=x.device)

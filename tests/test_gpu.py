@@ -98,6 +98,29 @@ def test_every_element_of_every_shape_is_written(width, count, bits):
     assert_values(found, encode_activations(x, book.tables("cpu"), 16, bits, "max"))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_offsets_pass_two_to_the_31(bits):
+    """Long videos in wide layers have more elements than 32 bits count."""
+    width, tables = 13824, list(Formatbook.builtin().tables("cuda"))
+    count = (1 << 31) // width + 9
+    x = torch.zeros(count, width, device="cuda", dtype=torch.bfloat16)
+    x[-8:] = torch.randn(8, width, generator=torch.Generator().manual_seed(4)).cuda()
+    last = torch.tensor([7, 3], dtype=torch.int32, device="cuda")
+    found = ops.encode(x, tables, 16, bits, "max", last + count - 8)
+    wanted = ops.encode(x[-8:], tables, 16, bits, "max", last)
+    for there, here in zip(found, wanted, strict=True):
+        assert torch.equal(there[-10:].view(torch.uint8), here.view(torch.uint8))
+    extra = torch.randn(2, width, device="cuda").bfloat16()
+    summed = x[-8:].index_add(0, last.long(), extra)
+    assert torch.equal(gemm.add_rows(x, extra, last + count - 8)[-8:], summed)
+
+
+@pytest.mark.parametrize("precision", ["w4a4", "w4a16"])
+def test_no_rows_give_no_rows(precision):
+    layer = SeDialectLinear.from_linear(nn.Linear(64, 32).cuda().bfloat16(), precision=precision)
+    assert layer(torch.empty(2, 0, 64, device="cuda", dtype=torch.bfloat16)).shape == (2, 0, 32)
+
+
 @pytest.mark.parametrize(
     ("bits", "candidates", "protected", "rotation"),
     [
