@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import av
@@ -56,7 +57,9 @@ def test_programs_find_three_endpoints_and_what_may_be_asked(client, served):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/about", "/compare", "/encode_block"}
     about = client.predict(api_name="/about")
     assert about["ready"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
-    assert about["settings"]["formatbook"][0] and "skip" not in about["settings"]
+    assert about["settings"]["formatbook"][0] and about["settings"]["semantic_window"] == "2, 2, 2"
+    operators = {"skip", "formatbook_digest"}
+    assert set(about["settings"]) == {field.name for field in fields(SeDialectConfig)} - operators
 
 
 def test_a_comparison_by_the_api_is_the_library_s(client, served):
@@ -98,6 +101,11 @@ BAD = {
     "a pattern": ({"settings": {"skip": ["(a+)+$"]}}, "no setting 'skip' is offered here"),
     "no settings": ({"settings": [1]}, "settings must be an object"),
     "many layers": ({"keep": "a," * 200}, "the list of layers has 400 characters"),
+    "a large window": ({"settings": {"semantic_window": "99, 2, 2"}}, "semantic_window is 99; it must lie between 0 and 8"),
+    "dense windows": ({"settings": {"semantic_window": [8, 8, 8], "semantic_spacing": "1 1 1"}}, "too much memory"),
+    "no numbers": ({"settings": {"protected_steps": 3}}, "protected_steps is '3'; give whole numbers, separated by commas"),
+    "a number too few": ({"settings": {"protected_steps": "3"}}, r"protected_steps is \(3,\); give 2 integers"),
+    "no precision": ({"settings": {"layer_precisions": "attn2"}}, r"'attn2' is no layer with its precision \(w4a4"),
 }
 
 
@@ -126,6 +134,15 @@ def test_whatever_is_asked_is_refused_in_a_sentence_or_within_the_bounds(prompt,
     assert 1 <= request.steps <= offer.max_steps and 1 <= request.num_frames <= offer.max_frames
     assert offer.min_side <= request.width == request.height <= offer.max_side
     assert request.width * request.height * request.num_frames <= offer.max_pixels and request.prompt
+
+
+def test_what_about_says_of_the_settings_may_be_sent_back(client):
+    offered = client.predict(api_name="/about")["settings"]
+    default = SeDialectConfig()
+    values = {name: getattr(default, name) if isinstance(value, list) else value for name, value in offered.items()}
+    assert all(values[name] in value for name, value in offered.items() if isinstance(value, list))
+    assert checked_config("default", values) == SeDialectConfig()
+    assert checked_config("default", {"layer_precisions": "blocks.0. = w4a8"}).precision_of("blocks.0.x") == "w4a8"
 
 
 def test_two_visitors_at_once_each_get_their_own(served, tmp_path):
@@ -252,6 +269,42 @@ def test_runs_never_overlap(studio):
     for thread in threads:
         thread.join()
     assert most == [1, 1, 1, 1]
+
+
+def test_the_line_tells_the_place_and_has_an_end(served):
+    gate, pipe = threading.Event(), served.service.studio._pipe
+    studio = Studio(lambda: pipe, waiting=1)
+    settings = {"steps": 1, "stages": 1, "seconds": 60}
+    with (
+        studio.run(lambda pipe, watch: gate.wait(30), **settings) as first,
+        studio.run(lambda pipe, watch: "mine", **settings) as second,
+    ):
+        wait_for(lambda: studio._lock.locked(), "the first run")
+        assert next(second.follow()).stage == "in line: 1 before yours"
+        with (
+            pytest.raises(InputError, match="the line is full, 1 are waiting already"),
+            studio.run(lambda pipe, watch: None, **settings),
+        ):
+            pass
+        first.stop()
+        assert first.progress.stage == "cancelling"
+        gate.set()
+        list(second.follow())
+        assert second.result == "mine" and not studio._line[1:]
+
+
+def test_leaving_the_page_ends_a_visitor_s_runs(served):
+    service, gate = served.service, threading.Event()
+    with service.studio.run(lambda pipe, watch: gate.wait(30), steps=1, stages=1, seconds=60):
+        wait_for(lambda: service.studio._lock.locked(), "the first run")
+        jobs = service.compare(
+            "someone", {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}, "default", {}, ""
+        )
+        assert next(jobs).stage == "in line: 1 before yours"
+        service.left("someone")
+        with pytest.raises(Stopped):
+            list(jobs)
+        gate.set()
 
 
 def test_a_run_in_line_can_be_stopped_and_one_that_takes_too_long_is(studio):

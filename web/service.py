@@ -28,6 +28,8 @@ from .studio import Progress, Run, Studio
 SIXTEEN = "16 bit"
 INSIDES = 8  # visitors whose last look inside is kept: up to tens of megabytes each
 QUICK_PAIRS, QUICK_STEPS = 2, 3
+COMPARE, LOOK, BENCH = "compare", "look", "bench"  # what a visitor may have in the line, one of each
+SHOWN_RATIO, SHOWN_SIMILARITY = 0.1, 0.9  # of semantics that are switched on to be seen
 THUMBNAIL = 96  # pixels, about
 
 
@@ -81,6 +83,7 @@ class Service:
     bundled: bool
     name: str
     insides: Latest[Inside] = field(default_factory=lambda: Latest(INSIDES))
+    _runs: dict[tuple[str, str], Run[Any]] = field(default_factory=dict)
 
     def compare(
         self, session: str, asked: dict[str, Any], preset: str, settings: dict[str, Any], keep: str
@@ -96,20 +99,32 @@ class Service:
             comparison = compare(pipe, request, config, watch=run, restore=True)
             return self._write(session, comparison, self._notes(pipe, request))
 
-        yield from self._follow(work, steps=request.steps, stages=2)
+        yield from self._follow(session, COMPARE, work, steps=request.steps, stages=2)
+
+    def stop(self, session: str, job: str) -> None:
+        """End a visitor's run of this kind, if there is one; whoever follows it is told so."""
+        run = self._runs.get((session, job))
+        if run is not None:
+            run.stop()
 
     def left(self, session: str) -> None:
         """A visitor has closed the page."""
+        for job in (COMPARE, LOOK, BENCH):
+            self.stop(session, job)
         self.results.left(session)
         self.insides.drop(session)
 
-    def look_inside(self, session: str, finished: Finished) -> Iterator[Progress | Inside]:
+    def look_inside(self, session: str, finished: Finished, semantics: bool = False) -> Iterator[Progress | Inside]:
         """The quantized half of a comparison once more, with what its layers do: progress, then the result, which is kept.
+
+        `semantics` makes it with saliency and groups, whether the comparison had them or not.
 
         Raises:
             SeDialectError: the model or the pipeline fails.
         """
         request, config = finished.request, finished.config
+        if semantics:
+            config = with_semantics(config)
 
         def work(pipe: Any, run: Run[Inside]) -> Inside:
             models = denoisers(pipe)
@@ -117,14 +132,15 @@ class Service:
             with quantized_pipeline(pipe, config, True, progress=False), tracing(models, request.steps) as trace:
                 frames = sample(pipe, models, request, config.precision, run).frames
             shapes = Formatbook.resolve(config.formatbook).shapes
-            title = f"{config.precision}: {request.prompt}"
+            also = " with saliency and groups" if config != finished.config else ""
+            title = f"{config.precision}{also}: {request.prompt}"
             inside = Inside(title, trace, thumbnails(frames, trace), request.steps, shapes)
             self.insides.put(session, inside)
             return inside
 
-        yield from self._follow(work, steps=request.steps, stages=1)
+        yield from self._follow(session, LOOK, work, steps=request.steps, stages=1)
 
-    def quick_bench(self) -> Iterator[Progress | BenchResult]:
+    def quick_bench(self, session: str) -> Iterator[Progress | BenchResult]:
         """The quick arms of `sedialect bench quality` on a few prompts: progress, then the result.
 
         Raises:
@@ -147,12 +163,16 @@ class Service:
                 _, _, picture = quality.write_results(job, results, quality.BASE, Path(scratch))
                 return BenchResult(picture.read_bytes(), quality.markdown(job, results, quality.BASE))
 
-        yield from self._follow(work, steps=steps, stages=1)
+        yield from self._follow(session, BENCH, work, steps=steps, stages=1)
 
-    def _follow(self, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
+    def _follow(self, session: str, job: str, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
         with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
-            yield Progress(steps=steps)
-            yield from run.follow()
+            self._runs[session, job] = run
+            try:
+                yield from run.follow()
+            finally:
+                if self._runs.get((session, job)) is run:
+                    del self._runs[session, job]
         if run.error is not None:
             raise explained(run.error) from run.error
         yield run.result
@@ -171,6 +191,19 @@ class Service:
         if not unknown:
             return ()
         return (f"The bundled model does not know: {', '.join(unknown)}. It knows coloured shapes that move.",)
+
+
+def with_semantics(config: SeDialectConfig) -> SeDialectConfig:
+    """The same with saliency by attention and groups; what it has of them stays. Only 4-bit inputs have any."""
+    if config.precision != "w4a4":
+        return config
+    likeness = config.semantic_similarity if config.semantic else SHOWN_SIMILARITY
+    return config.override(
+        semantic=True,
+        semantic_similarity=likeness,
+        salient_by=config.salient_by if "attention" in config.salient_by else "attention",
+        salient_ratio=config.salient_ratio or SHOWN_RATIO,
+    )
 
 
 @contextmanager
