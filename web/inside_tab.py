@@ -168,12 +168,25 @@ def evidence_pictures(step: LayerStep, inside: Inside) -> list[str]:
     for name, values in step.maps.items():
         kind = MAPS[name]
         pictures = heat.named(values) if kind.names else heat.pictures(values)
-        strip = heat.strip(inside.thumbnails, pictures, f"{kind.title}, frame")
+        strip = heat.strip(inside.thumbnails, pictures, f"{kind.title}, frame") + (
+            legend(values) if name == "shapes" else ""
+        )
         says = kind.says if not kind.names else f"{kind.says}; {grouped(values):.0%} of the tokens are in groups"
         found.append(_part(kind.title, says if not kind.names or grouped(values) else NO_GROUPS, strip))
     return found or [
         _part("Maps", "This layer reads text, or what is no map of the video: there is nothing to see in frames.", "")
     ]
+
+
+def legend(sets: heat.Numbers) -> str:
+    """The colour of each set of shapes, which is a number whose bits are the shapes."""
+    found = sorted({int(one) for one in sets.flat if one >= 0})
+    names = [" and ".join(str(shape) for shape in range(one.bit_length()) if one >> shape & 1) for one in found]
+    chips = [
+        f'<span><i style="background:{heat.colour_of(one)}"></i>shapes {name}</span>'
+        for one, name in zip(found, names, strict=True)
+    ]
+    return f'<p class="sd-legend">{"".join(chips)}</p>'
 
 
 def histogram(counts: list[int], inside: Inside, title: str) -> str:
