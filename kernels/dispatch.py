@@ -21,6 +21,11 @@ FP8_MULTIPLE = 16  # of both sides of a weight, for FP8 matrix products
 FP8_TORCH = {(9, 0): (2, 6)}
 FP8_TORCH_ELSEWHERE = (2, 8)
 
+SMALLER = "Offload other parts of the pipeline (enable_model_cpu_offload), or use a smaller video or batch"
+QUANTIZE_FIRST = (
+    "Quantize while the model lies on the CPU, and move it afterwards: the GPU then holds one 16-bit layer at a time"
+)
+
 Result = TypeVar("Result")
 _FAILED: dict[tuple[str, int], str] = {}  # (what, GPU) -> what takes its place, and why
 
@@ -146,12 +151,9 @@ def attempt(what: str, instead: str, device: torch.device, fast: Callable[[], Re
     return slow()
 
 
-def explain_memory(error: torch.OutOfMemoryError, what: str, count: int) -> torch.OutOfMemoryError:
+def explain_memory(error: torch.OutOfMemoryError, what: str, count: int, remedy: str = SMALLER) -> torch.OutOfMemoryError:
     """An error of the same kind that says what was being made, how many bytes it takes, and what to do."""
-    return torch.OutOfMemoryError(
-        f"out of GPU memory while {what}, {count / 1e6:.0f} MB. Offload other parts of the pipeline "
-        f"(enable_model_cpu_offload), or use a smaller video or batch. {error}"
-    )
+    return torch.OutOfMemoryError(f"out of GPU memory while {what}, {count / 1e6:.0f} MB. {remedy}. {error}")
 
 
 def _failures() -> tuple[type[BaseException], ...]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from . import reference
 from .activations import encode_activations
-from .dispatch import attempt, explain_memory, fp8_shape_refusal, operand_dtype, run
+from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, fp8_shape_refusal, operand_dtype, run
 from .tables import DialectTables
 
 LIFT = 4  # dialects in E4M3 are multiplied by 2^LIFT, and their row scales divided by it: its exponents do not reach as low
@@ -204,4 +204,8 @@ def encode_weight(
 
     if weight.device.type != "cuda" or candidates != "all":
         return plain()
-    return run("encoding weights", weight.device, fast, plain)
+    try:
+        return run("encoding weights", weight.device, fast, plain)
+    except torch.OutOfMemoryError as error:
+        what = f"encoding a weight of {weight.shape[0]} x {weight.shape[1]}"
+        raise explain_memory(error, what, weight.numel() // 2, QUANTIZE_FIRST) from error

@@ -307,6 +307,18 @@ def test_running_out_of_memory_says_of_what():
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+def test_running_out_of_memory_while_quantizing_says_how_to_quantize():
+    weight = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (16 << 20)) / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="encoding a weight of 8192 x 8192, 34 MB. Quantize while .* CPU"):
+            encode(weight)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_inputs_on_another_device_are_refused_by_name():
     layer = SeDialectLinear.from_linear(nn.Linear(64, 64))
     with pytest.raises(RuntimeError, match="the input lies on cuda:0 and the layer's weight on cpu"):
