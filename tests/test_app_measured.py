@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,9 @@ from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.errors import InputError
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
-from sedialect.web import benchmark_tab, measured, results_charts
+from sedialect.web import benchmark_tab, measured, results_charts, trial
 
+ROOT = Path(__file__).parents[1]
 SMALL = ["--pairs", "2", "--steps", "2", "--height", "64", "--width", "64", "--num-frames", "5", "--forced-steps", "1"]
 
 
@@ -43,13 +45,13 @@ def test_what_is_kept_of_quality_is_the_means_and_where_they_were_measured(kept)
 def test_every_arm_has_its_dot_where_its_mean_is(kept):
     quality = measured.read_quality(kept / "kept")
     page = benchmark_tab.measured_quality(quality, "velocity", list(quality.groups))
-    centres = [float(x) for x in re.findall(r'<circle cx="([0-9.]+)"', page)]
+    centres = [float(x) for x in re.findall(r'class="sd-dot[^"]*" style="left:([0-9.]+)%', page)]
     means = [arm.means["velocity"].mean for arm in quality.arms]
     assert len(centres) == len(means) == 3
     assert sorted(range(3), key=lambda n: centres[n]) == sorted(range(3), key=lambda n: means[n])
     assert page.count("<tr>") == 4 and f"{means[0]:.4g}" in page and "Lower is nearer" in page
     one = benchmark_tab.measured_quality(quality, "psnr", ["peers"])
-    assert one.count("<circle") == 1 and "MXFP4-32" in one and "w4a16" not in one
+    assert one.count("sd-dot") == 1 and "MXFP4-32" in one and "w4a16" not in one
     assert "None of these arms" in benchmark_tab.measured_quality(quality, "psnr", [])
 
 
@@ -80,3 +82,19 @@ def test_a_file_of_something_else_is_named(tmp_path):
 def test_ticks_are_few_and_span_the_values(low, high):
     ticks = results_charts.round_ticks(low, high)
     assert ticks[0] <= low <= high <= ticks[-1] and 2 <= len(ticks) <= 9
+
+
+def test_what_a_trial_found_goes_between_the_marks_of_a_document(tmp_path):
+    page = tmp_path / "app.md"
+    page.write_text(f"before\n{trial.BEGIN}\nold\n{trial.END}\nafter {trial.END}\n", encoding="utf-8")
+    trial.write_between_marks(page, "new")
+    assert page.read_text(encoding="utf-8") == f"before\n{trial.BEGIN}\nnew\n{trial.END}\nafter {trial.END}\n"
+    page.write_text("no marks", encoding="utf-8")
+    with pytest.raises(InputError, match="must hold <!-- trial --> once"):
+        trial.write_between_marks(page, "new")
+    assert trial.BEGIN in (ROOT / "docs/app.md").read_text(encoding="utf-8")
+
+
+def test_a_trial_tells_how_memory_grew():
+    found = str(trial.Trial(4.25, 30.0, (500_000_000, 600_000_000, 630_000_000)))
+    assert "page after 4.2 s" in found and "after 3 630 MB: +5.0%" in found

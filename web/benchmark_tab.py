@@ -125,18 +125,19 @@ def rows_of(quality: Quality, metric: str, groups: list[str]) -> list[tuple[str,
 
 def measured_speed(parts: dict[str, Part]) -> str:
     """The results as pictures, with the machine they were measured on."""
-    found = []
+    found: list[str] = []
+    machines: dict[str, None] = {}
     for name, title in SPEED_PARTS.items():
         part = parts.get(name)
         cases = [] if part is None else [(case, results_charts.bars(part, case)) for case in part.cases]
         pictures = "".join(f"<div><h4>{escape(case)}</h4>{picture}</div>" for case, picture in cases if picture)
         if part is not None and pictures:
-            found.append(
-                f'<h3>{escape(title)}</h3><div class="sd-panels">{pictures}</div><p>{escape(machine(part.where))}</p>'
-            )
+            found.append(f'<h3>{escape(title)}</h3><div class="sd-panels">{pictures}</div>')
+            machines[machine(part.where)] = None
     if not found:
         return markup.message("Not measured yet on a GPU for this version: sedialect bench speed")
-    return f'<section class="sd-step"><p>{escape(SPEED_SAYS)}</p>{"".join(found)}</section>'
+    where = escape(" ".join(machines))
+    return f'<section class="sd-step"><p>{escape(SPEED_SAYS)}</p>{"".join(found)}<p>{where}</p></section>'
 
 
 def picture_of(data: bytes, alt: str) -> str:

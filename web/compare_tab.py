@@ -54,7 +54,10 @@ SETTINGS: dict[str, dict[str, tuple[str, str]]] = {
         LAYERS: ("Precision of some layers", "parts of their names, such as attn2 = w4a8, blocks.0. = w4a16"),
     },
 }
-SHOW_STATUS = "() => { document.querySelector('#sd-status').scrollIntoView({ behavior: 'smooth', block: 'nearest' }); }"
+SHOW_STATUS = """() => {
+  const block = innerWidth < 700 ? "start" : "nearest";  // on a phone what grows there is wanted, and the inputs are not
+  document.querySelector("#sd-status").scrollIntoView({ behavior: "smooth", block });
+}"""
 PRESETS_SAY = "compact: blocks of 32; quality: 8-bit activations; weight-only: 16-bit activations"
 HEAD = ("", "16 bit", "quantized", "")
 DOWNLOADS = ("Download 16 bit", "Download quantized", "Download both", "Download numbers")

@@ -1,7 +1,7 @@
 """Results of the benches as pictures: intervals of quality, and bars of milliseconds."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ from ..sedialect_core.bench.speed.results import Part, Row
 from . import charts
 from .measured import ArmQuality, Quality
 
-WIDTH, NAMES, BITS, LINE, GROUP, TOP = 860, 250, 100, 24, 30, 34
-SPEED_NAMES, SPEED_VALUES = 170, 130
+LINE, NAMES, VALUES = 24, 170, 130  # of the bars
+COLOURS = 4
 BASELINE = "BF16"
 BESIDE = ("BF16, again", "attention alone")  # rows that are no arm: the clock's drift, and what no arm makes faster
 TICKS = 5  # about
@@ -47,47 +47,43 @@ def intervals(quality: Quality, metric: str, groups: Sequence[str]) -> str:
         return ""
     how = METRICS.get(metric, Metric(label(metric), ""))
     ticks = round_ticks(*_ends(shown, metric, how.from_zero))
-    place = _scale(ticks, NAMES + BITS + 10, WIDTH - 30)
-    lines, height = _lines(shown)
-    parts = [charts.line(place(tick), TOP - 8, place(tick), height) for tick in ticks]
-    parts += [charts.text(place(tick), TOP - 14, f"{tick:g}", "middle", "sd-small") for tick in ticks]
-    parts.append(charts.text(NAMES + BITS - 12, TOP - 14, "bits, weight / activation", "end", "sd-small"))
+    marks = [(tick, "sd-tick") for tick in ticks]
     base = next((arm for arm in quality.arms if arm.name == quality.base and metric in arm.means), None)
     if base is not None and ticks[0] <= base.means[metric].mean <= ticks[-1]:
-        x = place(base.means[metric].mean)
-        parts.append(charts.line(x, TOP - 8, x, height, "sd-base"))
-    group = ""
-    for arm, y in lines:
-        if arm.group != group:
-            group = arm.group
-            parts.append(charts.text(0, y - LINE, group, kind="sd-small"))
-        parts.append(_interval(arm, metric, y, place, quality.groups.index(group) % 4))
+        marks.append((base.means[metric].mean, "sd-base"))
+    lines = "".join(f'<i class="{kind}" style="left:{_place(value, ticks):.2f}%"></i>' for value, kind in marks)
+    numbers = "".join(f'<em style="left:{_place(tick, ticks):.2f}%">{tick:g}</em>' for tick in ticks)
+    parts = [_row("", "bits", numbers, "weight and activation")]
+    for number, group in enumerate(quality.groups):
+        rows = [_interval(arm, metric, ticks, lines, number % COLOURS) for arm in shown if arm.group == group]
+        parts += [f'<p class="sd-group">{escape(group)}</p>', *rows] if rows else []
     title = f"{how.label} of {len(shown)} arms, {how.better}"
-    return charts.svg(WIDTH, height + 6, "".join(parts), title, least=660)
+    return f'<div class="sd-arms" role="img" aria-label="{escape(title)}">{"".join(parts)}</div>'
 
 
-def _interval(arm: ArmQuality, metric: str, y: float, place: Callable[[float], float], colour: int) -> str:
+def _interval(arm: ArmQuality, metric: str, ticks: Sequence[float], lines: str, colour: int) -> str:
     found = arm.means[metric]
-    says = f"{arm.name}: {found.mean:.4g}, from {found.low:.4g} to {found.high:.4g}"
+    mean, low, high = (_place(value, ticks) for value in found)
+    kind = f"sd-fill-{colour}"
+    marks = (
+        f'<b class="{kind}" style="left:{low:.2f}%;width:{high - low:.2f}%"></b>'
+        f'<span class="sd-dot {kind}" style="left:{mean:.2f}%"></span>'
+    )
     bits = f"{arm.weight_bits:.2f} / {arm.activation_bits:.2f}"
+    return _row(arm.name, bits, lines + marks, f"{found.mean:.4g}, from {found.low:.4g} to {found.high:.4g}")
+
+
+def _row(name: str, bits: str, track: str, says: str) -> str:
+    """HTML, no SVG: on a phone the track goes below the name, and no letter is scaled."""
     return (
-        f"<g><title>{escape(says)}</title>"
-        + charts.text(0, y + 4, arm.name)
-        + charts.text(NAMES + BITS - 12, y + 4, bits, "end", "sd-small")
-        + charts.rect(place(found.low), y - 2, place(found.high) - place(found.low), 4, f"sd-shape-{colour} sd-faint")
-        + f'<circle cx="{place(found.mean):.2f}" cy="{y:g}" r="5" class="sd-shape-{colour}"/></g>'
+        f'<div class="sd-arm" title="{escape(says)}"><span>{escape(name)}</span><span class="sd-bits">{escape(bits)}</span>'
+        f'<div class="sd-track">{track}</div></div>'
     )
 
 
-def _lines(arms: Sequence[ArmQuality]) -> tuple[list[tuple[ArmQuality, float]], float]:
-    """The height of each arm's line, below its group's name, and of all of them."""
-    lines, y, group = [], float(TOP), ""
-    for arm in arms:
-        if arm.group != group:
-            group, y = arm.group, y + GROUP
-        lines.append((arm, y))
-        y += LINE
-    return lines, y
+def _place(value: float, ticks: Sequence[float]) -> float:
+    """Per cent of the track."""
+    return 100 * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
 
 def _ends(arms: Iterable[ArmQuality], metric: str, from_zero: bool) -> tuple[float, float]:
@@ -105,10 +101,6 @@ def round_ticks(low: float, high: float) -> list[float]:
     return [round(step * number, 12) for number in range(first, last + 1)]
 
 
-def _scale(ticks: Sequence[float], left: float, right: float) -> Callable[[float], float]:
-    return lambda value: left + (right - left) * (value - ticks[0]) / (ticks[-1] - ticks[0])
-
-
 def bars(part: Part, case: str) -> str:
     """Milliseconds of every arm of a case, each in the faster of its modes; empty where fewer than two were measured."""
     rows = list(fastest(part, case))
@@ -120,12 +112,12 @@ def bars(part: Part, case: str) -> str:
     parts = []
     for number, row in enumerate(rows):
         y, milliseconds = top + LINE * (number + 0.5), row.numbers["ms"]
-        length = max(2.0, (width - SPEED_NAMES - SPEED_VALUES) * milliseconds / longest)
+        length = max(2.0, (width - NAMES - VALUES) * milliseconds / longest)
         gain = f", {base / milliseconds:.2f}x" if base and row.arm != BASELINE else ""
         shown = f"{milliseconds / 1e3:.2f} s" if milliseconds >= 1e3 else f"{milliseconds:.3g} ms"
         parts.append(charts.text(0, y + 4, row.arm))
-        parts.append(charts.rect(SPEED_NAMES, y - 8, length, 16, _kind(row.arm)))
-        parts.append(charts.text(SPEED_NAMES + length + 6, y + 4, shown + gain, kind="sd-small"))
+        parts.append(charts.rect(NAMES, y - 8, length, 16, _kind(row.arm)))
+        parts.append(charts.text(NAMES + length + 6, y + 4, shown + gain, kind="sd-small"))
     return charts.svg(width, 2 * top + LINE * len(rows), "".join(parts), f"{case}: milliseconds of {len(rows)} arms")
 
 
