@@ -21,7 +21,7 @@ from .tables import DialectTables
 Operator = TypeVar("Operator", bound=Callable[..., Any])
 
 
-def exact(operator: Operator) -> Operator:
+def without_autocast(operator: Operator) -> Operator:
     """The operator without autocast, which would round what a type was chosen for. Its first argument tells the device."""
 
     @wraps(operator)
@@ -42,7 +42,7 @@ ENCODE_SCHEMA = (
 
 
 @torch.library.custom_op("sedialect::encode", mutates_args=(), schema=ENCODE_SCHEMA)
-@exact
+@without_autocast
 def encode(
     x: torch.Tensor,
     tables: list[torch.Tensor],
@@ -117,7 +117,7 @@ MATMUL_SCHEMA = (
 
 
 @torch.library.custom_op("sedialect::matmul", mutates_args=(), schema=MATMUL_SCHEMA)
-@exact
+@without_autocast
 def matmul(
     operand: torch.Tensor,
     row_scale: torch.Tensor | None,
@@ -182,7 +182,7 @@ LINEAR_SCHEMA = (
 
 
 @torch.library.custom_op("sedialect::linear", mutates_args=(), schema=LINEAR_SCHEMA)
-@exact
+@without_autocast
 def linear(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -236,7 +236,7 @@ GRADIENT_SCHEMA = "(Tensor gradient, Tensor codes, Tensor meta, Tensor scale, Te
 
 
 @torch.library.custom_op("sedialect::linear_input_gradient", mutates_args=(), schema=GRADIENT_SCHEMA)
-@exact
+@without_autocast
 def linear_input_gradient(
     gradient: torch.Tensor,
     codes: torch.Tensor,
