@@ -18,6 +18,7 @@ from torch.nn import functional
 from sedialect import Plan, SeDialectConfig, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
 from sedialect.sedialect_core.integrations.semantics import evidence_of, reguide
+from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.semantics import probe
 from sedialect.sedialect_core.semantics.evidence import Evidence
 from sedialect.sedialect_core.semantics.hook import StepHook
@@ -92,6 +93,10 @@ def test_attention_of_every_family_is_seen_as_it_is(name, softmaxes):
     plan = quantize_model(model, SeDialectConfig(**{**EVERYTHING, "protected_steps": (0, 0)}))
     hook = model._sedialect_steps
     model(**inputs)
+    by_norm = SeDialectConfig(salient_ratio=0.25, salient_layers="all")
+    assert not any(
+        "are off" in note and "neither video nor text" not in note for note in make_plan(MODELS[name]()[0], by_norm).notes
+    )
     assert (name in NO_PROFILE) == (not hook.blocks)
     if name in NO_PROFILE:
         assert any(re.search(NO_PROFILE[name], note) for note in plan.notes)

@@ -109,7 +109,7 @@ def _salient(
     if config.salient_by in BY_ATTENTION:
         obstacle = _obstacle(layer, place, layout, attentions)
         return ("", obstacle) if obstacle else (config.salient_by, "")
-    if isinstance(place, Placement) and place.where != "all" and not grid_is_told(layout):
+    if isinstance(place, Placement) and place.others and not grid_is_told(layout):
         return "", "the token grid cannot be read from the model's inputs, so text and video are not told apart"
     return config.salient_by, ""
 
