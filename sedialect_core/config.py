@@ -74,7 +74,7 @@ class SeDialectConfig:
         salient_by: which tokens those are: of the largest "norm" or encoding "error" of the layer's input; those that
             received most "attention" when the block was last profiled, or the highest single one, "peak-attention"; of the
             largest error times received attention, "attention-error"; or, for comparison, "random" ones.
-        salient_layers: "feed_forward", where a second term brings most for what it costs (docs/semantics.md), or "all".
+        salient_layers: "feed_forward", where a second term brings most for what it costs (docs/quality.md), or "all".
         semantic: let tokens that belong together share what `semantic_sharing` says (DESIGN 2.5).
         semantic_window: frames, rows and columns around an anchor whose tokens may join it.
         semantic_spacing: frames, rows and columns from one anchor to the next; zeros: as the window, so that none overlap.

@@ -211,6 +211,22 @@ def test_compiled_and_eager_agree_and_compile_once(family, settings):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("make", [tiny_models.kandinsky5_nabla, tiny_models.kandinsky6_sr])
+def test_sparse_masks_are_read_in_compiled_blocks_too(make):
+    torch._dynamo.reset()
+    model, inputs = make()
+    quantize_model(model, SeDialectConfig(**{**GROUPS, **ATTENTION}))
+    wanted = model(**inputs)[0]
+    states = model._sedialect_steps.blocks.values()
+    received = [state.received.clone() for state in states]
+    model._sedialect_steps.counter.restart()
+    model.compile_repeated_blocks(backend="eager", fullgraph=True)
+    assert torch.allclose(model(**inputs)[0], wanted, atol=1e-6)
+    assert all(torch.allclose(state.received, kept, atol=1e-6) for state, kept in zip(states, received, strict=True))
+    assert all(bool(kept.any()) for kept in received)
+
+
+@torch.no_grad()
 def test_second_terms_are_what_the_rows_lacked():
     model, inputs = tiny_models.TINY["WanTransformer3DModel"]()
     config = SeDialectConfig(salient_ratio=1.0, salient_layers="all", modulation="keep")
