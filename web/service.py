@@ -1,5 +1,6 @@
 """What the tabs do, apart from how they look: inputs checked, work run on the studio's pipeline, progress told."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from .measures import Measured, measure, rows
 from .results import Latest, Results
 from .studio import Progress, Run, Studio
 
+LOG = logging.getLogger(__name__)
 SIXTEEN = "16 bit"
 INSIDES = 8  # visitors whose last look inside is kept: up to tens of megabytes each
 QUICK_PAIRS, QUICK_STEPS = 2, 3
@@ -181,7 +183,13 @@ class Service:
         fps = self.offer.fps
         measured = measure(comparison.quantized.frames, comparison.original.frames, fps)
         folder = self.results.new_folder(session)
-        write_comparison(comparison, folder, fps)
+        try:
+            write_comparison(comparison, folder, fps)
+        except InputError as error:  # it names the folder, which is nobody's business
+            LOG.error("%s", error)
+            self.results.drop(folder)
+            why = getattr(error.__cause__, "strerror", None) or "it cannot be written"
+            raise InputError(f"this server has no place for the result ({why}); try again later") from error
         numbers = {**comparison.to_dict(), "measured": measured.values}
         lines = rows(comparison, measured)
         return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes)
