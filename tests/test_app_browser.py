@@ -189,6 +189,12 @@ def test_advanced_settings_follow_the_preset_and_reach_the_run(browser, served):
     assert config == json.loads(json.dumps(expected.to_dict()))
 
 
+def test_a_model_that_could_not_be_loaded_is_told_at_once(browser, served, monkeypatch):
+    monkeypatch.setattr(served.service.studio, "failed", "cannot load the pipeline 'there': no such folder")
+    with visiting(browser, served) as page:
+        page.locator(STATUS).get_by_role("alert").get_by_text("cannot load the pipeline 'there'").wait_for()
+
+
 def test_bad_inputs_are_told_in_the_page(browser, served):
     with visiting(browser, served) as page:
         prompt = page.get_by_label("Prompt", exact=True)

@@ -128,15 +128,20 @@ class CompareTab:
         )
 
     def _outputs(self) -> None:
-        self.status = gr.HTML(markup.message(self._greeting()), elem_id="sd-status")
+        self.status = gr.HTML(self.greeting(), elem_id="sd-status")
         with gr.Column(visible=False) as self.result:
             self.player = comparer(elem_id="sd-compare")
             with gr.Row(elem_classes="sd-downloads"):
                 self.files = [gr.DownloadButton(label, size="sm", min_width=120) for label in DOWNLOADS]
             self.numbers = gr.HTML(elem_id="sd-numbers")
 
-    def _greeting(self) -> str:
-        return (
+    def greeting(self) -> str:
+        """What a visitor finds at first: what this is, or why it cannot work."""
+        if self.service.studio.failed:
+            return markup.message(
+                f"The model is not there: {self.service.studio.failed}. The next run tries again.", "error"
+            )
+        return markup.message(
             f"{self.service.name}: the same prompt and the same noise, once in 16 bit and once quantized with "
             "SemanticDialect. Both videos appear here under one slider."
         )
