@@ -190,7 +190,7 @@ class CompareTab:
     def _finished(self, done: Finished) -> list[Any]:
         left, right, *_ = done.files
         series = done.measured.series
-        labels = ("16 bit", f"SemanticDialect {done.config.precision}")
+        labels = ("16 bit", f"{done.config.precision} SemanticDialect")  # narrow players cut the end
         player = shown(left, right, labels, done.fps, len(series[0]["values"]), series)
         caption = f"{done.request.prompt} (seed {done.request.seed}, {done.request.steps} steps)"
         notes = "".join(markup.message(note) for note in done.notes)
