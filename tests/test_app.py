@@ -51,7 +51,7 @@ def test_programs_find_three_endpoints_and_what_may_be_asked(client, served):
     about = client.predict(api_name="/about")
     assert about["ready"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
     assert about["settings"]["formatbook"][0] and about["settings"]["semantic_window"] == "2, 2, 2"
-    operators = {"skip", "formatbook_digest"}
+    operators = {"skip", "formatbook_digest", "profile_megabytes"}
     assert set(about["settings"]) == {field.name for field in fields(SeDialectConfig)} - operators
 
 
@@ -96,8 +96,10 @@ BAD = {
     "many layers": ({"keep": "a," * 200}, "the list of layers has 400 characters"),
     "a large window": ({"settings": {"semantic_window": "99, 2, 2"}}, "semantic_window is 99; it must lie between 0 and 8"),
     "dense windows": ({"settings": {"semantic_window": [8, 8, 8], "semantic_spacing": "1 1 1"}}, "too much memory"),
-    "no numbers": ({"settings": {"protected_steps": 3}}, "protected_steps is '3'; give whole numbers, separated by commas"),
+    "no numbers": ({"settings": {"protected_steps": 3}}, "protected_steps is '3'; give numbers, separated by commas"),
     "a number too few": ({"settings": {"protected_steps": "3"}}, r"protected_steps is \(3,\); give 2 integers"),
+    "memory": ({"settings": {"profile_megabytes": 10**9}}, "no setting 'profile_megabytes' is offered here"),
+    "no part": ({"settings": {"refresh_at": "0, 1.5"}}, "refresh_at is 1.5; it must lie between 0 and 1"),
     "no precision": ({"settings": {"layer_precisions": "attn2"}}, r"'attn2' is no layer with its precision \(w4a4"),
 }
 
@@ -135,6 +137,7 @@ def test_what_about_says_of_the_settings_may_be_sent_back(client):
     values = {name: getattr(default, name) if isinstance(value, list) else value for name, value in offered.items()}
     assert all(values[name] in value for name, value in offered.items() if isinstance(value, list))
     assert checked_config("default", values) == SeDialectConfig()
+    assert checked_config("default", {"refresh_at": "0, 0.5"}).refresh_at == (0, 0.5)
     assert checked_config("default", {"layer_precisions": "blocks.0. = w4a8"}).precision_of("blocks.0.x") == "w4a8"
 
 

@@ -41,16 +41,19 @@ SETTINGS: dict[str, dict[str, tuple[str, str]]] = {
         "salient_by": ("Chosen by", "the largest error or norm, or the attention that they receive"),
         "salient_layers": ("In which layers", "the second term costs as much as the token did"),
     },
-    "Tokens that belong together share a sub-formatbook": {
+    "Tokens that belong together": {
         "semantic": ("Group tokens", ""),
+        "semantic_sharing": ("Members share", "a sub-formatbook, and choose in it, or one dialect"),
         "semantic_window": ("Window", "frames, rows, columns around an anchor"),
         "semantic_spacing": ("From anchor to anchor", "frames, rows, columns; 0: as the window"),
         "semantic_quantile": ("Attention that members need", "a quantile of their window's, 0 to 1"),
         "semantic_similarity": ("Likeness that members need", "the cosine with the anchor, -1 to 1"),
         "refresh_every": ("Look at attention every", "steps, for groups and saliency; 0: at the first alone"),
+        "refresh_at": ("Or at these parts of the run", "0 to 1, such as 0, 0.5"),
     },
     "Steps and layers that are treated otherwise": {
-        "protected_steps": ("Protected steps", "at the start, at the end: 8-bit activations"),
+        "protected_steps": ("Protected steps", "at the start, at the end"),
+        "protected_precision": ("Precision of protected steps", "w4a8: 8-bit activations; w4a16: 16-bit ones"),
         LAYERS: ("Precision of some layers", "parts of their names, such as attn2 = w4a8, blocks.0. = w4a16"),
     },
 }

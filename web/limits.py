@@ -10,9 +10,11 @@ from ..sedialect_core.config import (
     MODULATIONS,
     PRECISIONS,
     PRESETS,
+    PROTECTIONS,
     ROTATIONS,
     SALIENCES,
     SALIENT_LAYERS,
+    SHARINGS,
     SeDialectConfig,
 )
 from ..sedialect_core.demo import defaults, evaluation_prompts
@@ -31,9 +33,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "rotation": ROTATIONS,
     "salient_by": SALIENCES,
     "salient_layers": SALIENT_LAYERS,
+    "semantic_sharing": SHARINGS,
+    "protected_precision": PROTECTIONS,
 }
-# Settings of several whole numbers, and the largest of them that is taken. They are written as "2, 2, 2", or a list.
-NUMBERS: dict[str, int] = {"semantic_window": 8, "semantic_spacing": 16, "protected_steps": 50}
+# Settings of several numbers, and the largest of them that is taken. They are written as "2, 2, 2", or a list.
+NUMBERS: dict[str, int] = {"semantic_window": 8, "semantic_spacing": 16, "protected_steps": 50, "refresh_at": 1}
+FRACTIONS = ("refresh_at",)  # of NUMBERS, those that need not be whole
+OPERATORS = ("profile_megabytes",)  # numbers that are no visitor's: what a run may take of the server's memory
 LAYERS = "layer_precisions"  # written as "attn2 = w4a8, blocks.0. = w4a16"
 
 
@@ -174,15 +180,16 @@ def simple_settings() -> dict[str, Any]:
     return {
         f.name: f.default
         for f in fields(SeDialectConfig)
-        if f.name not in (*CHOICES, "profile_megabytes") and isinstance(f.default, bool | int | float)
+        if f.name not in (*CHOICES, *OPERATORS) and isinstance(f.default, bool | int | float)
     }
 
 
-def _numbers(name: str, value: Any) -> tuple[int, ...]:
-    words = re.split(r"[\s,]+", value.strip()[:MAX_FRAGMENTS]) if isinstance(value, str) else value
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    words = re.split(r"[\s,]+", value[:MAX_FRAGMENTS].strip(", ")) if isinstance(value, str) else value
     if not isinstance(words, list | tuple):
-        raise InputError(f"{name} is {str(value)[:40]!r}; give whole numbers, separated by commas")
-    return tuple(_whole(name, word, 0, NUMBERS[name]) for word in words)
+        raise InputError(f"{name} is {str(value)[:40]!r}; give numbers, separated by commas")
+    read = _number if name in FRACTIONS else _whole
+    return tuple(read(name, word, 0, NUMBERS[name]) for word in words[:MAX_FRAGMENTS] if word != "")
 
 
 def _layer_precisions(text: Any) -> tuple[tuple[str, str], ...]:
