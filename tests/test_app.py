@@ -23,12 +23,14 @@ from gradio_client import Client  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from sedialect.sedialect_core import comparison  # noqa: E402
+from sedialect.sedialect_core.calibration import moments  # noqa: E402
 from sedialect.sedialect_core.comparison import compare  # noqa: E402
 from sedialect.sedialect_core.config import SeDialectConfig  # noqa: E402
 from sedialect.sedialect_core.errors import InputError  # noqa: E402
 from sedialect.web.app import Settings, serve  # noqa: E402
 from sedialect.web.guard import MAX_BODY  # noqa: E402
 from sedialect.web.limits import bundled_offer, checked_config, checked_request  # noqa: E402
+from sedialect.web.service import Service  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +51,7 @@ def client(served, tmp_path):
 def test_programs_find_three_endpoints_and_what_may_be_asked(client, served):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/about", "/compare", "/encode_block"}
     about = client.predict(api_name="/about")
-    assert about["ready"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
+    assert about["ready"] and about["calibrates"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
     assert about["settings"]["formatbook"][0] and about["settings"]["semantic_window"] == "2, 2, 2"
     operators = {"skip", "formatbook_digest", "profile_megabytes"}
     assert set(about["settings"]) == {field.name for field in fields(SeDialectConfig)} - operators
@@ -169,6 +171,53 @@ def test_cancelling_stops_the_sampling_and_the_next_run_works(client, served):
     numbers, _ = client.predict(prompt="a ball", api_name="/compare")
     assert numbers["request"]["steps"] == 2 and len(forwards) == made + 8
     handle.remove()
+
+
+@pytest.fixture
+def small_calibration(served, monkeypatch):
+    """A few small videos to calibrate with, none of them sampled yet."""
+    texts = ("a red ball moves left", "a small green star moves up", "a blue cube sinks")
+    requests = [Request(text, n, 8, height=64, width=64, num_frames=13) for n, text in enumerate(texts)]
+    monkeypatch.setattr(moments, "requests_of", lambda *_: requests)
+    served.service.learnt.clear()
+    yield
+    served.service.learnt.clear()
+
+
+def test_calibrated_weights_are_learnt_once_and_are_the_library_s(client, served, small_calibration, monkeypatch):
+    sampled = []
+    once = moments.generate
+    monkeypatch.setattr(moments, "generate", lambda *args, **kwargs: (sampled.append(args[1]), once(*args, **kwargs)))
+    asked = {"prompt": "a red ball moves left", "seed": 3, "preset": "weight-only", "api_name": "/compare"}
+    plain, calibrated, again = (client.predict(**asked, calibrated=value)[0] for value in (False, True, True))
+    assert [numbers["calibrated"] for numbers in (plain, calibrated, again)] == [False, True, True]
+    assert len(sampled) == 3, "once for all visitors"
+    assert calibrated["psnr_db"] == again["psnr_db"] != plain["psnr_db"]
+    with served.service.studio.pipeline(lambda: None) as pipe:
+        request, config = Request(**calibrated["request"]), SeDialectConfig.preset("weight-only")
+        expected = compare(pipe, request, config, restore=True, calibration=served.service.learnt[0])
+    assert calibrated["psnr_db"] == pytest.approx(expected.fidelity.psnr)
+
+
+def test_cancelling_while_the_model_calibrates_leaves_nothing_half_learnt(client, served, small_calibration):
+    forwards = []
+    handle = served.service.studio._pipe.transformer.register_forward_pre_hook(lambda *_: forwards.append(1))
+    job = client.submit(prompt="a ball", calibrated=True, api_name="/compare")
+    wait_for(lambda: len(forwards) > 2, "sampling")
+    job.cancel()
+    wait_for(lambda: idle(served), "the end of the run", 20)
+    handle.remove()
+    assert not served.service.learnt and len(forwards) < 48
+    assert not any(module._forward_pre_hooks for module in served.service.studio._pipe.transformer.modules())
+
+
+def test_other_models_are_calibrated_by_their_operator_alone(served):
+    other = Service(served.service.studio, served.service.offer, served.service.results, False, "another")
+    with pytest.raises(InputError, match="no calibration of its model; its operator can give one: --calibration DIR"):
+        asked = {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}
+        next(other.compare("", asked, "default", {}, "", calibrated=True))
+    with pytest.raises(InputError, match="holds no calibration"):
+        serve(Settings(port=free_port(), device="cpu", calibration="no-such-folder"))
 
 
 def test_only_results_can_be_fetched_and_nothing_is_taken_in(served, client):

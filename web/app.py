@@ -28,6 +28,8 @@ class Settings:
     share: bool = False
     device: str = "auto"
     dtype: str = "bfloat16"
+    calibration: str | None = None
+    """The folder of one of this model, as `sedialect quantize --calibrate` leaves it."""
     offer: tuple[tuple[str, Any], ...] = ()
     """Changes to the model's `Offer`, by name: bounds, defaults, frames a second."""
 
@@ -50,7 +52,8 @@ def serve(settings: Settings) -> Served:
     """Serve the page, and load the model meanwhile.
 
     Raises:
-        InputError: Gradio or the video encoder is missing, the device is not there, or the port is taken.
+        InputError: Gradio or the video encoder is missing, the device is not there, the port is taken, or the folder
+            holds no calibration.
     """
     from ..sedialect_core.errors import InputError
     from ..sedialect_core.video import check_codec
@@ -112,6 +115,7 @@ def launch(settings: Settings) -> None:
 
 def make_service(settings: Settings) -> "Service":
     """The pipeline to be loaded, and what is offered of it."""
+    from ..sedialect_core.calibration.cache import CalibrationCache
     from ..sedialect_core.demo import MODEL
     from ..sedialect_core.sampling import pick_device
     from .limits import Offer, bundled_offer
@@ -124,7 +128,8 @@ def make_service(settings: Settings) -> "Service":
     device = pick_device(settings.device)
     load = _loader(str(MODEL) if settings.model is None else settings.model, settings.dtype, device)
     name = "The bundled tiny Wan model" if bundled else Path(str(settings.model)).name
-    return Service(Studio(load, offer.waiting), offer, Results(), bundled, name)
+    calibration = None if settings.calibration is None else CalibrationCache.load(settings.calibration)
+    return Service(Studio(load, offer.waiting), offer, Results(), bundled, name, calibration)
 
 
 def _loader(model: str, dtype: str, device: str) -> Callable[[], Any]:

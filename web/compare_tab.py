@@ -92,12 +92,24 @@ class CompareTab:
             self.seed = gr.Number(offer.seed, label="Seed", precision=0, minimum=0, min_width=120)
             self.steps = gr.Slider(1, offer.max_steps, offer.steps, step=1, label="Steps", min_width=160)
         self.preset = gr.Radio(list(PRESETS), value="default", label="Preset of the quantized video", info=PRESETS_SAY)
+        self.calibrated = gr.Checkbox(
+            False,
+            label="Calibrated weights",
+            info=self._calibration_words(),
+            visible=self.service.calibrates,
+            elem_id="sd-calibrated",
+        )
         with gr.Accordion("Size, guidance", open=False):
             self._sizes(offer)
         with gr.Accordion("Advanced settings of the quantized video", open=False, elem_id="sd-settings"):
             self._settings()
         if offer.examples:
             gr.Examples([list(example) for example in offer.examples], [self.prompt, self.seed], label="Examples")
+
+    def _calibration_words(self) -> str:
+        given = self.service.calibration
+        source = "it is learnt from a few prompts when first asked for" if given is None else given.describe()
+        return f"encoded so that the layers' outputs keep nearer to 16 bit; {source}"
 
     def _sizes(self, offer: Offer) -> None:
         hint = None if offer.fixed_sizes else "0 leaves it to the pipeline"
@@ -157,7 +169,7 @@ class CompareTab:
         self.run.click(None, js=SHOW_STATUS)  # events of one click wait for one another: first, or it scrolls at the end
         self.run.click(
             self.compare,
-            [self.finished, *asked, self.preset, self.keep, *settings],
+            [self.finished, *asked, self.preset, self.keep, self.calibrated, *settings],
             outputs,
             api_name="page_compare",
             **ON_PIPELINE,
@@ -172,10 +184,10 @@ class CompareTab:
     def compare(self, request: gr.Request, last: Finished | None, *values: Any) -> Iterator[list[Any]]:
         """Generate, and fill the right side as it goes; what ends without a result shows the last one again."""
         names = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "num_frames")
-        asked, (preset, keep, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
+        asked, (preset, keep, calibrated, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
         settings = dict(zip(self.settings, rest, strict=True))
         try:
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep):
+            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep, calibrated):
                 yield self._finished(news) if isinstance(news, Finished) else self._running(news, settings["precision"])
         except SeDialectError as error:
             yield self._ended(last, markup.message(f"This did not work: {error}", "error"))
@@ -193,7 +205,8 @@ class CompareTab:
     def _finished(self, done: Finished) -> list[Any]:
         left, right, *_ = done.files
         series = done.measured.series
-        labels = ("16 bit", f"{done.config.precision} SemanticDialect")  # narrow players cut the end
+        precision = f"{done.config.precision}{', calibrated' if done.calibrated else ''}"
+        labels = ("16 bit", f"{precision} SemanticDialect")  # narrow players cut the end
         player = shown(left, right, labels, done.fps, len(series[0]["values"]), series)
         caption = f"{done.request.prompt} (seed {done.request.seed}, {done.request.steps} steps)"
         notes = "".join(markup.message(note) for note in done.notes)

@@ -35,6 +35,7 @@ class Endpoints:
             gr.Textbox("default", label="preset", visible=False),
             gr.JSON({}, label="settings", visible=False),
             gr.Textbox("", label="keep", visible=False),
+            gr.Checkbox(False, label="calibrated", visible=False),
         )
         numbers = gr.JSON(label="numbers", visible=False)
         files = gr.File(label="files", file_count="multiple", visible=False)
@@ -47,7 +48,7 @@ class Endpoints:
         settings = {name: list(choices) for name, choices in CHOICES.items()} | simple_settings() | {LAYERS: ""}
         settings |= {name: shown_value(SeDialectConfig(), name) for name in NUMBERS}
         state = {"model": self.service.name, "ready": studio.ready, "failed": studio.failed, "notes": studio.notes}
-        return {**state, "offer": asdict(self.service.offer), "settings": settings}
+        return {**state, "offer": asdict(self.service.offer), "settings": settings, "calibrates": self.service.calibrates}
 
     def compare(
         self,
@@ -63,6 +64,7 @@ class Endpoints:
         preset: str,
         settings: dict[str, Any] | None,
         keep: str,
+        calibrated: bool = False,
     ) -> Iterator[tuple[dict[str, Any], list[str] | None]]:
         """Both videos: where it stands while they are made; at last the numbers, and files: both, side by side, JSON."""
         asked = {
@@ -78,7 +80,8 @@ class Endpoints:
         try:
             if not isinstance(settings, dict | None):
                 raise gr.Error("settings must be an object of settings by name")
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings or {}, keep):
+            session = request.session_hash or ""
+            for news in self.service.compare(session, asked, preset, settings or {}, keep, bool(calibrated)):
                 if isinstance(news, Finished):
                     yield news.numbers, [str(path) for path in news.files]
                 else:

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..sedialect_core.bench import quality
+from ..sedialect_core.calibration.cache import CalibrationCache
+from ..sedialect_core.calibration.moments import calibrate
 from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
@@ -47,6 +49,7 @@ class Finished:
     measured: Measured
     numbers: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+    calibrated: bool = False
 
     @property
     def files(self) -> tuple[Path, Path, Path, Path]:
@@ -77,18 +80,36 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Service:
-    """A server's pipeline, what it offers, and where its results lie."""
+    """A server's pipeline, what it offers, and where its results lie.
+
+    Args:
+        calibration: the operator's, by which weights may be encoded; the bundled model calibrates itself when first asked.
+    """
 
     studio: Studio
     offer: Offer
     results: Results
     bundled: bool
     name: str
+    calibration: CalibrationCache | None = None
     insides: Latest[Inside] = field(default_factory=lambda: Latest(INSIDES))
+    learnt: list[CalibrationCache] = field(default_factory=list)
+    """What the bundled model has learnt of itself: nothing, or one calibration."""
     _runs: dict[tuple[str, str], Run[Any]] = field(default_factory=dict)
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether visitors may ask for calibrated weights."""
+        return self.bundled or self.calibration is not None
+
     def compare(
-        self, session: str, asked: dict[str, Any], preset: str, settings: dict[str, Any], keep: str
+        self,
+        session: str,
+        asked: dict[str, Any],
+        preset: str,
+        settings: dict[str, Any],
+        keep: str,
+        calibrated: bool = False,
     ) -> Iterator[Progress | Finished]:
         """Both videos of a request: progress while they are made, then the result.
 
@@ -96,10 +117,13 @@ class Service:
             SeDialectError: the inputs are out of bounds, or the model, the pipeline or the disk fails.
         """
         request, config = checked_request(self.offer, **asked), checked_config(preset, settings, keep)
+        if calibrated and not self.calibrates:
+            raise InputError("this server has no calibration of its model; its operator can give one: --calibration DIR")
 
         def work(pipe: Any, run: Run[Finished]) -> Finished:
-            comparison = compare(pipe, request, config, watch=run, restore=True)
-            return self._write(session, comparison, self._notes(pipe, request))
+            found = self._calibration(pipe, run) if calibrated else None
+            comparison = compare(pipe, request, config, watch=run, restore=True, calibration=found)
+            return self._write(session, comparison, self._notes(pipe, request), calibrated)
 
         yield from self._follow(session, COMPARE, work, steps=request.steps, stages=2)
 
@@ -130,8 +154,10 @@ class Service:
 
         def work(pipe: Any, run: Run[Inside]) -> Inside:
             models = denoisers(pipe)
+            found = self._calibration(pipe, run) if finished.calibrated else None
             run.on_stage(QUANTIZING)
-            with quantized_pipeline(pipe, config, True, progress=False), tracing(models, request.steps) as trace:
+            quantized = quantized_pipeline(pipe, config, True, progress=False, calibration=found)
+            with quantized, tracing(models, request.steps) as trace:
                 frames = sample(pipe, models, request, config.precision, run).frames
             shapes = Formatbook.resolve(config.formatbook).shapes
             also = " with saliency and groups" if config != finished.config else ""
@@ -167,6 +193,14 @@ class Service:
 
         yield from self._follow(session, BENCH, work, steps=steps, stages=1)
 
+    def _calibration(self, pipe: Any, run: Run[Any]) -> CalibrationCache:
+        """The operator's, or what the bundled model learns of itself, once for all visitors."""
+        if self.calibration is not None:
+            return self.calibration
+        if not self.learnt:
+            self.learnt.append(calibrate(pipe, progress=False, watch=run))
+        return self.learnt[0]
+
     def _follow(self, session: str, job: str, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
         with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
             self._runs[session, job] = run
@@ -179,7 +213,7 @@ class Service:
             raise explained(run.error) from run.error
         yield run.result
 
-    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...]) -> Finished:
+    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...], calibrated: bool) -> Finished:
         fps = self.offer.fps
         measured = measure(comparison.quantized.frames, comparison.original.frames, fps)
         folder = self.results.new_folder(session)
@@ -190,9 +224,9 @@ class Service:
             self.results.drop(folder)
             why = getattr(error.__cause__, "strerror", None) or "it cannot be written"
             raise InputError(f"this server has no place for the result ({why}); try again later") from error
-        numbers = {**comparison.to_dict(), "measured": measured.values}
+        numbers = {**comparison.to_dict(), "calibrated": calibrated, "measured": measured.values}
         lines = rows(comparison, measured)
-        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes)
+        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes, calibrated)
 
     def _notes(self, pipe: Any, request: Request) -> tuple[str, ...]:
         unknown = unknown_words(request.prompt, pipe.tokenizer) if self.bundled else []

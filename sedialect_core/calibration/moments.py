@@ -23,7 +23,7 @@ from ..errors import InputError, ModelError
 from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
 from ..plan import make_plan
-from ..sampling import Request, generate
+from ..sampling import Request, Watch, generate
 from .cache import INDEX, RESOLUTION, CalibrationCache, Input, load_statistics, save_statistics
 from .capture import Steps, Target, spread_rows, watching
 from .fingerprint import fingerprint_of
@@ -47,6 +47,7 @@ def calibrate(
     device: str | None = None,
     save_every: float = SAVE_EVERY,
     progress: bool = True,
+    watch: Watch | None = None,
 ) -> CalibrationCache:
     """Learn what the linears of a 16-bit pipeline read. The pipeline is not changed.
 
@@ -59,6 +60,7 @@ def calibrate(
         memory: GB (10^9 bytes) of moments at once; half of what is free when not given.
         device: where moments are summed up, such as "cpu"; where each layer computes when not given.
         save_every: seconds after which an unfinished pass is saved, between prompts.
+        watch: is told each prompt as a stage, and each forward.
 
     Raises:
         InputError: too few tokens, a non-finite input, too little memory, or a folder with another calibration.
@@ -81,7 +83,7 @@ def calibrate(
     total = len(passes) * len(requests)
     with _own_bar(pipe), tqdm(total=total, desc="Calibrating", unit="prompt", disable=not progress) as bar:
         for inputs in passes:
-            _Pass(pipe, models, cache, inputs, every, device, save_every).run(requests, bar)
+            _Pass(pipe, models, cache, inputs, every, device, save_every, watch or Watch()).run(requests, bar)
     return cache
 
 
@@ -144,6 +146,17 @@ def _own_bar(pipe: Any) -> Iterator[None]:
         pipe.__dict__.pop("_progress_bar_config", None)
         if before is not None:
             pipe._progress_bar_config = before
+
+
+@contextmanager
+def _heeded(models: Mapping[str, nn.Module], watch: Watch) -> Iterator[None]:
+    """Before each forward, whoever follows the run may stop it."""
+    handles = [model.register_forward_pre_hook(lambda *_: watch.on_forward()) for model in models.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -256,6 +269,7 @@ class _Pass:
     every: int
     device: str | None
     save_every: float
+    watch: Watch
 
     def __post_init__(self) -> None:
         self.sums = {entry.name: _Sums(entry.width, self.device) for entry in self.inputs}
@@ -267,6 +281,7 @@ class _Pass:
         bar.update(done)
         saved = time.monotonic()
         for number, request in enumerate(requests[done:], done + 1):
+            self.watch.on_stage(f"calibrating: prompt {number} of {len(requests)}")
             self._watch(request, number)
             bar.update()
             if number < len(requests) and time.monotonic() - saved >= self.save_every:
@@ -290,7 +305,7 @@ class _Pass:
             self.sums[name].add(rows)
 
         try:
-            with watching(self.models, targets, self.every, add, rows=None) as steps:
+            with watching(self.models, targets, self.every, add, rows=None) as steps, _heeded(self.models, self.watch):
                 generate(self.pipe, request, "", "latent", progress=False)
         except _NotFinite:
             step = steps[self.where.partition(".")[0]].number + 1
