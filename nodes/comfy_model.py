@@ -23,6 +23,8 @@ from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP
 from safetensors import safe_open
 
+from ..sedialect_core.calibrated import WeightEncoder, groups_of
+from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
 from ..sedialect_core.checkpoint import RECORD, Record
 from ..sedialect_core.config import SeDialectConfig
@@ -31,14 +33,16 @@ from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.blocks import BlockSample
 from ..sedialect_core.formatbook.fitting import fit_book
 from ..sedialect_core.formatbook.matching import find_book, weights_digest
-from ..sedialect_core.plan import Plan, make_plan, recorded_plan
+from ..sedialect_core.plan import LayerPlan, Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, implementations, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS
+from .comfy_calibration import COMPONENT
 from .comfy_checks import KEY, check_loaded, check_quantizable, check_settings, check_weights, linear_types
 from .comfy_linear import EncodedLinear, operations
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
+MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64
 Watch = Callable[[int, int], None]  # told how many weights are done, of how many
 
 
@@ -63,13 +67,21 @@ def interruptible() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, watch: Watch) -> Any:
+def quantize(
+    patcher: Any,
+    config: SeDialectConfig,
+    book: Formatbook | None,
+    watch: Watch,
+    calibration: CalibrationCache | None = None,
+) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
     Args:
         book: the formatbook, where it is not the one that `config` names.
+        calibration: of this MODEL, by which weights are encoded.
 
     Raises:
+        InputError: the calibration is of another MODEL, or not finished.
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
@@ -77,6 +89,8 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
     check_quantizable(patcher)
     network = patcher.model.diffusion_model
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
+    if calibration is not None:
+        calibration.check_models({COMPONENT: network})
     plan = make_plan(network, config, linear_types=linear_types(network))
     notes: tuple[str, ...] = ()
     if book is None:
@@ -85,7 +99,7 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
     built_from = operations(patcher.model.get_dtype_inference())
     weights = _own_weights(patcher)
     check_weights(weights, plan)
-    _encode(weights, plan, book, watch)
+    plan = _encode(weights, plan, book, watch, calibration)
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
         weights,
@@ -200,27 +214,33 @@ def _own_weights(patcher: Any) -> dict[str, Any]:
     return dict(patcher.model.diffusion_model.state_dict())
 
 
-def _encode(weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch) -> None:
-    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are."""
+def _encode(
+    weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch, calibration: CalibrationCache | None
+) -> Plan:
+    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are. Gives the
+    plan as it was carried out."""
     device = comfy.model_management.get_torch_device()
-    comfy.model_management.free_memory(ENCODING_BYTES, device)
-    total, done = sum(layer.weights for layer in plan.quantized), 0
-    for layer in plan.quantized:
+    widest = max(layer.in_features for layer in plan.quantized) if calibration is not None else 0
+    comfy.model_management.free_memory(ENCODING_BYTES + MOMENT_BYTES * widest**2, device)
+    known = None if calibration is None else calibration.component(COMPONENT)
+    encoder = WeightEncoder(book, plan.config.candidates, known)
+    total, done = sum(layer.weights for layer in plan.quantized), dict[str, LayerPlan]()
+
+    def weight_of(layer: LayerPlan) -> Any:
         interruptible()
-        key = f"{layer.name}.weight"
-        weight: Any = layout.QuantizedTensor.from_float(
-            weights[key].to(device),
-            layout.LAYOUT,
-            book=book,
-            block_size=layer.block_size,
-            precision=layer.precision,
-            candidates=plan.config.candidates,
-            rotation=layer.rotation,
-            name=key,
-        )
-        weights[key] = weight.to(weights[key].device)
-        done += layer.weights
-        watch(done, total)
+        return weights[f"{layer.name}.weight"].to(device)
+
+    for group in groups_of(plan.quantized):
+        for layer, encoded in encoder.encode(group, weight_of):
+            before = weights[f"{layer.name}.weight"]
+            settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
+            scale = encoded.scale.view(-1, 1).view(torch.uint8)
+            parts = (tensor.to(before.device) for tensor in (encoded.codes, encoded.meta, scale))
+            weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
+            done[layer.name] = layer
+            watch(sum(one.weights for one in done.values()), total)
+    notes = plan.notes if calibration is None else (*plan.notes, calibration.describe())
+    return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers), notes=notes)
 
 
 def _wrap_all(weights: dict[str, Any], record: Record) -> None:

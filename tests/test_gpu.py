@@ -11,7 +11,10 @@ from torch import nn
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
 from sedialect.kernels import dispatch, gemm, ops, reference
 from sedialect.kernels.activations import encode_activations
+from sedialect.kernels.compensation import factorize
+from sedialect.kernels.dialect_blocks import encode_compensated_rows
 from sedialect.sedialect_core import demo, doctor
+from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.linear import Guidance
 from sedialect.sedialect_core.quantize import quantize_layers
@@ -367,6 +370,28 @@ def test_a_model_on_the_cpu_is_encoded_on_the_gpu_one_layer_at_a_time():
     assert 4 * elements < peak < 1.25 * 4 * elements, "one float32 weight, and its codes"
     for (name, here), there in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
         assert here.device.type == "cpu" and torch.equal(here, there), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_lose_nothing_to_tensor_cores(dtype):
+    rows = torch.randn(20_000, 512, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wanted = rows.double().T @ rows.double()
+    moment = _product(rows.cuda())
+    assert moment.dtype == torch.float32
+    assert error(moment.cpu(), wanted) < 1e-6
+
+
+def test_weights_are_compensated_on_a_gpu_as_well_as_on_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    weight, seen = torch.randn(256, 512, generator=generator), torch.randn(4000, 20, generator=generator)
+    seen = seen @ torch.randn(20, 512, generator=generator) + 0.3 * torch.randn(4000, 512, generator=generator)
+    moment, tables = seen.T @ seen, Formatbook.builtin().tables(torch.device("cpu"))
+    here = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    moment, weight, tables = moment.cuda(), weight.cuda(), Formatbook.builtin().tables(torch.device("cuda"))
+    there = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    assert (there.error <= there.plain).all()
+    assert float(there.error.sum()) == pytest.approx(float(here.error.sum()), rel=0.02)
+    assert float(there.plain.sum()) == pytest.approx(float(here.plain.sum()), rel=1e-3)
 
 
 def test_the_self_test_passes_on_every_gpu():
