@@ -114,13 +114,14 @@ class CalibrationCache:
         return [entry for entry in self.inputs if not self._has(entry)]
 
     def put(self, entry: Input, statistics: InputStatistics) -> None:
-        """Keep an input's statistics.
+        """Keep an input's statistics, in main memory where there is no folder.
 
         Raises:
             InputError: the folder cannot be written, or the disk is full.
         """
         if self.folder is None:
-            self._kept[entry.name] = statistics
+            parts = {name: getattr(statistics, name).cpu() for name in TENSORS}
+            self._kept[entry.name] = InputStatistics(**parts, count=statistics.count)
         else:
             save_statistics(self._path(entry), statistics)
 

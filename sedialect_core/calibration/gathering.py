@@ -80,6 +80,7 @@ def gather(
         InputError: too few tokens, a non-finite input, or too little memory.
         ModelError: nothing was read.
     """
+    _check_room(cache)
     limit = _free_bytes(place) * USED if memory is None else memory * 1e9
     passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
     with tqdm(total=len(passes) * len(run.prompts), desc="Calibrating", unit="prompt", disable=not progress) as bar:
@@ -145,6 +146,16 @@ def _passes(inputs: Sequence[Input], limit: float, unfinished: _Unfinished | Non
         passes[-1].append(entry)
         room -= entry.bytes
     return passes
+
+
+def _check_room(cache: CalibrationCache) -> None:
+    """Without a folder, all moments stay in main memory until the last is there."""
+    total, free = sum(entry.bytes for entry in cache.inputs), _free_bytes(torch.device("cpu"))
+    if cache.folder is None and total > free:
+        raise InputError(
+            f"the moments of all {len(cache.inputs)} inputs take {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB of main "
+            "memory are free; keep them on disk: sedialect.calibrate(pipe, folder=...), then calibration=that folder"
+        )
 
 
 def _free_bytes(place: torch.device) -> int:

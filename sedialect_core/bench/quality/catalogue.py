@@ -32,6 +32,13 @@ PLAIN: dict[str, Any] = {
     "protected_steps": (0, 0),
     "protected_precision": "w4a8",
 }
+# What weights meet that are rotated, calibrated, or both.
+WAYS: dict[str, dict[str, Any]] = {
+    "w4a16": {"precision": "w4a16"},
+    "w4a8": {"precision": "w4a8"},
+    "w4a4": {},
+    "w4a4, 25 % by norm, feed-forward": {"salient_ratio": 0.25},
+}
 # The presets, spelled out; a test holds them to `SeDialectConfig.preset`.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {"formatbook": "universal-32", "salient_ratio": 0.25},
@@ -168,21 +175,19 @@ def _protection() -> tuple[Arm, ...]:
 
 
 def _rotation() -> tuple[Arm, ...]:
-    return tuple(_ours(f"rotated by {size}", "rotation", sampled=size == 64, rotation=size) for size in (16, 64, 128))
+    group, others = "rotation", {name: chosen for name, chosen in WAYS.items() if chosen}
+    return (
+        *(_ours(f"rotated by {size}", group, sampled=size == 64, rotation=size) for size in (16, 64, 128)),
+        *(_ours(f"{name}, rotated by 64", group, sampled=False, rotation=64, **chosen) for name, chosen in others.items()),
+    )
 
 
 def _calibration() -> tuple[Arm, ...]:
     """Weights that know their activations, ours and the peers', at each precision; last, the nearest that 4 bits come."""
     group = "calibrated weights"
-    settings: dict[str, dict[str, Any]] = {
-        "w4a16": {"precision": "w4a16"},
-        "w4a8": {"precision": "w4a8"},
-        "w4a4": {},
-        "w4a4, 25 % by norm, feed-forward": {"salient_ratio": 0.25},
-    }
     ours = (
         _ours(f"{name}, calibrated{rotated}", group, calibrated=True, rotation=size, **chosen)
-        for name, chosen in settings.items()
+        for name, chosen in WAYS.items()
         for rotated, size in (("", 0), (", rotated by 64", 64))
     )
     peers = (Arm(f"{peer.name}, calibrated", group, peer=peer, calibrated=True) for peer in (NVFP4, INT4))
