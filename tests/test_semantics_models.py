@@ -15,7 +15,7 @@ from tiny_pipelines import build, generate
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
-from sedialect import Plan, SeDialectConfig, TokenLayout, quantize_model
+from sedialect import Plan, SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
 from sedialect.sedialect_core.integrations.semantics import evidence_of, reguide
 from sedialect.sedialect_core.plan import make_plan
@@ -550,6 +550,39 @@ def test_a_grid_that_does_not_match_the_sequence_is_refused():
     quantize_model(model, SeDialectConfig(**GROUPS), TokenLayout("video", patch=(1, 1, 2)))
     with pytest.raises(ModelError, match="a layer reads 24 tokens where the grid has 48"):
         model(**inputs)
+
+
+def salient_rows(model: torch.nn.Module, run) -> list[int]:
+    """How many rows of each quantized layer's input have a second term in one forward."""
+    found = []
+    layers = [layer for layer in model.modules() if isinstance(layer, SeDialectLinear) and layer.guide is not None]
+    for layer in layers:
+        layer.register_forward_pre_hook(lambda layer, args: found.append(len(layer.guide(args[0]).salient)))
+    run()
+    return found
+
+
+@torch.no_grad()
+def test_tokens_are_chosen_by_norm_among_all_rows_where_the_grid_is_not_told():
+    """What every model runs with by default must not ask for anything but the input."""
+    settings = SeDialectConfig(salient_ratio=0.25, salient_by="norm", salient_layers="all")
+    model, inputs = tiny_models.TINY["LTXVideoTransformer3DModel"]()
+    quantize_model(model, settings)
+    del inputs["num_frames"]
+    told = salient_rows(model, lambda: model(**inputs, video_coords=torch.rand(2, 3, 24)))
+    assert 2 * 6 in told and min(told) > 0
+
+    model, inputs = tiny_models.TINY["WanTransformer3DModel"]()
+    quantize_model(model, settings, TokenLayout("video", patch=(1, 1, 2)))
+    assert min(salient_rows(model, lambda: model(**inputs))) > 0
+
+    class NoSteps(Unknown):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.blocks[0].mlp(tokens + self.blocks[0].attention(tokens))
+
+    model = NoSteps()
+    quantize_model(model, settings)
+    assert salient_rows(model, lambda: model(torch.randn(2, 10, 64))) == [2 * 3] * 6
 
 
 @torch.no_grad()

@@ -66,6 +66,11 @@ def needs_profile(config: SeDialectConfig) -> bool:
     return config.semantic or (config.salient_ratio > 0 and config.salient_by in BY_ATTENTION)
 
 
+def counts_steps(config: SeDialectConfig) -> bool:
+    """Whether these settings need to know at which step of sampling a forward is."""
+    return needs_profile(config) or any(config.protected_steps)
+
+
 def is_guided(config: SeDialectConfig) -> bool:
     """Whether these settings tell layers anything about their rows."""
     return config.salient_ratio > 0 or config.semantic or any(config.protected_steps)

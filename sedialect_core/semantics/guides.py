@@ -13,7 +13,7 @@ from ..formatbook import Formatbook
 from ..linear import Guidance
 from . import operators
 from .placement import Placement
-from .saliency import CHOSEN_BY_PROFILE, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
+from .saliency import BY_ATTENTION, CHOSEN_BY_PROFILE, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
 from .state import BlockState, Flags, GroupState
 
 
@@ -68,7 +68,7 @@ class TokenGuide:
         """
         x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x.view(1, 1, -1)
         length = x.shape[1]
-        salient = self._salient(x, *self._span(self.among, length)) if self.ratio else None
+        salient = self._salient(x, self._candidates(length)) if self.ratio else None
         group, choice = None, None
         start, stop = self._span(self.placement, length) if self.groups is not None else (0, 0)
         if stop > start:
@@ -78,11 +78,21 @@ class TokenGuide:
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
         return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)
 
-    def _salient(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _candidates(self, length: int) -> Placement | None:
+        """Where the tokens stand that are chosen from.
+
+        All rows, where nothing but the input decides and it does not fit the grid: of a sequence that is split over devices,
+        or where a forward does not tell its grid.
+        """
+        told = self.by in BY_ATTENTION or (self.among is not None and self.among.fits(length, self.flags.video_tokens))
+        return self.among if told else None
+
+    def _salient(self, x: torch.Tensor, among: Placement | None) -> torch.Tensor:
         """Rows of the flattened input, int32 [E]: the chosen video tokens of each sample, and all its text."""
         samples, length, _ = x.shape
+        start, stop = self._span(among, length)
         tokens = [self._chosen(x, start, stop) + start] if stop > start else []
-        if self.among is not None and self.among.others:
+        if among is not None and among.others:
             rest = torch.cat([torch.arange(0, start, device=x.device), torch.arange(stop, length, device=x.device)])
             tokens.append(rest.expand(samples, -1))
         first = torch.arange(samples, device=x.device).unsqueeze(1) * length

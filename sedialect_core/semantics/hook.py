@@ -16,6 +16,7 @@ from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
 from . import probe
+from .decisions import counts_steps
 from .grouping import windows_of
 from .state import BlockState, Extents, Flags, GroupState
 from .steps import StepCounter
@@ -56,11 +57,15 @@ class StepHook:
         """Before a forward.
 
         Raises:
-            ModelError: the forward has no timestep; windows are larger than the grid; or the last steps are to be protected
-                and nobody knows which those are.
+            ModelError: steps have to be told and the forward has no timestep; windows are larger than the grid; or the last
+                steps are to be protected and nobody knows which those are.
         """
         probe.RUNNING.forget()  # of a forward that was broken off
         arguments = dict(zip(self.parameters, args, strict=False)) | kwargs
+        if not counts_steps(self.config):  # the input alone says what is done for its tokens
+            self.seen_layout = self.layout.for_inputs(arguments)
+            self.flags.video_tokens = 0 if self.seen_layout.grid is None else self.seen_layout.video_tokens
+            return
         latents = _first_latents(arguments)
         begins = self.counter.advance(_timestep(arguments))
         self.flags.move(latents[0].device)

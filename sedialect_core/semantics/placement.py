@@ -24,6 +24,14 @@ class Placement:
     where: Where
     others: bool = False
 
+    def fits(self, length: int, video_tokens: int) -> bool:
+        """Whether a sequence of this length can hold the grid's tokens, so that `span` has an answer."""
+        if self.where == "none":
+            return True
+        if self.where == "all" and length != video_tokens:
+            return False
+        return video_tokens > 0 and (self.where == "either" or length >= video_tokens)
+
     def span(self, length: int, video_tokens: int) -> tuple[int, int]:
         """Rows start .. stop - 1 of a sequence of this length.
 
