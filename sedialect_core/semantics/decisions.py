@@ -84,12 +84,18 @@ def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str,
 
     Blocks without one, or where the video's keys cannot be told from others, are left out.
     """
+    return {block: name.rpartition(".")[0] for block, name in key_linears(layers, layout).items()}
+
+
+def key_linears(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
+    """The same, but the dotted name of the keys' linear itself, without what peft puts around it."""
     found: dict[str, str] = {}
     for layer in layers:
-        parent, _, leaf = layer.name.replace(".base_layer", "").rpartition(".")
+        name = layer.name.replace(".base_layer", "")
         told = layer.stream in ("video", "joint") and isinstance(attention_placement(layout), Placement)
-        if layer.block is not None and layer.role in ("attention", "feed_forward") and told and KEYS.search(leaf):
-            found.setdefault(layer.block, parent)
+        linear = layer.role in ("attention", "feed_forward")
+        if layer.block is not None and linear and told and KEYS.search(name.rpartition(".")[2]):
+            found.setdefault(layer.block, name)
     return found
 
 
