@@ -9,29 +9,12 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sedialect_core.checkpoint import Record
 from ..sedialect_core.codec import DTYPES
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import ConfigError, ModelError
+from ..sedialect_core.errors import ModelError
 from ..sedialect_core.plan import Plan
 from .comfy_linear import EncodedLinear
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model
-DIFFUSERS_ONLY = ("salient_ratio", "semantic", "protected_steps")  # what a layer is told about its rows at run time
 COMPILED = "torch.compile"  # ComfyUI's key of its compile wrapper
-
-
-def check_settings(config: SeDialectConfig) -> None:
-    """Refuse what layers in ComfyUI cannot do: settings are never ignored.
-
-    Raises:
-        ConfigError: such a setting is on.
-    """
-    plain = SeDialectConfig()
-    for name in DIFFUSERS_ONLY:
-        value = getattr(config, name, None)
-        if value != getattr(plain, name, None):
-            raise ConfigError(
-                f"{name}={value} is for diffusers pipelines only; choose another preset, or leave it at its default"
-            )
 
 
 def check_quantizable(patcher: Any) -> None:

@@ -20,7 +20,7 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.hooks import EnumHookMode
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
 from ..kernels.dispatch import implementation
@@ -36,7 +36,8 @@ from ..sedialect_core.plan import Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS
-from .comfy_checks import KEY, check_loaded, check_quantizable, check_settings, check_weights, linear_types
+from .comfy_checks import KEY, check_loaded, check_quantizable, check_weights, linear_types
+from .comfy_guides import attach, run_guided, tokens_of
 from .comfy_linear import EncodedLinear, operations
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
@@ -74,7 +75,6 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
-    check_settings(config)
     check_quantizable(patcher)
     network = patcher.model.diffusion_model
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
@@ -90,6 +90,7 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
         weights,
+        plan,
         Record.of(plan, book),
         _settings(patcher),
         patcher.load_device,
@@ -132,6 +133,7 @@ def load(
     config = SeDialectConfig(block_size=record.block_size, formatbook=record.formatbook.name)
     said = (record.block_size, record.precisions, record.rotations)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
+    attach(patcher.model, plan)
     unpacked = sum(weight.numel() * 2 if layout.is_encoded(weight) else weight.nbytes for weight in network.parameters())
     known = Quantized(plan, record, unpacked, settings)
     return _adopt(patcher, known, origin)
@@ -253,6 +255,7 @@ class _Origin:
 
     config: Any
     weights: Mapping[str, Any]
+    plan: Plan
     record: Record
     settings: str
     load_device: torch.device
@@ -263,6 +266,7 @@ class _Origin:
         model = self.config.get_model(self.weights, "", device=self.offload_device)
         model.diffusion_model.load_state_dict(dict(self.weights), strict=False, assign=True)
         _label(model.diffusion_model, self.record, self.settings)
+        attach(model, self.plan)
         return model
 
     def patcher(self, disable_dynamic: bool = False) -> Any:
@@ -291,6 +295,8 @@ def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
     patcher.cached_patcher_init = origin
     patcher.set_attachments(KEY, known)
     patcher.hook_mode = EnumHookMode.MinVram  # the other mode keeps merged float weights, and has no place for them here
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, run_guided)
     for event, callback in CALLBACKS.items():
         patcher.callbacks.get(event, {}).pop(KEY, None)
         patcher.add_callback_with_key(event, KEY, callback)
@@ -315,7 +321,20 @@ def _take_back_patches(patcher: Any, unpatch_all: bool) -> None:
             module.patches = []
 
 
+def _begin_run(patcher: Any) -> None:
+    """A sampler call begins; the one before it may have been broken off."""
+    if (tokens := tokens_of(patcher.model)) is not None:
+        tokens.restart()
+
+
+def _end_run(patcher: Any) -> None:
+    if (tokens := tokens_of(patcher.model)) is not None:
+        tokens.finish()
+
+
 CALLBACKS = {
+    CallbacksMP.ON_PRE_RUN: _begin_run,
+    CallbacksMP.ON_CLEANUP: _end_run,
     CallbacksMP.ON_LOAD: _hand_out_patches,
     CallbacksMP.ON_APPLY_HOOKS: _hand_out_hooks,
     CallbacksMP.ON_DETACH: _take_back_patches,

@@ -134,9 +134,13 @@ class TestSettings:
     def test_every_choice_overrides_the_preset(self, base):
         settings = importlib.import_module("sedialect.nodes.settings")
         for setting in settings.SETTINGS:
-            for choice in setting.choices:
-                config = settings.config_from("compact", {setting.name: str(choice)}, "")
-                assert getattr(config, setting.name) == choice
+            offered = setting.input().said
+            words = [word for word in offered["options"] if word != "preset"] if setting.choices else [0, offered["max"]]
+            for number, word in enumerate(words):
+                value = getattr(settings.config_from("compact", {setting.name: word}, ""), setting.field or setting.name)
+                assert (value[setting.place] if setting.field else value) == (setting.choices or words)[number]
+        both = settings.config_from("default", {"protected_first": 2, "protected_last": 1, "semantic": "on"}, "")
+        assert both.protected_steps == (2, 1) and both.semantic is True
         assert settings.config_from("default", {}, " a+ \n\n b$ \n").skip == ("a+", "b$")
         with pytest.raises(ConfigError, match="no regular expression"):
             settings.config_from("default", {}, "(")

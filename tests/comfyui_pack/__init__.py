@@ -1,5 +1,6 @@
 """Nodes for the tests alone, in place of text encoder, VAE and eyes: they make inputs, and look into what comes out."""
 
+import functools
 import importlib
 import json
 import os
@@ -119,12 +120,107 @@ class TestLayers(io.ComfyNode):
         for name, layer in model.model.diffusion_model.named_modules():
             if isinstance(layer, kind) and layer.encoded:
                 x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
+                guide, layer.guide = layer.guide, None  # there is no forward to tell it anything
                 found[f"{name}|y"] = layer(x).contiguous()
+                layer.guide = guide
                 for suffix, tensor in layer.weight.state_dict("weight").items():
                     found[f"{name}|{suffix}"] = tensor.contiguous()
         model.detach()
         save_file(found, file)
         return io.NodeOutput()
+
+
+RECORDED = {}  # what the layers of a watched model read, were told and answered, forward by forward
+
+
+class Recorder:
+    """A guide that notes what another one says."""
+
+    def __init__(self, name, guide):
+        self.name, self.guide = name, guide
+
+    def __call__(self, x):
+        guidance = self.guide(x)
+        for part, tensor in guidance._asdict().items():
+            if tensor is not None:
+                note(f"{self.name}|{part}", tensor)
+        return guidance
+
+
+def note(key, tensor):
+    forward = RECORDED["forwards"] - 1
+    RECORDED[f"{forward}|{key}"] = tensor.detach().clone().contiguous()
+
+
+def note_answer(name, module, args, y):
+    note(f"{name}|x", args[0])
+    note(f"{name}|y", y)
+
+
+class TestRecord(io.ComfyNode):
+    """Notes what every guided layer reads, is told and answers from now on, until `SeDialectTestRecorded`."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestRecord",
+            category=CATEGORY,
+            not_idempotent=True,
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        RECORDED.clear()
+        RECORDED["forwards"], RECORDED["handles"] = 0, []
+        network = model.model.diffusion_model
+
+        def begin(module, args, kwargs):
+            RECORDED["forwards"] += 1
+            for name, tensor in (("x", args[0]), ("t", args[1]), ("context", kwargs["context"])):
+                note(name, tensor)
+            options = kwargs["transformer_options"]
+            note("sigma", options["sigmas"])
+            note("cond_or_uncond", torch.tensor(options["cond_or_uncond"]))
+
+        RECORDED["handles"].append(network.register_forward_pre_hook(begin, with_kwargs=True))
+        for name, layer in network.named_modules():
+            if getattr(layer, "guide", None) is None:
+                continue
+            RECORDED["handles"].append(layer.register_forward_hook(functools.partial(note_answer, name)))
+            layer.guide = Recorder(name, layer.guide)
+        return io.NodeOutput(model)
+
+
+class TestRecorded(io.ComfyNode):
+    """Writes what was noted, and the picture of saliency."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestRecorded",
+            category=CATEGORY,
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[io.Model.Input("model"), io.Latent.Input("samples"), io.String.Input("file")],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, model, samples, file):
+        for handle in RECORDED.pop("handles"):
+            handle.remove()
+        for layer in model.model.diffusion_model.modules():
+            if isinstance(getattr(layer, "guide", None), Recorder):
+                layer.guide = layer.guide.guide
+        forwards = RECORDED.pop("forwards")
+        tokens = sedialect("nodes.comfy_guides").tokens_of(model.model)
+        if tokens.map is not None:
+            RECORDED["map"] = tokens.map.values
+        save_file({**RECORDED, "forwards": torch.tensor(forwards), "samples": samples["samples"].contiguous()}, file)
+        said = {"map": tokens.map.says if tokens.map else "", "unseen": tokens.unseen, "rooms": len(tokens.rooms)}
+        return io.NodeOutput(ui={"text": (json.dumps(said),)})
 
 
 def families():
@@ -259,7 +355,7 @@ class TestMemory(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestConditioning, TestDecode, TestLatents, TestLayers, TestFamilies, TestMemory]
+        return [TestConditioning, TestDecode, TestLatents, TestLayers, TestRecord, TestRecorded, TestFamilies, TestMemory]
 
 
 async def comfy_entrypoint():
