@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.model_patcher
@@ -35,7 +35,7 @@ from ..sedialect_core.formatbook.matching import find_book, weights_digest
 from ..sedialect_core.plan import Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, report_of
 from . import layout
-from .checkpoints import COMFY_QUANT, SETTINGS
+from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .comfy_checks import KEY, check_loaded, check_quantizable, check_weights, linear_types
 from .comfy_guides import attach, run_guided, tokens_of
 from .comfy_linear import EncodedLinear, operations
@@ -92,7 +92,7 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
         weights,
         plan,
         Record.of(plan, book),
-        _settings(patcher),
+        settings_with(_settings(patcher), plan.config),
         patcher.load_device,
         patcher.offload_device,
     )
@@ -102,19 +102,17 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
     return _adopt(new, known, (origin.patcher, ()))
 
 
-def load(
-    weights: dict[str, torch.Tensor], record: Record, settings: str, origin: tuple[Any, ...], disable_dynamic: bool = False
-) -> Any:
-    """A MODEL from the tensors of a checkpoint, by ComfyUI's names.
+def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...], disable_dynamic: bool = False) -> Any:
+    """A MODEL from a checkpoint.
 
     Args:
-        settings: the metadata entry `config`, or "".
+        config: what it does with its tokens, and what its report says.
         origin: a function and arguments that load it again, for ComfyUI to call with `disable_dynamic`.
 
     Raises:
         ModelError: ComfyUI does not know the model, or tensors are missing or have the wrong shape.
     """
-    weights = {**weights}
+    weights, record, settings = {**checkpoint.tensors}, checkpoint.record, checkpoint.settings
     _wrap_all(weights, record)
     given = set(weights)
     dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
@@ -128,11 +126,10 @@ def load(
         )
     network = patcher.model.diffusion_model
     check_loaded(network, record, given)
-    settings = settings or _settings(patcher)
-    _label(network, record, settings)
-    config = SeDialectConfig(block_size=record.block_size, formatbook=record.formatbook.name)
     said = (record.block_size, record.precisions, record.rotations)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
+    settings = settings_with(settings or _settings(patcher), plan.config)
+    _label(network, record, settings)
     attach(patcher.model, plan)
     unpacked = sum(weight.numel() * 2 if layout.is_encoded(weight) else weight.nbytes for weight in network.parameters())
     known = Quantized(plan, record, unpacked, settings)
@@ -158,6 +155,26 @@ def report(patcher: Any, known: Quantized) -> ModelReport:
     found = report_of("diffusion_model", patcher.model.diffusion_model, known.plan, known.bytes_before)
     after = comfy.model_management.module_size(patcher.model)
     return replace(found, bytes_after=after, implementation=f"{patcher.load_device}, {name}: {reason}")
+
+
+class RunSeen(NamedTuple):
+    """What the last run of a MODEL showed: saliency [T, H, W] or None, what its numbers are or why there are none, notes."""
+
+    values: torch.Tensor | None
+    says: str
+    notes: tuple[str, ...] = ()
+
+
+def run_seen(patcher: Any, known: Quantized) -> RunSeen:
+    """What the last run of a quantized MODEL showed."""
+    tokens = tokens_of(patcher.model)
+    if tokens is None:
+        return RunSeen(None, "No tokens are told apart: salient_ratio is 0 and semantic is off.")
+    notes = (f"  note: {tokens.unseen}",) if tokens.unseen else ()
+    if tokens.map is None:
+        idle = f"No run has shown any for this {known.plan.model} yet; connect the sampler's LATENT to samples."
+        return RunSeen(None, idle, notes)
+    return RunSeen(tokens.map.values, tokens.map.says, notes)
 
 
 def dialect_use(patcher: Any, known: Quantized) -> list[int]:

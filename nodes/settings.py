@@ -40,11 +40,16 @@ class Setting:
     field: str = ""
     place: int = 0
 
-    def input(self) -> Any:
-        """The input of the node."""
-        said: dict[str, Any] = {"optional": True, "tooltip": self.tooltip, "advanced": self.advanced}
+    def input(self, unset: str = AS_PRESET, hidden: bool = False) -> Any:
+        """The input of the node.
+
+        Args:
+            unset: the choice that decides nothing.
+            hidden: among the advanced inputs, even where it is not by itself.
+        """
+        said: dict[str, Any] = {"optional": True, "tooltip": self.tooltip, "advanced": self.advanced or hidden}
         if self.choices:
-            return io.Combo.Input(self.name, options=[AS_PRESET, *map(_word, self.choices)], default=AS_PRESET, **said)
+            return io.Combo.Input(self.name, options=[unset, *map(_word, self.choices)], default=unset, **said)
         if isinstance(self.highest, int):
             return io.Int.Input(self.name, default=UNSET, min=UNSET, max=self.highest, **said)
         return io.Float.Input(self.name, default=float(UNSET), min=float(UNSET), max=self.highest, step=0.01, **said)
@@ -64,7 +69,7 @@ TOKEN_SETTINGS = (
     Setting(
         "salient_ratio",
         "The part of the video tokens that get a second 4-bit term, 0 to 1: nearer to 16 bit, for that much more work. "
-        "-1: as the preset has it.",
+        "-1: as preset or file have it.",
     ),
     Setting(
         "semantic",
@@ -73,13 +78,13 @@ TOKEN_SETTINGS = (
     ),
     Setting(
         "protected_first",
-        "So many steps from pure noise run with 8-bit activations; -1: as the preset has it.",
+        "So many steps from pure noise run with 8-bit activations; -1: as preset or file have it.",
         highest=10000,
         field="protected_steps",
     ),
     Setting(
         "protected_last",
-        "So many steps before the finished video run with 8-bit activations; -1: as the preset has it.",
+        "So many steps before the finished video run with 8-bit activations; -1: as preset or file have it.",
         highest=10000,
         field="protected_steps",
         place=1,
@@ -93,7 +98,7 @@ TOKEN_SETTINGS = (
     Setting("salient_layers", "Which layers give tokens a second term.", SALIENT_LAYERS, advanced=True),
     Setting(
         "refresh_every",
-        "Attention is looked at in every such step of a sampler; 0: in the first only; -1: as the preset has it.",
+        "Attention is looked at in every such step of a sampler; 0: in the first only; -1: as preset or file have it.",
         highest=10000,
         advanced=True,
     ),

@@ -50,7 +50,7 @@ class ComfyAPISync:
 def modules(base: Any) -> dict[str, ModuleType]:
     """Stand-ins by the names that the nodes import; `base` is ComfyUI's base folder."""
     io, ui, latest, api, paths = (ModuleType(name) for name in ("io", "ui", "comfy_api.latest", "comfy_api", "folder_paths"))
-    for kind in ("Model", "Combo", "String", "Float", "Boolean", "Int", "Image", "Video", "MultiType"):
+    for kind in ("Model", "Combo", "String", "Float", "Boolean", "Int", "Image", "Latent", "Video", "MultiType"):
         setattr(io, kind, Kind(kind.upper()))
     io.Custom, io.ComfyNode, io.NodeOutput = Kind, ComfyNode, NodeOutput
     io.Schema = lambda **said: SimpleNamespace(**said)

@@ -2,12 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from comfyui_server import Server, python_of_comfyui
-from comfyui_workflows import Workflow, base_folder
+from comfyui_workflows import PROMPT, Workflow, base_folder, distance, samples
 from safetensors.torch import load_file
 
 import sedialect
@@ -133,3 +134,197 @@ def test_the_same_groups_are_formed_as_in_diffusers(server, graph, reference):
             grouped += int((ours >= 0).sum())
             assert number > 0 or (ours == -1).all(), "nothing was seen before the first step"
     assert grouped > 0 and sum(equal) / len(equal) > 0.98
+
+
+def test_batched_and_separate_conditionings_choose_alike(server, graph):
+    """ComfyUI batches both where memory allows it; a hook on one of them keeps them apart."""
+    settings = {**BY_ATTENTION, "refresh_every": 2}
+    batched, _ = recorded(server, graph, settings, steps=2)
+    apart = Workflow(graph.base)
+    hooks = apart.add("CreateHookLoraModelOnly", lora_name="lora.safetensors", strength_model=1e-9)
+    hooked = apart.add(
+        "ConditioningSetProperties", cond_NEW=apart.prompt(PROMPT), strength=1.0, set_cond_area="default", hooks=hooks
+    )
+    separate, said = recorded(server, apart, settings, steps=2, positive=hooked)
+    assert int(batched["forwards"]) == 2 and int(separate["forwards"]) == 4 and not said["unseen"]
+    assert batched["0|cond_or_uncond"].tolist() in ([0, 1], [1, 0])
+    key = "blocks.0.self_attn.q|x"
+    for number in range(2):  # the first step, where all of them read the same
+        kind = int(separate[f"{number}|cond_or_uncond"])
+        row = batched["0|cond_or_uncond"].tolist().index(kind)
+        torch.testing.assert_close(separate[f"{number}|{key}"][0], batched[f"0|{key}"][row], rtol=1e-5, atol=1e-5)
+        ours = salient_of(separate, number, "blocks.0.self_attn.o", 1)[0]
+        assert ours == salient_of(batched, 0, "blocks.0.self_attn.o", 2)[row]
+
+
+def salient_of(found: dict, number: int, name: str, samples: int) -> list[set[int]]:
+    """Places of the chosen tokens of each sample; the bundled model has 32 in these videos."""
+    rows = found[f"{number}|{name}|salient"].view(samples, -1)
+    return [set((row % 32).tolist()) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "first", "last", "expected"),
+    [
+        ({"steps": 5}, 1, 2, [True, False, False, True, True]),
+        ({"steps": 5, "denoise": 0.5}, 1, 2, [False, False, False, True, True]),
+        ({"steps": 3, "sampler_name": "heun"}, 1, 1, [True, False, False, True, True]),
+    ],
+    ids=["all", "half", "two forwards a step"],
+)
+def test_steps_are_protected_by_their_sigma(server, graph, sampler, first, last, expected):
+    found, _ = recorded(server, graph, {"protected_first": first, "protected_last": last}, **sampler)
+    got = [bool(found[f"{number}|blocks.0.ffn.0|protected"]) for number in range(int(found["forwards"]))]
+    sigmas = [float(found[f"{number}|sigma"][0]) for number in range(int(found["forwards"]))]
+    assert got == expected, sigmas
+
+
+def test_a_pair_of_samplers_shares_one_schedule(server, graph):
+    """As the two models of Wan 2.2 do: the first steps are in the first sampler, the last ones in the second."""
+    model = graph.quantize(graph.model(), protected_first=1, protected_last=1)
+    watched = graph.add("SeDialectTestRecord", model=model)
+    said = {"positive": graph.prompt(PROMPT), "negative": graph.prompt(""), "cfg": 2.0, "sampler_name": "euler"}
+    said |= {"scheduler": "simple", "steps": 4, "noise_seed": 1}
+    first = graph.add(
+        "KSamplerAdvanced",
+        model=watched,
+        latent_image=graph.latent(),
+        add_noise="enable",
+        start_at_step=0,
+        end_at_step=2,
+        return_with_leftover_noise="enable",
+        **said,
+    )
+    second = graph.add(
+        "KSamplerAdvanced",
+        model=watched,
+        latent_image=first,
+        add_noise="disable",
+        start_at_step=2,
+        end_at_step=10000,
+        return_with_leftover_noise="disable",
+        **said,
+    )
+    path = graph.base / "temp" / "pair.safetensors"
+    graph.add("SeDialectTestRecorded", model=watched, samples=second, file=str(path))
+    server.run(graph.nodes)
+    found = load_file(path)
+    got = [bool(found[f"{number}|blocks.0.ffn.0|protected"]) for number in range(int(found["forwards"]))]
+    assert got == [True, False, False, True]
+
+
+def test_every_run_starts_anew(server, graph):
+    """The same run gives the same latents, behind another one of other size and behind one that was broken off."""
+    settings = {**BY_ATTENTION, "semantic": "on"}
+    model = graph.quantize(graph.model(), **settings)
+    first = graph.keep(graph.sample(model), "first_run")
+    other = graph.keep(graph.sample(model, latent=graph.latent(frames=9), seed=3), "other_run")
+    server.run(graph.nodes)
+    broken = Workflow(graph.base)
+    model = broken.quantize(broken.model(), **settings)
+    broken.keep(broken.sample(model, steps=400), "broken_run")
+    prompt = server.queue(broken.nodes)
+    time.sleep(4)
+    server.post("/interrupt", {})
+    assert "execution_interrupted" in server.wait(prompt).events
+    again = Workflow(graph.base)
+    model = again.quantize(again.model(), **settings)
+    path = again.keep(again.sample(model, latent=again.latent()), "again_run")
+    again.keep(again.sample(model, seed=10), "more_run")
+    server.run(again.nodes)
+    assert samples(other).isfinite().all()
+    assert torch.equal(samples(path), samples(first))
+
+
+def test_another_attention_override_still_runs_and_is_not_overwritten(server, graph):
+    model = graph.add("SeDialectTestOverride", model=graph.quantize(graph.model(), **BY_ATTENTION))
+    behind, said = recorded(server, graph, {}, model=model)
+    plain, _ = recorded(server, Workflow(graph.base), BY_ATTENTION)
+    assert said["overridden"] == 3 * 16 and not said["unseen"]
+    assert torch.equal(behind["samples"], plain["samples"]), "the other override changes nothing by itself"
+
+
+def test_caches_and_context_windows_go_with_what_is_told(server, graph):
+    settings = {**BY_ATTENTION, "semantic": "on"}
+    model = graph.quantize(graph.model(), **settings)
+    easy = graph.add("EasyCache", model=model, reuse_threshold=0.3, start_percent=0.1, end_percent=0.95, verbose=False)
+    path = graph.keep(graph.sample(easy, steps=6), "cached_tokens")
+    plain = graph.keep(graph.sample(model, steps=6), "plain_tokens")
+    windows = {
+        "context_length": 9,
+        "context_overlap": 4,
+        "context_schedule": "standard_uniform",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "freenoise": False,
+        "retain_first_frame": False,
+        "split_conds_to_windows": False,
+    }
+    context = graph.add("WanContextWindowsManual", model=model, **windows)
+    long = graph.keep(graph.sample(context, latent=graph.latent(frames=33)), "long_tokens")
+    lora = graph.keep(graph.sample(graph.lora(model)), "lora_tokens")
+    report = graph.add("SeDialectReport", model=model)
+    text = server.run(graph.nodes).text(report[0])
+    assert distance(samples(path), samples(plain)) < 0.7
+    assert samples(long).isfinite().all() and samples(lora).isfinite().all()
+    assert "note: the attention of" not in text
+
+
+def test_second_terms_and_protection_bring_a_step_nearer_to_16_bit(server, graph):
+    """What tokens are told is not only noted but carried out."""
+    model = graph.model()
+    exact = graph.keep(graph.sample(model, steps=1), "exact")
+    kinds = {"plain": {"salient_ratio": 0.0}, "protected": {"salient_ratio": 0.0, "protected_first": 1}}
+    kinds["terms"] = {"salient_ratio": 1.0, "salient_layers": "all"}
+    paths = {
+        kind: graph.keep(graph.sample(graph.quantize(model, **settings), steps=1), f"step_{kind}")
+        for kind, settings in kinds.items()
+    }
+    server.run(graph.nodes)
+    found = {kind: distance(samples(path), samples(exact)) for kind, path in paths.items()}
+    assert found["terms"] < found["plain"] and found["protected"] < found["plain"], found
+
+
+def test_the_report_shows_what_the_run_before_it_showed(server, graph):
+    pictures = {}
+    for kind, settings in (("norm", {"salient_ratio": 0.25}), ("attention", BY_ATTENTION), ("none", {"salient_ratio": 0.0})):
+        model = graph.quantize(graph.model(), **settings)
+        report = graph.add("SeDialectReport", model=model, samples=graph.sample(model))
+        pictures[kind] = graph.add("SaveImage", images=[report[0], 2], filename_prefix=f"saliency_{kind}")
+    outcome = server.run(graph.nodes)
+    texts = [shown["text"][0] for shown in outcome.outputs.values() if "text" in shown]
+    assert sum("25% of the video tokens by norm" in text for text in texts) == 1
+    sizes = {}
+    for kind, node in pictures.items():
+        (image,) = outcome.outputs[node[0]]["images"]
+        sizes[kind] = (graph.base / "output" / image["filename"]).stat().st_size
+    assert sizes["norm"] > 2 * sizes["none"] and sizes["attention"] > 2 * sizes["none"]
+
+
+def test_a_saved_file_keeps_its_settings_and_loading_may_change_them(server, graph):
+    settings = {"salient_ratio": 0.25, "protected_first": 2, "semantic": "on"}
+    quantized = graph.quantize(graph.model(), **settings)
+    for names in ("ComfyUI", "diffusers"):
+        graph.add("SeDialectSave", model=quantized, filename_prefix=f"diffusion_models/tokens_{names}", names=names)
+    graph.add("ModelSave", model=quantized, filename_prefix="diffusion_models/tokens_core")
+    before = graph.keep(graph.sample(quantized), "tokens_before")
+    server.run(graph.nodes)
+    again = Workflow(graph.base)
+    folder = graph.base / "output" / "diffusion_models"
+    files = [str(path.relative_to(folder)) for path in folder.rglob("*.safetensors") if "tokens_" in str(path)]
+    assert len(files) == 3
+    paths, reports = [], []
+    for number, file in enumerate(files):
+        loaded = again.add("SeDialectLoad", file=file)
+        paths.append(again.keep(again.sample(loaded), f"tokens_after{number}"))
+        reports.append(again.add("SeDialectReport", model=loaded))
+    changed = again.add("SeDialectLoad", file=files[0], salient_ratio=0.0, semantic="off", protected_first=0)
+    reports.append(again.add("SeDialectReport", model=changed))
+    outcome = server.run(again.nodes)
+    for path in paths:
+        assert torch.equal(samples(path), samples(before))
+    *kept, other = (outcome.text(report[0]) for report in reports)
+    for text in kept:
+        assert "25% of the video tokens by norm" in text and "groups" in text and "the first 2" in text
+    assert "second terms" not in other and "protected" not in other and "in windows of" not in other

@@ -152,6 +152,29 @@ def note(key, tensor):
     RECORDED[f"{forward}|{key}"] = tensor.detach().clone().contiguous()
 
 
+class TestOverride(io.ComfyNode):
+    """Another node's attention override: counts its calls, and changes nothing."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestOverride",
+            category=CATEGORY,
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        def override(function, *args, **kwargs):
+            RECORDED["calls"] += 1
+            return function(*args, **kwargs)
+
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return io.NodeOutput(model)
+
+
 def note_answer(name, module, args, y):
     note(f"{name}|x", args[0])
     note(f"{name}|y", y)
@@ -171,9 +194,13 @@ class TestRecord(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **kwargs):
+        return time.time()
+
+    @classmethod
     def execute(cls, model):
         RECORDED.clear()
-        RECORDED["forwards"], RECORDED["handles"] = 0, []
+        RECORDED["forwards"], RECORDED["handles"], RECORDED["calls"] = 0, [], 0
         network = model.model.diffusion_model
 
         def begin(module, args, kwargs):
@@ -214,12 +241,17 @@ class TestRecorded(io.ComfyNode):
         for layer in model.model.diffusion_model.modules():
             if isinstance(getattr(layer, "guide", None), Recorder):
                 layer.guide = layer.guide.guide
-        forwards = RECORDED.pop("forwards")
+        forwards, calls = RECORDED.pop("forwards"), RECORDED.pop("calls")
         tokens = sedialect("nodes.comfy_guides").tokens_of(model.model)
         if tokens.map is not None:
             RECORDED["map"] = tokens.map.values
         save_file({**RECORDED, "forwards": torch.tensor(forwards), "samples": samples["samples"].contiguous()}, file)
-        said = {"map": tokens.map.says if tokens.map else "", "unseen": tokens.unseen, "rooms": len(tokens.rooms)}
+        said = {
+            "map": tokens.map.says if tokens.map else "",
+            "unseen": tokens.unseen,
+            "rooms": len(tokens.rooms),
+            "overridden": calls,
+        }
         return io.NodeOutput(ui={"text": (json.dumps(said),)})
 
 
@@ -355,7 +387,17 @@ class TestMemory(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestConditioning, TestDecode, TestLatents, TestLayers, TestRecord, TestRecorded, TestFamilies, TestMemory]
+        return [
+            TestConditioning,
+            TestDecode,
+            TestLatents,
+            TestLayers,
+            TestOverride,
+            TestRecord,
+            TestRecorded,
+            TestFamilies,
+            TestMemory,
+        ]
 
 
 async def comfy_entrypoint():
