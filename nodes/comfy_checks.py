@@ -9,7 +9,9 @@ from comfy.patcher_extension import WrappersMP
 
 from ..sedialect_core.checkpoint import Record
 from ..sedialect_core.codec import DTYPES
+from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import ModelError
+from ..sedialect_core.inspection import layout_of
 from ..sedialect_core.plan import Plan
 from .comfy_linear import EncodedLinear
 
@@ -44,6 +46,18 @@ def check_quantizable(patcher: Any) -> None:
     foreign = next((kind for kind in map(_foreign_kind, network.modules()) if kind), None)
     if foreign is not None:
         raise ModelError(f"this {name} is quantized already ({foreign}); load the 16-bit checkpoint of the model instead")
+
+
+def check_groups(network: torch.nn.Module, config: SeDialectConfig) -> None:
+    """Refuse groups for a network whose tokens nobody can place.
+
+    Raises:
+        ModelError: that is so.
+    """
+    if config.semantic and layout_of(network).order == "unknown":
+        raise ModelError(
+            f"semantic cannot be on for {type(network).__name__}: where its video tokens stand is not known; switch it off"
+        )
 
 
 def _foreign_kind(module: Any) -> str | None:

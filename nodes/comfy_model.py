@@ -36,7 +36,7 @@ from ..sedialect_core.plan import Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
-from .comfy_checks import KEY, check_loaded, check_quantizable, check_weights, linear_types
+from .comfy_checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
 from .comfy_guides import attach, run_guided, tokens_of
 from .comfy_linear import EncodedLinear, operations
 
@@ -77,6 +77,7 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
     """
     check_quantizable(patcher)
     network = patcher.model.diffusion_model
+    check_groups(network, config)
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
     plan = make_plan(network, config, linear_types=linear_types(network))
     notes: tuple[str, ...] = ()
@@ -126,6 +127,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
         )
     network = patcher.model.diffusion_model
     check_loaded(network, record, given)
+    check_groups(network, config)
     said = (record.block_size, record.precisions, record.rotations)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
     settings = settings_with(settings or _settings(patcher), plan.config)

@@ -328,3 +328,49 @@ def test_a_saved_file_keeps_its_settings_and_loading_may_change_them(server, gra
     for text in kept:
         assert "25% of the video tokens by norm" in text and "groups" in text and "the first 2" in text
     assert "second terms" not in other and "protected" not in other and "in windows of" not in other
+
+
+def of_every_family(server, graph, **settings) -> dict[str, dict]:
+    node = graph.add("SeDialectTestTokenFamilies", settings=json.dumps(settings))
+    return json.loads(server.run(graph.nodes).text(node[0]))
+
+
+GRIDS = {
+    "WanModel": [3, 4, 4],
+    "HunyuanVideo": [3, 4, 4],
+    "LTXVModel": [3, 4, 4],
+    "CogVideoXTransformer3DModel": [3, 4, 4],
+    "AsymmDiTJoint": [3, 4, 4],
+    "MiniTrainDIT": [3, 4, 4],
+}
+
+
+def test_tokens_of_every_family_are_chosen_by_norm(server, graph):
+    found = of_every_family(server, graph, salient_ratio=0.25)
+    assert found.keys() == {*GRIDS, "GeneralDIT", "Kandinsky5"}
+    for name, family in found.items():
+        chosen = {count for layer, count in family["salient"].items() if count}
+        assert 2 * 12 in chosen or 2 * (12 + 7) in chosen, (name, family["salient"])
+        assert family["map"] == GRIDS.get(name), name
+
+
+def test_attention_of_every_known_family_is_seen(server, graph):
+    by = {"salient_ratio": 0.25, "salient_by": "attention", "salient_layers": "all"}
+    found = of_every_family(server, graph, **by)
+    for name, grid in GRIDS.items():
+        family = found[name]
+        assert family["blocks"] >= 2 and not family["unseen"] and family["map"] == grid and family["spread"] > 0, (
+            name,
+            family,
+        )
+        assert any(count in (2 * 12, 2 * (12 + 7)) for count in family["salient"].values()), (name, family)
+    for name in ("GeneralDIT", "Kandinsky5"):
+        assert any("where its video tokens stand is unknown" in note for note in found[name]["notes"]), found[name]
+
+
+def test_groups_of_every_known_family_are_formed(server, graph):
+    found = of_every_family(server, graph, salient_ratio=0.0, semantic=True, semantic_similarity=-1.0)
+    for name in GRIDS:
+        assert found[name]["grouped"] > 0 and not found[name]["unseen"], (name, found[name])
+    for name in ("GeneralDIT", "Kandinsky5"):
+        assert "needs to know where the video tokens" in found[name]["refused"]
