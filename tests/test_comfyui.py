@@ -416,6 +416,8 @@ def test_cancelling_leaves_a_usable_server(server, graph):
         ),
         (lambda g: g.quantize(g.add("UNETLoader", unet_name=DEMO, weight_dtype="fp8_e4m3fn")), "quantized already"),
         (lambda g: g.quantize(g.model(), skip="("), "no regular expression"),
+        (lambda g: g.quantize(g.add("SeDialectTestForeign", of="image", file="")), "Flux is not a video model"),
+        (lambda g: g.quantize(g.add("SeDialectTestForeign", of="gguf", file=DEMO)), "quantized already (GGUF)"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_in_a_sentence(server, graph, chain, says):

@@ -10,7 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
+import comfy.sd
+import comfy.supported_models
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -540,6 +543,33 @@ class Counted:
         return guidance
 
 
+class TestForeign(io.ComfyNode):
+    """MODELs that cannot be quantized: of an image model, and one whose weights are marked as GGUF's loader marks them."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestForeign",
+            category=CATEGORY,
+            inputs=[io.Combo.Input("of", options=["image", "gguf"]), io.String.Input("file")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, of, file):
+        if of == "gguf":
+            patcher = comfy.sd.load_diffusion_model(folder_paths.get_full_path_or_raise("diffusion_models", file))
+            patcher.model.diffusion_model.blocks[0].ffn[0].weight.tensor_type = 2
+            return io.NodeOutput(patcher)
+        flux = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 64}
+        flux |= {"context_in_dim": 64, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "theta": 10000}
+        flux |= {"depth_single_blocks": 1, "axes_dim": [16, 24, 24], "qkv_bias": True, "guidance_embed": False}
+        flux["txt_ids_dims"] = []
+        config = comfy.supported_models.Flux({**flux, "dtype": torch.float32})
+        device = torch.device("cpu")
+        return io.NodeOutput(comfy.model_patcher.ModelPatcher(config.get_model({}, "", device=device), device, device))
+
+
 class TestMemory(io.ComfyNode):
     """Resident memory of the server in bytes: now, and its peak since the last such node."""
 
@@ -579,6 +609,7 @@ class TestExtension(ComfyExtension):
             TestRecorded,
             TestTokenFamilies,
             TestFamilies,
+            TestForeign,
             TestMemory,
         ]
 
