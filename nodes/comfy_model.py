@@ -24,7 +24,6 @@ from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
 from ..kernels.dispatch import implementation
-from ..sedialect_core.calibrated import WeightEncoder, groups_of
 from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
 from ..sedialect_core.checkpoint import RECORD, Record
 from ..sedialect_core.config import SeDialectConfig
@@ -33,10 +32,9 @@ from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.blocks import BlockSample
 from ..sedialect_core.formatbook.fitting import fit_book
 from ..sedialect_core.formatbook.matching import find_book, weights_digest
-from ..sedialect_core.plan import LayerPlan, Plan, make_plan, recorded_plan
+from ..sedialect_core.plan import Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, report_of
 from . import layout
-from .calibrations import calibration_for
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .comfy_checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
 from .comfy_guides import attach, run_guided, tokens_of
@@ -67,17 +65,13 @@ def interruptible() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def quantize(
-    patcher: Any, config: SeDialectConfig, book: Formatbook | None, watch: Watch, calibration: Path | None = None
-) -> Any:
+def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, watch: Watch) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
     Args:
         book: the formatbook, where it is not the one that `config` names.
-        calibration: folder of a calibration of these very weights.
 
     Raises:
-        InputError: the calibration is of others, or not finished.
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
@@ -93,9 +87,7 @@ def quantize(
     built_from = operations(patcher.model.get_dtype_inference())
     weights = _own_weights(patcher)
     check_weights(weights, plan)
-    seen = None if calibration is None else calibration_for(network, calibration)
-    plan = _encode(weights, plan, WeightEncoder(book, plan.config.candidates, seen and seen.layers), watch)
-    plan = plan if seen is None else replace(plan, notes=(*plan.notes, seen.says))
+    _encode(weights, plan, book, watch)
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
         weights,
@@ -231,28 +223,27 @@ def _own_weights(patcher: Any) -> dict[str, Any]:
     return dict(patcher.model.diffusion_model.state_dict())
 
 
-def _encode(weights: dict[str, Any], plan: Plan, encoder: WeightEncoder, watch: Watch) -> Plan:
-    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are.
-
-    Returns:
-        The plan, which says now how each weight was encoded.
-    """
+def _encode(weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch) -> None:
+    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are."""
     device = comfy.model_management.get_torch_device()
     comfy.model_management.free_memory(ENCODING_BYTES, device)
-    total, encoded = sum(layer.weights for layer in plan.quantized), dict[str, LayerPlan]()
-    done = 0
-    for group in groups_of(plan.quantized):
-        for layer, found in encoder.encode(group, lambda layer: weights[f"{layer.name}.weight"].to(device)):
-            interruptible()
-            key = f"{layer.name}.weight"
-            settings = {"book": encoder.book, "precision": layer.precision, "candidates": encoder.candidates}
-            scale = found.scale.view(-1, 1).view(torch.uint8)
-            dtype, home = weights[key].dtype, weights[key].device
-            weight = layout.wrap(found.codes, found.meta, scale, dtype, rotation=layer.rotation, **settings)
-            weights[key] = weight.to(home)
-            encoded[layer.name], done = layer, done + layer.weights
-            watch(done, total)
-    return replace(plan, layers=tuple(encoded.get(layer.name, layer) for layer in plan.layers))
+    total, done = sum(layer.weights for layer in plan.quantized), 0
+    for layer in plan.quantized:
+        interruptible()
+        key = f"{layer.name}.weight"
+        weight: Any = layout.QuantizedTensor.from_float(
+            weights[key].to(device),
+            layout.LAYOUT,
+            book=book,
+            block_size=layer.block_size,
+            precision=layer.precision,
+            candidates=plan.config.candidates,
+            rotation=layer.rotation,
+            name=key,
+        )
+        weights[key] = weight.to(weights[key].device)
+        done += layer.weights
+        watch(done, total)
 
 
 def _wrap_all(weights: dict[str, Any], record: Record) -> None:

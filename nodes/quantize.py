@@ -1,9 +1,7 @@
 """MODEL in, quantized MODEL out."""
 
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 from comfy_api.latest import io
 
 from ..sedialect_core.formatbook import Formatbook
@@ -13,29 +11,12 @@ from .settings import config_from, setting_inputs
 from .sockets import CATEGORY, FormatbookSocket
 
 
-FOLDER = "sedialect_calibrations"
-NONE = "none"
-INDEX = "calibration.json"
-
-
-def register_folder() -> None:
-    """Make models/sedialect_calibrations a model folder of ComfyUI."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-
-
-def calibrations() -> list[str]:
-    """Names of the calibrations in that folder."""
-    files = [Path(name) for name in folder_paths.get_filename_list(FOLDER)]
-    return sorted(file.parent.as_posix() for file in files if file.name == INDEX and file.parent.name)
-
-
 class SeDialectQuantize(io.ComfyNode):
     """Encodes the linear layers of a video model, and leaves the model that it was given as it is."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        register_folder()
         return io.Schema(
             node_id="SeDialectQuantize",
             display_name="SeDialect Quantize",
@@ -49,32 +30,14 @@ class SeDialectQuantize(io.ComfyNode):
                 FormatbookSocket.Input(
                     "formatbook", optional=True, tooltip="The set of number formats; the built-in one if none is connected."
                 ),
-                io.Combo.Input(
-                    "calibration",
-                    options=[NONE, *calibrations()],
-                    default=NONE,
-                    optional=True,
-                    advanced=True,
-                    tooltip="A folder in models/sedialect_calibrations that sedialect.calibrate() wrote for these weights "
-                    "(Wan): weights are then encoded by what their layers read.",
-                ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
 
     @classmethod
     def execute(
-        cls,
-        model: Any,
-        preset: str = "default",
-        skip: str = "",
-        formatbook: Formatbook | None = None,
-        calibration: str = NONE,
-        **settings: Any,
+        cls, model: Any, preset: str = "default", skip: str = "", formatbook: Formatbook | None = None, **settings: Any
     ) -> io.NodeOutput:
         """Quantize layer by layer; the run may be cancelled between two of them."""
         config = config_from(preset, settings, skip)
-        folder = None
-        if calibration != NONE:
-            folder = Path(folder_paths.get_full_path_or_raise(FOLDER, f"{calibration}/{INDEX}")).parent
-        return io.NodeOutput(comfy_model.quantize(model, config, formatbook, Progress(), folder))
+        return io.NodeOutput(comfy_model.quantize(model, config, formatbook, Progress()))

@@ -139,25 +139,10 @@ class CalibrationCache:
         """
         digests = ",".join(weights_digest(model) for model in models.values())
         if digests != self.fingerprint["weights"]:
-            raise self._of_others()
-
-    def component_of(self, digest: str) -> str:
-        """The component whose weights have this digest, as `weights_digest` gives it.
-
-        Raises:
-            InputError: none has.
-        """
-        components = dict.fromkeys(entry.component for entry in self.inputs)
-        found = dict(zip(self.fingerprint["weights"].split(","), components, strict=False))
-        if digest not in found:
-            raise self._of_others()
-        return found[digest]
-
-    def _of_others(self) -> InputError:
-        return InputError(
-            f"the calibration is of other weights ({self.fingerprint['model']}, {self.fingerprint['model_class']}, "
-            f"{self.fingerprint['date']}); calibrate this model, or load the one that was calibrated"
-        )
+            raise InputError(
+                f"the calibration is of other weights ({self.fingerprint['model']}, {self.fingerprint['model_class']}, "
+                f"{self.fingerprint['date']}); calibrate this model, or load the one that was calibrated"
+            )
 
     def check_same(self, other: "CalibrationCache") -> None:
         """Refuse to go on with another calibration's work.

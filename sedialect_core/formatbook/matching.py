@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,12 +81,8 @@ def weights_digest(model: nn.Module) -> str:
     and in bfloat16. Adapters that peft put into the model do not count. A change of single numbers may go unseen, a finetune
     does not.
     """
-    return named_digest((name.replace(BASE_LAYER, ""), p) for name, p in model.named_parameters() if ADAPTER not in name)
-
-
-def named_digest(named: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """The digest of parameters under other names than a module gives them."""
     digest = hashlib.sha256()
+    named = ((name.replace(BASE_LAYER, ""), p) for name, p in model.named_parameters() if ADAPTER not in name)
     for name, parameter in sorted(named, key=lambda pair: pair[0]):
         flat = parameter.detach().reshape(-1)
         step = max(1, flat.numel() // SAMPLED) | 1  # odd, so that it does not stay in the columns of a matrix

@@ -491,10 +491,7 @@ class TestTokenFamilies(io.ComfyNode):
         except ValueError as error:
             return kind.__name__, {"refused": str(error)}
         weights = dict(plain.state_dict())
-        encoder = sedialect("sedialect_core.calibrated").WeightEncoder(
-            sedialect("sedialect_core.formatbook").Formatbook.builtin()
-        )
-        comfy_model._encode(weights, plan, encoder, lambda *_: None)
+        comfy_model._encode(weights, plan, sedialect("sedialect_core.formatbook").Formatbook.builtin(), lambda *_: None)
         model = SimpleNamespace(model_sampling=SimpleNamespace(sigma_max=torch.tensor(1.0)))
         model.diffusion_model = kind(**settings, **common, operations=linear.operations(torch.float32)).eval()
         model.diffusion_model.load_state_dict(weights, strict=False, assign=True)
