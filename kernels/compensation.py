@@ -2,8 +2,9 @@
 
 A weight row w meets inputs with the second moment H = X^T X, so rounding it to v costs (w - v) H (w - v)^T. Columns are
 rounded one after another; what a column loses is carried on to the columns that are still to come, which are then rounded in
-their turn. The loop below knows no number format: a `BlockFormat` chooses the parameters of a block when its turn comes, on
-the weights as they are by then, and rounds single columns.
+their turn. Afterwards, with the blocks' parameters as they are by then, columns are gone through again: each is rounded anew
+to what suits all the others best. The loops below know no number format: a `BlockFormat` chooses the parameters of a block
+when its turn comes, on the weights as they are by then, and rounds single columns.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ GROUP = 128  # columns whose errors are carried on to all later ones in one prod
 DAMPING = 0.03
 DAMPING_STEP = 10.0
 DAMPING_LIMIT = 1e6  # a moment that does not factor with this much has no numbers to work with
+REFINING = 2  # times that all columns are gone through again: the first brings most, a third next to nothing
 ROWS = 1024  # of a weight that are looked at together in float64
 
 
@@ -32,8 +34,11 @@ class BlockFormat(Protocol):
             upper: float32 [B, B], the factor's rows and columns that belong to them.
         """
 
-    def quantize(self, column: int, weight: torch.Tensor) -> torch.Tensor:
-        """Values, float32 [N], of the layer's column `column`, which lies in the block that was chosen last."""
+    def resume(self, block: int) -> None:
+        """Go back to the parameters that were decided for a block."""
+
+    def quantize(self, weight: torch.Tensor) -> torch.Tensor:
+        """Values, float32 [N], of a column [N] of the block that was chosen or resumed last."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ def factorize(moment: torch.Tensor, block_size: int, damping: float = DAMPING) -
     order = rounding_order(energy, block_size)
     # With the columns reversed, H = L L^T becomes H = R R^T, R upper: its inverse is U.
     backwards = order.flip(0)
-    reversed_moment = moment.double()[backwards][:, backwards].div_(mean)
+    reversed_moment = _relative(moment, backwards)
     diagonal = reversed_moment.diagonal()
     original = diagonal.clone()
     while damping <= DAMPING_LIMIT:
@@ -101,12 +106,60 @@ def compensate(weight: torch.Tensor, factor: Factor, form: BlockFormat) -> torch
             block, triangle = left[low:high], upper[low:high, low:high]
             form.choose(columns[low] // size, block, triangle)
             for i, column in enumerate(range(low, high)):
-                values[column] = rounded = form.quantize(columns[column], block[i])
+                values[column] = rounded = form.quantize(block[i])
                 lost[column - start] = error = torch.sub(block[i], rounded).div_(roots[column])
                 block[i + 1 :].addr_(triangle[i, i + 1 :], error, alpha=-1)
             left[high:stop].addmm_(upper[low:high, high:stop].T, lost[low - start : high - start], alpha=-1)
         left[stop:].addmm_(upper[start:stop, stop:].T, lost, alpha=-1)
     return torch.empty_like(values).index_copy_(0, factor.order, values).T
+
+
+def refine(
+    weight: torch.Tensor,
+    values: torch.Tensor,
+    moment: torch.Tensor,
+    factor: Factor,
+    form: BlockFormat,
+    passes: int = REFINING,
+) -> torch.Tensor:
+    """Coordinate descent from what `compensate` gave: values, float32 [N, K].
+
+    Column by column, in the factor's order, a weight is rounded anew to where the error is least while all others stay, if
+    that is nearer than where it is. So no pass makes the damped error larger.
+
+    Args:
+        weight, moment: as `compensate` and `factorize` had them.
+        form: with the blocks' parameters, as `compensate` left it.
+    """
+    order = factor.order
+    curve = _relative(moment, order)
+    curve.diagonal().add_(factor.damping)
+    curve = curve.float()
+    wanted, now = (part.float().T[order].contiguous() for part in (weight, values))
+    gradient = curve @ (now - wanted)
+    columns, slopes = order.tolist(), curve.diagonal().tolist()
+    for start in list(range(0, len(now), GROUP)) * passes:
+        stop = min(start + GROUP, len(now))
+        before, near, within = now[start:stop].clone(), gradient[start:stop], curve[start:stop, start:stop]
+        for column in range(start, stop):
+            if column % form.block_size == 0:
+                form.resume(columns[column] // form.block_size)
+            best = torch.sub(now[column], near[column - start], alpha=1 / slopes[column])
+            rounded = form.quantize(best)
+            nearer = (rounded - best).abs_() < (now[column] - best).abs_()
+            step = torch.sub(rounded, now[column]).mul_(nearer)
+            now[column] += step
+            near.addr_(within[:, column - start], step)
+        moved = now[start:stop] - before
+        for low, high in ((0, start), (stop, len(now))):
+            gradient[low:high].addmm_(curve[low:high, start:stop], moved)
+    return torch.empty_like(now).index_copy_(0, order, now).T
+
+
+def _relative(moment: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """A moment by the mean of its diagonal, float64, its columns in an order."""
+    moment = moment.double()
+    return moment[order][:, order].div_(moment.diagonal().mean())
 
 
 def output_error(lost: torch.Tensor, moment: torch.Tensor) -> torch.Tensor:

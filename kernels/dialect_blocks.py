@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .compensation import Factor, compensate, output_error
+from .compensation import REFINING, Factor, compensate, output_error, refine
 from .reference import META_DIALECT_BITS, STORED_DELTA, EncodedRows, decode_rows, encode_weight_rows
 from .tables import Q_BITS, Q_VALUES, DialectTables
 
@@ -35,33 +35,40 @@ class DialectBlocks:
         self.magnitude, self.by_q = magnitude.view(-1), magnitude.T.contiguous().view(-1)
         self.indices = tables.indices.view(-1)
         self.ids = torch.arange(self.dialects, device=scale.device)
-        self.codes = torch.empty(width, len(scale), dtype=torch.uint8, device=scale.device)
         self.meta = torch.empty(width // block_size, len(scale), dtype=torch.uint8, device=scale.device)
-        self.base = self.lift = self.unit = scale  # of the block that was chosen last
+        self.base = self.lift = self.unit = scale  # of the block that was chosen or resumed last
 
     def choose(self, block: int, weight: torch.Tensor, upper: torch.Tensor) -> None:
         """Exponent offsets and dialects of a block of every row."""
         _, exponent = torch.frexp(weight.abs().amax(0) / self.scale)  # floor(log2) + 1
         delta = (4 - exponent).clamp_(0, STORED_DELTA)
-        one = torch.ones_like(self.scale)
-        self.lift, self.unit = torch.ldexp(one, delta), torch.ldexp(one, -delta)
-        dialect = self._best_dialect(weight / self.scale * self.lift, upper)
+        lift = torch.ldexp(torch.ones_like(self.scale), delta)
+        dialect = self._best_dialect(weight / self.scale * lift, upper)
         self.meta[block] = (delta << META_DIALECT_BITS) | dialect
-        self.base = dialect << Q_BITS
+        self.resume(block)
 
-    def quantize(self, column: int, weight: torch.Tensor) -> torch.Tensor:
-        """Values of a column; its codes are kept."""
-        lifted = weight / self.scale * self.lift
-        entry = _intermediate(lifted).add_(self.base)
-        index = self.indices[entry]
-        self.codes[column] = index | ((lifted < 0) & (index > 0)).to(torch.uint8) << 3
+    def resume(self, block: int) -> None:
+        """Take up what was chosen for a block."""
+        meta, one = self.meta[block].long(), torch.ones_like(self.scale)
+        delta = meta >> META_DIALECT_BITS
+        self.lift, self.unit = torch.ldexp(one, delta), torch.ldexp(one, -delta)
+        self.base = (meta & ((1 << META_DIALECT_BITS) - 1)) << Q_BITS
+
+    def quantize(self, weight: torch.Tensor) -> torch.Tensor:
+        """Values of a column."""
+        entry = _intermediate(weight / self.scale * self.lift).add_(self.base)
         return torch.copysign(self.magnitude[entry] * self.unit * self.scale, weight)
 
-    def rows(self) -> EncodedRows:
-        """The codes when every column is rounded."""
-        blocks = self.codes.view(len(self.meta), self.block_size, -1)
-        meta = self.meta.masked_fill(((blocks & 7) == 0).all(1), 0)  # one way to write nothing
-        packed = self.codes[0::2] | (self.codes[1::2] << 4)
+    def rows(self, values: torch.Tensor) -> EncodedRows:
+        """The codes of values [N, K] that `quantize` gave; rounded again, each gives itself."""
+        codes = torch.empty(values.shape[::-1], dtype=torch.uint8, device=values.device)
+        blocks, meta = codes.view(len(self.meta), self.block_size, -1), self.meta
+        for block, columns in enumerate(values.T.split(self.block_size)):
+            self.resume(block)
+            index = self.indices[_intermediate(columns / self.scale * self.lift).add_(self.base)]
+            blocks[block] = index | ((columns < 0) & (index > 0)).to(torch.uint8) << 3
+        meta = meta.masked_fill(((blocks & 7) == 0).all(1), 0)  # one way to write nothing
+        packed = codes[0::2] | (codes[1::2] << 4)
         return EncodedRows(packed.T.contiguous(), meta.T.contiguous(), self.scale)
 
     def _best_dialect(self, lifted: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
@@ -79,7 +86,12 @@ class DialectBlocks:
 
 
 def encode_compensated_rows(
-    weight: torch.Tensor, moment: torch.Tensor, factor: Factor, tables: DialectTables, block_size: int
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    factor: Factor,
+    tables: DialectTables,
+    block_size: int,
+    passes: int = REFINING,
 ) -> CompensatedRows:
     """Encode a finite weight [N, K] so that the layer's output on the calibration rows keeps close to what it was.
 
@@ -89,13 +101,15 @@ def encode_compensated_rows(
     Args:
         moment: X^T X [K, K] of the calibration rows, up to a factor.
         factor: of this moment and block size.
+        passes: of refining.
     """
     weight = weight.float()
     plain = encode_weight_rows(weight, tables, block_size)
     form = DialectBlocks(plain.scale, weight.shape[1], tables, block_size)
     before = output_error(_decode(plain, tables).sub_(weight), moment)
-    after = output_error(compensate(weight, factor, form) - weight, moment)
-    compensated = form.rows()
+    values = refine(weight, compensate(weight, factor, form), moment, factor, form, passes)
+    compensated = form.rows(values)
+    after = output_error(_decode(compensated, tables).sub_(weight), moment)
     better = after < BETTER * before
     codes = torch.where(better.unsqueeze(1), compensated.codes, plain.codes)
     meta = torch.where(better.unsqueeze(1), compensated.meta, plain.meta)

@@ -1,7 +1,8 @@
 """Which implementation runs, and why not another. `sedialect doctor` and the reports print it.
 
-What a GPU may use is decided by its `Refusals`, sentences that are data: where there is none, it is used. A kernel that
-Triton cannot compile or launch joins them while the program runs, with one warning, and plain torch takes over.
+What a GPU may use is decided by its `Refusals`, sentences that are data: where there is none, it is used. What fails all
+the same while the program runs, such as a kernel that Triton cannot compile or launch, joins them with one warning, and
+something slower takes its place.
 """
 
 import importlib.util
@@ -20,8 +21,13 @@ FP8_MULTIPLE = 16  # of both sides of a weight, for FP8 matrix products
 FP8_TORCH = {(9, 0): (2, 6)}
 FP8_TORCH_ELSEWHERE = (2, 8)
 
+SMALLER = "Offload other parts of the pipeline (enable_model_cpu_offload), or use a smaller video or batch"
+QUANTIZE_FIRST = (
+    "Quantize while the model lies on the CPU, and move it afterwards: the GPU then holds one 16-bit layer at a time"
+)
+
 Result = TypeVar("Result")
-_FAILED: dict[tuple[str, int], str] = {}  # (kernel, GPU) -> what Triton said
+_FAILED: dict[tuple[str, int], str] = {}  # (what, GPU) -> what takes its place, and why
 
 
 class Implementation(NamedTuple):
@@ -56,9 +62,9 @@ def implementation(
     kernels = "Triton kernels encode and decode"
     if refused.triton is not None:
         kernels = f"plain torch encodes and decodes (no Triton kernels: {refused.triton})"
-    for (kernel, number), cause in _FAILED.items():
+    for (_, number), outcome in list(_FAILED.items()):  # other threads may add to it
         if number == _number(device):
-            kernels += f" (but plain torch for {kernel}: {cause})"
+            kernels += f" (but {outcome})"
     product, note = "FP8", ""
     if precision == "w4a16":
         product, note = "16-bit", "FP8 has too few digits for 16-bit activations"
@@ -112,9 +118,20 @@ def check(device: torch.device, weight: torch.device) -> None:
 
 
 def run(kernel: str, device: torch.device, fast: Callable[[], Result], plain: Callable[[], Result]) -> Result:
-    """What the Triton kernel gives, `fast`; `plain` torch where the GPU has none. That a kernel fails is warned of once."""
-    failed = (kernel, _number(device))
-    if refusals(device).triton is None and failed not in _FAILED:
+    """What the Triton kernel gives, `fast`; `plain` torch where the GPU has none, or the kernel fails."""
+    if refusals(device).triton is not None:
+        return plain()
+    return attempt(f"the Triton kernel for {kernel}", "plain torch", device, fast, plain)
+
+
+def attempt(what: str, instead: str, device: torch.device, fast: Callable[[], Result], slow: Callable[[], Result]) -> Result:
+    """`fast`; once it has failed on this GPU, `slow`. That it fails is warned of once.
+
+    Args:
+        what: the fast way, and `instead`, what takes its place, in the words of warning and reports.
+    """
+    failed = (what, _number(device))
+    if failed not in _FAILED:
         try:
             if device.index in (None, torch.cuda.current_device()):
                 return fast()
@@ -124,22 +141,19 @@ def run(kernel: str, device: torch.device, fast: Callable[[], Result], plain: Ca
             raise
         except _failures() as error:
             lines = str(error).strip().splitlines() or [""]
-            _FAILED[failed] = f"{type(error).__name__}: {lines[0]}"
+            cause = f"{type(error).__name__}: {lines[0]}"
+            _FAILED[failed] = f"{instead} for {what.removeprefix('the ')}, since that failed: {cause}"
             warnings.warn(
-                f"the Triton kernel for {kernel} failed on {device} ({_FAILED[failed]}); plain torch does its work "
-                "from now on, several times slower",
+                f"{what} failed on {device} ({cause}); {instead} does its work from now on, several times slower",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return plain()
+    return slow()
 
 
-def explain_memory(error: torch.OutOfMemoryError, what: str, count: int) -> torch.OutOfMemoryError:
+def explain_memory(error: torch.OutOfMemoryError, what: str, count: int, remedy: str = SMALLER) -> torch.OutOfMemoryError:
     """An error of the same kind that says what was being made, how many bytes it takes, and what to do."""
-    return torch.OutOfMemoryError(
-        f"out of GPU memory while {what}, {count / 1e6:.0f} MB. Offload other parts of the pipeline "
-        f"(enable_model_cpu_offload), or use a smaller video or batch. {error}"
-    )
+    return torch.OutOfMemoryError(f"out of GPU memory while {what}, {count / 1e6:.0f} MB. {remedy}. {error}")
 
 
 def _failures() -> tuple[type[BaseException], ...]:

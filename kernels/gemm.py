@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from . import reference
 from .activations import encode_activations
-from .dispatch import explain_memory, fp8_shape_refusal, operand_dtype, run
+from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, fp8_shape_refusal, operand_dtype, run
 from .tables import DialectTables
 
 LIFT = 4  # dialects in E4M3 are multiplied by 2^LIFT, and their row scales divided by it: its exponents do not reach as low
@@ -89,6 +89,8 @@ def multiply(
     salient: torch.Tensor | None,
 ) -> torch.Tensor:
     """What `ops.matmul` gives."""
+    if operand.shape[0] == 0:  # not every product takes that
+        return operand.new_empty(0, codes.shape[0], dtype=dtype)
     fp8 = operand.dtype == FP8 and fp8_shape_refusal(codes.shape[0], operand.shape[1]) is None
     if not fp8 and operand.dtype == FP8:
         operand = operand.to(torch.bfloat16)  # exact
@@ -98,7 +100,7 @@ def multiply(
     def product(operand: torch.Tensor, row_scale: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
         if fp8:
             assert row_scale is not None
-            return fp8_product(operand, row_scale, weight, scale, bias)
+            return scaled_product(operand, row_scale, weight, scale, bias)
         return float_product(operand, row_scale, weight, bias)
 
     try:
@@ -111,6 +113,28 @@ def multiply(
     except torch.OutOfMemoryError as error:
         what = f"multiplying {operand.shape[0]} rows with a weight of {codes.shape[0]} x {operand.shape[1]}"
         raise explain_memory(error, what, operand.shape[0] * codes.shape[0] * dtype.itemsize) from error
+
+
+def scaled_product(
+    operand: torch.Tensor,
+    row_scale: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """`fp8_product`, or that of the same numbers in bfloat16 for shapes that the installed cuBLAS refuses.
+
+    Some do, in some versions (pytorch/ao issue 4582: CUDA 12.9, long sums of few rows). No number changes, for operands are
+    exact in bfloat16, and so are weights with their row scales.
+    """
+
+    def wide() -> torch.Tensor:
+        scaled = weight.float().mul_(scale.unsqueeze(1)).to(torch.bfloat16)
+        return float_product(operand.to(torch.bfloat16), row_scale, scaled, bias)
+
+    what = f"the FP8 product of {operand.shape[0]} x {operand.shape[1]} x {weight.shape[0]}"
+    arguments = (operand, row_scale, weight, scale, bias)
+    return attempt(what, "bfloat16", operand.device, lambda: fp8_product(*arguments), wide)
 
 
 def fp8_product(
@@ -180,4 +204,8 @@ def encode_weight(
 
     if weight.device.type != "cuda" or candidates != "all":
         return plain()
-    return run("encoding weights", weight.device, fast, plain)
+    try:
+        return run("encoding weights", weight.device, fast, plain)
+    except torch.OutOfMemoryError as error:
+        what = f"encoding a weight of {weight.shape[0]} x {weight.shape[1]}"
+        raise explain_memory(error, what, weight.numel() // 2, QUANTIZE_FIRST) from error

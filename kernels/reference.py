@@ -22,6 +22,8 @@ META_DIALECT_BITS = 5
 CHUNK_ELEMENTS = {"cpu": 1 << 18}
 GPU_CHUNK_ELEMENTS = 1 << 23
 E4M3_MAX = 448.0
+SHARED_DIALECT = 0x80  # in a byte of `allowed`: its low five bits are the dialect to take, not shapes
+SHARED_MASK = 0xE0
 CODES = 16  # of one dialect: 8 magnitudes, then the same negated
 # Row scales tried for a weight, as multiples of the power of two. None is below 1: that would clip the row's maximum.
 # Against the power of two alone they lower the squared error of a Gaussian weight by 8 % (B=16); 64 multiples would by 9 %.
@@ -87,7 +89,8 @@ def quantize_rows(
     The same numbers as decoding what `encode_rows` gives, without packing and unpacking them.
 
     Args:
-        allowed: uint8 [M, K/B], the shapes that each block may take, as bits: DESIGN 2.5. None: all of them.
+        allowed: uint8 [M, K/B], the shapes that each block may take, as bits, or SHARED_DIALECT plus the dialect that it
+            must take: DESIGN 2.5. None: all of them.
     """
     scale = activation_scale(x)
     value = tables.half_units.gather(1, tables.indices.long()).float().view(-1)  # [D * 32]: (dialect, q) -> magnitude
@@ -125,7 +128,8 @@ def assign(
     Args:
         magnitude: n = |x| / s, float32 [M, K/B, B], in [0, 16).
         candidates: "max", the shapes of the maximum nearest to the block's; or "all" dialects of the book.
-        allowed: uint8 [M, K/B], bit s set where a block may take shape s; at least one bit in each. None: all shapes.
+        allowed: uint8 [M, K/B], bit s set where a block may take shape s, at least one bit in each; or SHARED_DIALECT plus a
+            dialect. None: all shapes.
     """
     delta, q = _intermediate(magnitude, max_delta)
     if candidates == "max":
@@ -135,6 +139,8 @@ def assign(
         if allowed is not None:
             cost = cost.masked_fill(_refused(allowed, tables.shapes).repeat(1, 1, MAXIMA), torch.inf)
         dialect = cost.argmin(2)
+    if allowed is not None:
+        dialect = torch.where((allowed & SHARED_MASK) == SHARED_DIALECT, (allowed & ~SHARED_MASK).long(), dialect)
     return _clear_empty(q, delta, dialect)
 
 

@@ -28,5 +28,5 @@ def add_kernel(
 def add_rows(product: torch.Tensor, extra: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """`product` [M, N] with row e of `extra` [E, N] added to its row rows[e], in place; the rows int32 [E] are distinct."""
     width = product.shape[1]
-    add_kernel[(extra.shape[0], triton.cdiv(width, TILE))](product, extra, rows, width, TILE=TILE)
+    add_kernel[(extra.shape[0], triton.cdiv(width, TILE))](product, extra, rows.contiguous(), width, TILE=TILE)
     return product

@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .reference import SHARED_DIALECT, SHARED_MASK
 from .tables import ERROR_BIAS, DialectTables
 
 # Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
@@ -32,7 +33,7 @@ def encode_kernel(
     errors_ptr,  # int64 [8, 32], DialectTables.packed_errors; read if ALL
     salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
     group_ptr,  # int32 [M], -1 for none; read if GROUPS
-    choice_ptr,  # uint8 [G, K / BLOCK], allowed shapes as bits; read if GROUPS
+    choice_ptr,  # uint8 [G, K / BLOCK], allowed shapes as bits, or SHARED plus a dialect; read if GROUPS
     protected_ptr,  # bool [1]; read if PROTECTED
     rows,  # how many to encode: M, or E if RESIDUAL
     first,  # row of the operands where they go: 0, or M if RESIDUAL
@@ -47,6 +48,8 @@ def encode_kernel(
     ALL: tl.constexpr,  # candidates: every dialect
     RESIDUAL: tl.constexpr,  # encode x[salient] - operand[salient] * scale[salient]
     GROUPS: tl.constexpr,
+    SHARED: tl.constexpr,  # reference.SHARED_DIALECT
+    SHARED_MASK: tl.constexpr,
     PROTECTED: tl.constexpr,  # leave everything to e4m3_kernel where the flag is set
     ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
 ):
@@ -89,12 +92,16 @@ def encode_kernel(
             allowed = tl.load(from_choice + (start // BLOCK + block)[:, None], mask=known, other=0xFF).to(tl.int32)
         if ALL:
             maximum, shape = _best_of_all(q, allowed, errors_ptr, SHAPES, GROUPS)
-            choices = tl.load(choices_ptr + (q + (maximum << 5)[None, :, :]))
         else:
             highest = (most * lift).to(tl.int32)
             maximum = 15 - tl.minimum(tl.maximum((highest + 1) >> 1, 8), 15)
-            choices = tl.load(choices_ptr + (q + (maximum << 5)[None, :, :]))
+        if GROUPS:
+            maximum = tl.where((allowed & SHARED_MASK) == SHARED, (allowed & 31) // SHAPES, maximum)
+        choices = tl.load(choices_ptr + (q + (maximum << 5)[None, :, :]))
+        if not ALL:
             shape = _best_of_maximum(tl.sum(choices, axis=0), allowed, BLOCK * BIAS, GROUPS)
+        if GROUPS:
+            shape = tl.where((allowed & SHARED_MASK) == SHARED, (allowed & 31) % SHAPES, shape)
         half_units = ((choices >> 32).to(tl.int32) >> (16 + 4 * shape)[None, :, :]) & 15
         unit = tl.where(finite[None, :], (127 + LIFT - delta) << 23, 0)
         signed = ((number.to(tl.int32, bitcast=True) & -0x80000000) | unit[None, :, :]).to(tl.float32, bitcast=True)
@@ -308,6 +315,7 @@ def encode(
     For 4 or 8 bits. Dialects in E4M3 are lifted by 2^4, and their row scales lowered by as much.
     """
     x = x.contiguous()
+    salient, group, choice = (None if one is None else one.contiguous() for one in (salient, group, choice))
     rows, width = x.shape
     extra = 0 if salient is None else salient.shape[0]
     operand = torch.empty(rows + extra, width, dtype=dtype, device=x.device)
@@ -339,6 +347,8 @@ def encode(
                 Q_SHIFT=0 if residual or rotation else Q_SHIFTS[x.dtype],
                 ALL=candidates == "all",
                 GROUPS=grouped and not residual,
+                SHARED=SHARED_DIALECT,
+                SHARED_MASK=SHARED_MASK,
                 PROTECTED=protected is not None,
                 enable_fp_fusion=not residual,  # the specification rounds every product; without residuals, all are exact
                 **settings,

@@ -20,7 +20,7 @@ from ..sedialect_core.semantics.guides import TokenGuide
 from ..sedialect_core.semantics.hook import fixed_layout
 from ..sedialect_core.semantics.placement import Placement, attention_placement
 from ..sedialect_core.semantics.probe import Watched
-from ..sedialect_core.semantics.saliency import BY_ATTENTION
+from ..sedialect_core.semantics.saliency import BY_ATTENTION, CHOSEN_BY_PROFILE
 from ..sedialect_core.semantics.state import BlockState
 from . import layout
 from .comfy_tokens import Tokens
@@ -81,9 +81,10 @@ def attach(model: Any, plan: Plan) -> None:
         placement = attention_placement(plan.token_layout)
         for block, name in key_linears(plan.layers, plan.token_layout).items():
             assert isinstance(placement, Placement)
-            state = tokens.blocks[block] = BlockState(config.salient_ratio if config.salient_by in BY_ATTENTION else 0.0)
-            peak = config.salient_by == "peak-attention"
-            tokens.watched[block] = Watched(tokens.flags, placement, config.semantic_quantile, peak, state)
+            chooses = config.salient_by in CHOSEN_BY_PROFILE
+            state = tokens.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
+            peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
+            tokens.watched[block] = Watched(tokens.flags, placement, config.semantic_quantile, peak, megabytes, state)
             network.get_submodule(name).register_forward_pre_hook(tokens.enter_block(block))
     _guide_layers(network, plan, tokens)
     setattr(model, TOKENS, tokens)

@@ -23,7 +23,8 @@ from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
-from ..kernels.dispatch import implementation
+from ..sedialect_core.calibrated import WeightEncoder, groups_of
+from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
 from ..sedialect_core.checkpoint import RECORD, Record
 from ..sedialect_core.config import SeDialectConfig
@@ -32,15 +33,17 @@ from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.blocks import BlockSample
 from ..sedialect_core.formatbook.fitting import fit_book
 from ..sedialect_core.formatbook.matching import find_book, weights_digest
-from ..sedialect_core.plan import Plan, make_plan, recorded_plan
-from ..sedialect_core.report import ModelReport, report_of
+from ..sedialect_core.plan import LayerPlan, Plan, make_plan, recorded_plan
+from ..sedialect_core.report import ModelReport, implementations, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
+from .comfy_calibration import COMPONENT
 from .comfy_checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
 from .comfy_guides import attach, run_guided, tokens_of
 from .comfy_linear import EncodedLinear, operations
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
+MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64
 Watch = Callable[[int, int], None]  # told how many weights are done, of how many
 
 
@@ -65,13 +68,21 @@ def interruptible() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, watch: Watch) -> Any:
+def quantize(
+    patcher: Any,
+    config: SeDialectConfig,
+    book: Formatbook | None,
+    watch: Watch,
+    calibration: CalibrationCache | None = None,
+) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
     Args:
         book: the formatbook, where it is not the one that `config` names.
+        calibration: of this MODEL, by which weights are encoded.
 
     Raises:
+        InputError: the calibration is of another MODEL, or not finished.
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
@@ -79,15 +90,17 @@ def quantize(patcher: Any, config: SeDialectConfig, book: Formatbook | None, wat
     network = patcher.model.diffusion_model
     check_groups(network, config)
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
+    if calibration is not None:
+        calibration.check_models({COMPONENT: network})
     plan = make_plan(network, config, linear_types=linear_types(network))
     notes: tuple[str, ...] = ()
     if book is None:
         book, _, notes = find_book(network, config.formatbook, config.block_size)
-    plan = replace(plan, config=config.override(formatbook=book.name), notes=notes)
+    plan = replace(plan, config=config.override(formatbook=book.name), notes=(*plan.notes, *notes))
     built_from = operations(patcher.model.get_dtype_inference())
     weights = _own_weights(patcher)
     check_weights(weights, plan)
-    _encode(weights, plan, book, watch)
+    plan = _encode(weights, plan, book, watch, calibration)
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
         weights,
@@ -153,10 +166,9 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
 
 def report(patcher: Any, known: Quantized) -> ModelReport:
     """The report of a quantized MODEL on the device where it will run."""
-    name, reason = implementation(patcher.load_device)
     found = report_of("diffusion_model", patcher.model.diffusion_model, known.plan, known.bytes_before)
     after = comfy.model_management.module_size(patcher.model)
-    return replace(found, bytes_after=after, implementation=f"{patcher.load_device}, {name}: {reason}")
+    return replace(found, bytes_after=after, implementation=implementations(patcher.load_device, known.plan))
 
 
 class RunSeen(NamedTuple):
@@ -223,27 +235,33 @@ def _own_weights(patcher: Any) -> dict[str, Any]:
     return dict(patcher.model.diffusion_model.state_dict())
 
 
-def _encode(weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch) -> None:
-    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are."""
+def _encode(
+    weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch, calibration: CalibrationCache | None
+) -> Plan:
+    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are. Gives the
+    plan as it was carried out."""
     device = comfy.model_management.get_torch_device()
-    comfy.model_management.free_memory(ENCODING_BYTES, device)
-    total, done = sum(layer.weights for layer in plan.quantized), 0
-    for layer in plan.quantized:
+    widest = max(layer.in_features for layer in plan.quantized) if calibration is not None else 0
+    comfy.model_management.free_memory(ENCODING_BYTES + MOMENT_BYTES * widest**2, device)
+    known = None if calibration is None else calibration.component(COMPONENT)
+    encoder = WeightEncoder(book, plan.config.candidates, known)
+    total, done = sum(layer.weights for layer in plan.quantized), dict[str, LayerPlan]()
+
+    def weight_of(layer: LayerPlan) -> Any:
         interruptible()
-        key = f"{layer.name}.weight"
-        weight: Any = layout.QuantizedTensor.from_float(
-            weights[key].to(device),
-            layout.LAYOUT,
-            book=book,
-            block_size=layer.block_size,
-            precision=layer.precision,
-            candidates=plan.config.candidates,
-            rotation=layer.rotation,
-            name=key,
-        )
-        weights[key] = weight.to(weights[key].device)
-        done += layer.weights
-        watch(done, total)
+        return weights[f"{layer.name}.weight"].to(device)
+
+    for group in groups_of(plan.quantized):
+        for layer, encoded in encoder.encode(group, weight_of):
+            before = weights[f"{layer.name}.weight"]
+            settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
+            scale = encoded.scale.view(-1, 1).view(torch.uint8)
+            parts = (tensor.to(before.device) for tensor in (encoded.codes, encoded.meta, scale))
+            weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
+            done[layer.name] = layer
+            watch(sum(one.weights for one in done.values()), total)
+    notes = plan.notes if calibration is None else (*plan.notes, calibration.describe())
+    return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers), notes=notes)
 
 
 def _wrap_all(weights: dict[str, Any], record: Record) -> None:

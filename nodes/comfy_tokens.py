@@ -111,7 +111,7 @@ class Tokens:
         """
         with torch.inference_mode(False), torch.no_grad():  # state must outlive this forward's mode
             step = self._step(options, sampling)
-            room = self._enter(shape, device, options, step.number)
+            room = self._enter(shape, device, options, step)
             self._tell(step, room)
         told = dict(options)
         if self.flags.profile:
@@ -137,7 +137,7 @@ class Tokens:
             self._noisiest = float(sampling.sigma_max)
         return step_of(float(sigma.max()), self._values, self._noisiest)
 
-    def _enter(self, shape: tuple[int, ...], device: torch.device, options: Mapping[str, Any], step: int) -> Room | None:
+    def _enter(self, shape: tuple[int, ...], device: torch.device, options: Mapping[str, Any], step: Step) -> Room | None:
         """Learn the grid, and put what was seen in forwards of this kind where the guides read it."""
         self.flags.move(device)
         self.samples, layout = shape[0], self.layout
@@ -148,8 +148,8 @@ class Tokens:
         self.flags.video_tokens = layout.video_tokens if layout.grid else 0
         chooses = self.plan.config.salient_ratio and not self.watched
         if self._grid is not None and chooses and self._is_due(step, self._counted):
-            self._counts, self._counted = torch.zeros(self.flags.video_tokens, device=device), step
-        self.counting = self._counted == step
+            self._counts, self._counted = torch.zeros(self.flags.video_tokens, device=device), step.number
+        self.counting = self._counted == step.number
         if not self.watched or layout.grid is None:
             return None
         window = options.get("context_window")
@@ -181,14 +181,16 @@ class Tokens:
             room.groups[-1].allocate(extents, len(room.windows.anchors))
         return room
 
-    def _is_due(self, step: int, last: int) -> bool:
+    def _is_due(self, step: Step, last: int) -> bool:
         """Whether it is time to look again, having looked in step `last`, or never for -1."""
-        every = self.plan.config.refresh_every
-        return last < 0 or (every > 0 and step // every > last // every)
+        every, parts = self.plan.config.refresh_every, self.plan.config.refresh_at
+        if parts:
+            return any(last < min(int(part * step.total), step.total - 1) <= step.number for part in parts)
+        return last < 0 or (every > 0 and step.number // every > last // every)
 
     def _tell(self, step: Step, room: Room | None) -> None:
-        self.flags.protected.fill_(step.is_protected(*self.plan.config.protected_steps))
-        self.flags.profile.fill_(room is not None and self._is_due(step.number, room.profiled))
+        self.flags.protect(step.is_protected(*self.plan.config.protected_steps))
+        self.flags.profile.fill_(room is not None and self._is_due(step, room.profiled))
         self.flags.assign.fill_(room is not None and room.grouping)
 
     def _look_back(self, step: int, room: Room | None, options: Mapping[str, Any]) -> None:

@@ -3,13 +3,22 @@ the comfy_*.py files alone touch."""
 
 from comfy_api.latest import ComfyExtension, io
 
+from .calibrate import SeDialectCalibrate
 from .compare import SeDialectCompare
 from .formatbook import SeDialectFormatbook
 from .load_save import SeDialectLoad, SeDialectSave
 from .quantize import SeDialectQuantize
 from .report import SeDialectReport
 
-NODES = (SeDialectQuantize, SeDialectLoad, SeDialectSave, SeDialectFormatbook, SeDialectReport, SeDialectCompare)
+NODES = (
+    SeDialectQuantize,
+    SeDialectLoad,
+    SeDialectSave,
+    SeDialectFormatbook,
+    SeDialectCalibrate,
+    SeDialectReport,
+    SeDialectCompare,
+)
 
 
 class SeDialectExtension(ComfyExtension):

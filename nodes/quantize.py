@@ -4,11 +4,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.formatbook import Formatbook
 from . import comfy_model
 from .progress import Progress
 from .settings import config_from, setting_inputs
-from .sockets import CATEGORY, FormatbookSocket
+from .sockets import CATEGORY, CalibrationSocket, FormatbookSocket
 
 
 class SeDialectQuantize(io.ComfyNode):
@@ -30,14 +31,25 @@ class SeDialectQuantize(io.ComfyNode):
                 FormatbookSocket.Input(
                     "formatbook", optional=True, tooltip="The set of number formats; the built-in one if none is connected."
                 ),
+                CalibrationSocket.Input(
+                    "calibration",
+                    optional=True,
+                    tooltip="From SeDialect Calibrate: weights are rounded with errors that cancel in what the layers give.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
 
     @classmethod
     def execute(
-        cls, model: Any, preset: str = "default", skip: str = "", formatbook: Formatbook | None = None, **settings: Any
+        cls,
+        model: Any,
+        preset: str = "default",
+        skip: str = "",
+        formatbook: Formatbook | None = None,
+        calibration: CalibrationCache | None = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         """Quantize layer by layer; the run may be cancelled between two of them."""
         config = config_from(preset, settings, skip)
-        return io.NodeOutput(comfy_model.quantize(model, config, formatbook, Progress()))
+        return io.NodeOutput(comfy_model.quantize(model, config, formatbook, Progress(), calibration))

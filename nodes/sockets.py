@@ -4,3 +4,4 @@ from comfy_api.latest import io
 
 CATEGORY = "SeDialect"
 FormatbookSocket = io.Custom("SEDIALECT_FORMATBOOK")
+CalibrationSocket = io.Custom("SEDIALECT_CALIBRATION")

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from ..kernels import reference
-from ..kernels.compensation import DAMPING, Factor, factorize
+from ..kernels.compensation import DAMPING, REFINING, Factor, factorize
 from ..kernels.rotation import rotate_moment, rotate_rows
 from .codec import EncodedTensor, encode, encode_compensated
 from .errors import ModelError
@@ -102,15 +102,24 @@ class WeightEncoder:
 
     def _compensated(self, layer: LayerPlan, weight: torch.Tensor, view: "_View") -> EncodedLayer:
         layer = replace(layer, rotation=view.rotation, compensated=True)
-        encoded, _ = self._encode(weight, view, layer)
+        encoded, _ = self._encode(weight, view, layer, REFINING)
         return EncodedLayer(layer, encoded)
 
-    def _encode(self, weight: torch.Tensor, view: "_View", layer: LayerPlan) -> tuple[EncodedTensor, torch.Tensor]:
+    def _encode(
+        self, weight: torch.Tensor, view: "_View", layer: LayerPlan, passes: int
+    ) -> tuple[EncodedTensor, torch.Tensor]:
         """The codes of some rows of a layer's weight, and the rows as they were encoded: rotated, where they are."""
         weight = rotate_rows(weight, view.rotation) if view.rotation else weight
-        size, name = layer.block_size or 0, self._name(layer)
-        moment, factor = view.moment, view.factor
-        return encode_compensated(weight, moment, factor, formatbook=self.book, block_size=size, name=name).encoded, weight
+        found = encode_compensated(
+            weight,
+            view.moment,
+            view.factor,
+            formatbook=self.book,
+            block_size=layer.block_size or 0,
+            name=self._name(layer),
+            passes=passes,
+        )
+        return found.encoded, weight
 
     def _look(
         self, group: Sequence[LayerPlan], statistics: InputStatistics, weight_of: Callable[[LayerPlan], torch.Tensor]
@@ -128,7 +137,7 @@ class WeightEncoder:
     def _error(self, layer: LayerPlan, weight: torch.Tensor, view: "_View") -> float:
         """Relative squared error of some of a layer's outputs, activations encoded as they will be, on the kept rows."""
         weight = weight[:: max(1, len(weight) // JUDGED_ROWS)].float()
-        encoded, weight = self._encode(weight, view, layer)
+        encoded, weight = self._encode(weight, view, layer, 0)
         tables = self.book.tables(weight.device)
         read = view.rows
         if layer.precision == "w4a4":

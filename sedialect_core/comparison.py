@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +19,9 @@ from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
 from .report import megabytes
 from .sampling import Request, Sample, Watch, sample
 from .video import Frames, side_by_side, write_mp4, write_still
+
+if TYPE_CHECKING:
+    from .calibration.cache import CalibrationCache
 
 PACKAGES = ("sedialect", "torch", "diffusers", "transformers")
 
@@ -80,28 +83,41 @@ QUANTIZING, MEASURING = "quantizing", "measuring"  # stages of a comparison besi
 
 
 def compare(
-    pipe: Any, request: Request, config: SeDialectConfig, *, watch: Watch | None = None, restore: bool = False
+    pipe: Any,
+    request: Request,
+    config: SeDialectConfig,
+    *,
+    watch: Watch | None = None,
+    restore: bool = False,
+    calibration: "CalibrationCache | None" = None,
 ) -> Comparison:
     """Generate with the pipeline as it is, quantize it in place, and generate again with the same noise.
 
     Args:
         watch: follows the run, in place of progress bars; its stages are `16 bit`, QUANTIZING, the precision, MEASURING.
         restore: leave the pipeline as it was, also after an error; its 16-bit layers wait in CPU memory meanwhile.
+        calibration: of this pipeline, by which weights are encoded.
     """
     models = denoisers(pipe)
     follow = watch or Watch()
     original = sample(pipe, models, request, "16 bit", watch)
     follow.on_stage(QUANTIZING)
-    with quantized_pipeline(pipe, config, restore, progress=watch is None) as report:
+    with quantized_pipeline(pipe, config, restore, progress=watch is None, calibration=calibration) as report:
         quantized = sample(pipe, models, request, config.precision, watch)
     follow.on_stage(MEASURING)
     return Comparison(request, config, original, quantized, report, fidelity(quantized.frames, original.frames))
 
 
 @contextmanager
-def quantized_pipeline(pipe: Any, config: SeDialectConfig, restore: bool, progress: bool = True) -> Iterator[PipelineReport]:
+def quantized_pipeline(
+    pipe: Any,
+    config: SeDialectConfig,
+    restore: bool,
+    progress: bool = True,
+    calibration: "CalibrationCache | None" = None,
+) -> Iterator[PipelineReport]:
     """The pipeline quantized in place, and its report; `restore` puts the 16-bit layers back when the block ends."""
-    SeDialectMixin.enable_sedialect(pipe, config, keep_original=restore, progress=progress)
+    SeDialectMixin.enable_sedialect(pipe, config, calibration=calibration, keep_original=restore, progress=progress)
     try:
         yield SeDialectMixin.sedialect_report(pipe)
     finally:

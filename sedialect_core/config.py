@@ -22,8 +22,12 @@ SEMANTICS = (
     "semantic_spacing",
     "semantic_quantile",
     "semantic_similarity",
+    "semantic_sharing",
     "refresh_every",
+    "refresh_at",
+    "profile_megabytes",
     "protected_steps",
+    "protected_precision",
 )
 SINCE: Mapping[str, int] = {"rotation": 2, **dict.fromkeys(SEMANTICS, 2)}
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
@@ -31,8 +35,10 @@ PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
 ROTATIONS = (0, 16, 32, 64, 128)
-SALIENCES = ("norm", "error", "attention", "peak-attention", "random")
+SALIENCES = ("norm", "error", "attention", "peak-attention", "attention-error", "random")
 SALIENT_LAYERS = ("feed_forward", "all")
+SHARINGS = ("sub-formatbook", "dialect")
+PROTECTIONS = ("w4a8", "w4a16")
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -66,16 +72,23 @@ class SeDialectConfig:
         salient_ratio: the part of the video tokens, 0..1, whose residual is encoded as well (DESIGN 2.4), and with them all
             text tokens; 0: none.
         salient_by: which tokens those are: of the largest "norm" or encoding "error" of the layer's input; those that
-            received most "attention" when the block was last profiled, or the highest single one, "peak-attention"; or, for
-            comparison, "random" ones.
-        salient_layers: "feed_forward", where a second term brings most for what it costs (docs/semantics.md), or "all".
-        semantic: let tokens that belong together share a sub-formatbook (DESIGN 2.5).
+            received most "attention" when the block was last profiled, or the highest single one, "peak-attention"; of the
+            largest error times received attention, "attention-error"; or, for comparison, "random" ones.
+        salient_layers: "feed_forward", where a second term brings most for what it costs (docs/quality.md), or "all".
+        semantic: let tokens that belong together share what `semantic_sharing` says (DESIGN 2.5).
         semantic_window: frames, rows and columns around an anchor whose tokens may join it.
         semantic_spacing: frames, rows and columns from one anchor to the next; zeros: as the window, so that none overlap.
         semantic_quantile: a member's attention from the anchor lies at or above this quantile of the window's, 0..1.
         semantic_similarity: and the cosine between its input and the anchor's is at least this, -1..1.
+        semantic_sharing: in each block of channels, a "sub-formatbook", from which each token takes its own dialect, or the
+            "dialect" itself.
         refresh_every: profile attention and groups at every such step; 0: at the first only.
-        protected_steps: how many steps at the start and at the end of sampling run with 8-bit activations.
+        refresh_at: or at these parts of the schedule, 0..1, whatever `refresh_every` says; each model of a pipeline also at
+            its own first step if one of them lies before it.
+        profile_megabytes: what profiling and grouping may take in temporaries, in units of 10^6 bytes; one head of one
+            sample, at least, is looked at at a time.
+        protected_steps: how many steps at the start and at the end of sampling run in `protected_precision`.
+        protected_precision: "w4a8" or "w4a16".
         formatbook_digest: what the book's numbers must hash to, as checkpoints record it; empty where any will do.
 
     Raises:
@@ -104,8 +117,12 @@ class SeDialectConfig:
     semantic_spacing: tuple[int, int, int] = (0, 0, 0)
     semantic_quantile: float = 0.5
     semantic_similarity: float = 0.995
+    semantic_sharing: str = "sub-formatbook"
     refresh_every: int = 5
+    refresh_at: tuple[float, ...] = ()
+    profile_megabytes: int = 128
     protected_steps: tuple[int, int] = (0, 0)
+    protected_precision: str = "w4a8"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
@@ -135,7 +152,9 @@ class SeDialectConfig:
             least = 1 if name == "semantic_window" else 0
             if len(values) != length or any(type(value) is not int or value < least for value in values):
                 raise ConfigError(f"{name} is {values}; give {length} integers of at least {least}")
+        self._check_schedule()
         _one_of("salient_by", self.salient_by, SALIENCES)
+        _one_of("semantic_sharing", self.semantic_sharing, SHARINGS)
         _one_of("salient_layers", self.salient_layers, SALIENT_LAYERS)
         for name, low in (("salient_ratio", 0), ("semantic_quantile", 0), ("semantic_similarity", -1)):
             value = getattr(self, name)
@@ -143,10 +162,19 @@ class SeDialectConfig:
                 raise ConfigError(f"{name} is {value!r}; it lies between {low} and 1")
         if type(self.semantic) is not bool:
             raise ConfigError(f"semantic is {self.semantic!r}; it is True or False")
-        if type(self.refresh_every) is not int or self.refresh_every < 0:
-            raise ConfigError(f"refresh_every is {self.refresh_every!r}; give a number of steps, or 0")
         if self.semantic and self.semantic_window == (1, 1, 1):
             raise ConfigError("semantic_window is (1, 1, 1), which holds nothing but the anchor; make it larger")
+
+    def _check_schedule(self) -> None:
+        _one_of("protected_precision", self.protected_precision, PROTECTIONS)
+        if type(self.refresh_every) is not int or self.refresh_every < 0:
+            raise ConfigError(f"refresh_every is {self.refresh_every!r}; give a number of steps, or 0")
+        if type(self.profile_megabytes) is not int or self.profile_megabytes < 1:
+            raise ConfigError(f"profile_megabytes is {self.profile_megabytes!r}; give an integer of at least 1")
+        object.__setattr__(self, "refresh_at", tuple(self.refresh_at))
+        for part in self.refresh_at:
+            if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
+                raise ConfigError(f"refresh_at holds {part!r}; its parts of the schedule lie between 0 and 1")
 
     @classmethod
     def preset(cls, name: str = "default", **overrides: Any) -> "SeDialectConfig":

@@ -25,6 +25,7 @@ class Guidance(NamedTuple):
     group: torch.Tensor | None = None
     choice: torch.Tensor | None = None
     protected: torch.Tensor | None = None
+    exact: torch.Tensor | None = None
 
 
 class Guide(Protocol):
@@ -71,6 +72,7 @@ class SeDialectLinear(nn.Linear):
         self.rotation = rotation  # size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
         self.compensated = False  # whether its weight was encoded with the layer's inputs in view; files do not tell
         self.shared_input: SharedInput | None = None  # with the layers that read the same input
+        self.reader = 0  # which of them it is
         self.guide: Guide | None = None
         self.compute_dtype = compute_dtype  # read by PEFT for its adapters, and by models that ask a layer for its dtype
 
@@ -136,21 +138,28 @@ class SeDialectLinear(nn.Linear):
         if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             y = self._differentiable(x)
         else:
-            encoded = self._encode(x) if self.shared_input is None else self.shared_input.encoded(x, lambda: self._encode(x))
-            operand, row_scale, salient = encoded
+            operand, row_scale, salient, exact = self._encoded(x)
             weight = (self.weight, self.weight_meta, self.row_scale)
-            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, salient)
+            rows = None if exact is None else x.reshape(-1, self.in_features)
+            kept = (salient, rows, exact, self.rotation)
+            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, *kept)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _encoded(self, x: torch.Tensor) -> Encoded:
+        """What `_encode` gives, once for all layers that read x."""
+        if self.shared_input is None:
+            return self._encode(x)
+        return self.shared_input.encoded(x, lambda: self._encode(x), self.reader)
 
     def _encode(self, x: torch.Tensor) -> Encoded:
         rows, bits = x.reshape(-1, self.in_features), ACTIVATION_BITS[self.precision]
         if bits == 16 and not self.rotation:
-            return Encoded(rows, None, None)
+            return Encoded(rows, None, None, None)
         guidance = Guidance() if self.guide is None else self.guide(x)
         operand, row_scale = ops.encode(
             rows, self._tables(x), self.block_size, bits, self.candidates, *guidance, rotation=self.rotation
         )
-        return Encoded(operand, row_scale, guidance.salient)
+        return Encoded(operand, row_scale, guidance.salient, guidance.exact)
 
     def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one operator, which knows its gradient."""

@@ -50,6 +50,13 @@ class LayerPlan:
     """How the tokens are chosen that get a second term: `salient_by`; "text" where all rows are text; "": there are none."""
     grouped: bool = False
     """Whether tokens that belong together share a sub-formatbook."""
+    linear: bool = False
+    """Whether its attention has no softmax, as `LinearSite` has it."""
+
+    @property
+    def pattern(self) -> str:
+        """The name with stars for numbers: layers that do the same in every block have the same."""
+        return ".".join("*" if part.isdigit() else part for part in self.name.split("."))
 
     @property
     def explanation(self) -> str:
@@ -126,9 +133,8 @@ class Plan:
         """Layers that share everything but the block's number: count, name, shape, precision, reason."""
         counts: dict[tuple[str, str, str, str], int] = {}
         for layer in self.layers:
-            pattern = ".".join("*" if part.isdigit() else part for part in layer.name.split("."))
             shape = f"{layer.in_features} -> {layer.out_features}"
-            key = (pattern, shape, layer.precision or "16 bit", layer.explanation)
+            key = (layer.pattern, shape, layer.precision or "16 bit", layer.explanation)
             counts[key] = counts.get(key, 0) + 1
         return [(count, *key) for key, count in counts.items()]
 
@@ -231,6 +237,7 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
         site.stream,
         site.shared_input,
         rotation,
+        linear=site.linear,
     )
 
 

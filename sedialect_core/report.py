@@ -1,12 +1,11 @@
 """What quantizing cost and saved, as rows. Front ends print them; nothing here measures quality."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from ..kernels.dispatch import implementation
+from ..kernels.dispatch import Implementation, implementation
 from .plan import ROW_SCALE_BITS, LayerPlan, Plan
 
 DELTA_AND_DIALECT_BITS = 4 + 5
@@ -44,10 +43,18 @@ class ModelReport:
         return "\n".join(f"{label:<{width}}  {value}" for label, value in rows) + f"\n{self.plan}"
 
 
-def report_of(component: str, model: nn.Module, plan: Plan, bytes_before: int) -> ModelReport:
-    """The report of a model that `plan` was carried out on."""
+def report_of(
+    component: str, model: nn.Module, plan: Plan, bytes_before: int, runs_on: torch.device | None = None
+) -> ModelReport:
+    """The report of a model that `plan` was carried out on.
+
+    Args:
+        runs_on: where a model that is offloaded to the CPU runs.
+    """
     device = next(model.parameters()).device
     layers = [layer for layer in plan.quantized if layer.role != "modulation"] or list(plan.quantized)
+    if device.type in ("cpu", "meta") and runs_on is not None:  # offloaded between calls
+        device = runs_on
     return ModelReport(
         component=component,
         plan=plan,
@@ -60,13 +67,24 @@ def report_of(component: str, model: nn.Module, plan: Plan, bytes_before: int) -
 
 
 def implementations(device: torch.device, plan: Plan) -> str:
-    """What the quantized layers run on, in words; how many of them on which, where they differ."""
-    shapes = [(layer.precision or "", (layer.out_features, layer.in_features)) for layer in plan.quantized]
-    counts = Counter(implementation(device, precision, shape) for precision, shape in shapes)
-    if len(counts) == 1:
-        return "".join(f"{device}, {name}: {reason}" for name, reason in counts)
-    paths = [f"{count} layers: {name}: {reason}" for (name, reason), count in counts.most_common()]
-    return f"{device}; " + "; ".join(paths)
+    """What the quantized layers run on, in words; which of them on which, where they differ."""
+    paths: dict[Implementation, list[LayerPlan]] = {}
+    for layer in plan.quantized:
+        shape = (layer.out_features, layer.in_features)
+        paths.setdefault(implementation(device, layer.precision or "", shape), []).append(layer)
+    if len(paths) == 1:
+        return "".join(f"{device}, {name}: {reason}" for name, reason in paths)
+    ordered = sorted(paths.items(), key=lambda path: -len(path[1]))
+    told = [
+        f"{_named(layers, all_but=number == 0)}: {name}: {reason}" for number, ((name, reason), layers) in enumerate(ordered)
+    ]
+    return f"{device}; " + "; ".join(told)
+
+
+def _named(layers: list[LayerPlan], all_but: bool) -> str:
+    """How many layers, and their names without the blocks' numbers, unless they are the rest."""
+    count = f"{len(layers)} layers"
+    return count if all_but else f"{count} ({', '.join(dict.fromkeys(layer.pattern for layer in layers))})"
 
 
 def token_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -74,7 +92,10 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
     config = plan.config
     salient = [layer for layer in plan.quantized if layer.salient not in ("", "text")]
     grouped = sum(layer.grouped for layer in plan.quantized)
-    window, every = " x ".join(map(str, config.semantic_window)), config.refresh_every
+    window = " x ".join(map(str, config.semantic_window))
+    renewed = f"every {config.refresh_every} steps" if config.refresh_every else "never"
+    if config.refresh_at:
+        renewed = f"at {', '.join(f'{part:.0%}' for part in config.refresh_at)} of the steps"
     first, last = config.protected_steps
     rows = []
     if salient:
@@ -82,9 +103,10 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
             ("second terms", f"{config.salient_ratio:.0%} of the video tokens by {config.salient_by}, {len(salient)} layers")
         )
     if grouped:
-        rows.append(("groups", f"in windows of {window} tokens, renewed every {every} steps, {grouped} layers"))
+        shared = f"a {config.semantic_sharing} for groups in windows of {window} tokens"
+        rows.append(("shared", f"{shared}, renewed {renewed}, {grouped} layers"))
     if first or last:
-        rows.append(("protected", f"the first {first} and the last {last} steps run in 8-bit activations"))
+        rows.append(("protected", f"the first {first} and the last {last} steps run in {config.protected_precision}"))
     return rows
 
 

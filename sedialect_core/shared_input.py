@@ -1,6 +1,7 @@
 """One encoding for the layers that read the same input, such as the queries, keys and values of an attention.
 
-In compiled graphs the compiler itself finds that `ops.encode` is called twice with equal arguments; this is for eager mode.
+Eager and compiled alike: torch's compiler does not find by itself, without gradients, that an operator is called twice with
+equal arguments.
 """
 
 import weakref
@@ -11,17 +12,20 @@ import torch
 
 
 class Encoded(NamedTuple):
-    """What `ops.encode` gave for an input: operands [M + E, K], row scales [M + E], salient rows int32 [E]; or None."""
+    """What `ops.encode` gave for an input: operands [M + E, K], row scales [M + E], salient rows int32 [E]; and the flag
+    by which the product takes the input itself. Or None."""
 
     operand: torch.Tensor
     row_scale: torch.Tensor | None
     salient: torch.Tensor | None
+    exact: torch.Tensor | None
 
 
 class HasInput(Protocol):
-    """A layer that can share its input's encoding."""
+    """A layer that can share its input's encoding: with whom, and which of them it is, from 0."""
 
     shared_input: "SharedInput | None"
+    reader: int
 
 
 class SharedInput:
@@ -34,10 +38,14 @@ class SharedInput:
     def __init__(self, members: int) -> None:
         self.members = members
         self._kept: tuple[weakref.ref[torch.Tensor], int, int, Encoded] | None = None  # input, its version, uses left
+        self._traced: tuple[torch.Tensor, Encoded] | None = None
+        self._served = 0  # while a graph is traced: a bit for each member that has had its input
 
-    def encoded(self, x: torch.Tensor, encode: Callable[[], Encoded]) -> Encoded:
-        """The encoding of x: the kept one, or what `encode()` gives."""
-        if torch.compiler.is_compiling() or x.is_inference():  # inference tensors do not count their versions
+    def encoded(self, x: torch.Tensor, encode: Callable[[], Encoded], reader: int) -> Encoded:
+        """The encoding of x for member number `reader`: the kept one, or what `encode()` gives."""
+        if torch.compiler.is_compiling():
+            return self._encoded_in_graph(x, encode, reader)
+        if x.is_inference():  # inference tensors do not count their versions
             return encode()
         kept = self._kept  # read once: another thread may be replacing it
         if kept is not None:
@@ -49,6 +57,25 @@ class SharedInput:
         self._kept = (weakref.ref(x, self._forget), x._version, self.members - 1, encoded)
         return encoded
 
+    def _encoded_in_graph(self, x: torch.Tensor, encode: Callable[[], Encoded], reader: int) -> Encoded:
+        """The same while a graph is traced, where no version is known: only layers share whose model is known to leave
+        their input as it is.
+
+        Once each member has been called, nothing is kept, whoever had which input: what stayed would be an output of the
+        graph, and another state for the next call to be compiled for.
+        """
+        bit = 1 << reader
+        if self._served & bit:  # a new forward; the last one has left a member out
+            self._served, self._traced = 0, None
+        kept = self._traced
+        encoded = kept[1] if kept is not None and kept[0] is x else encode()
+        self._served |= bit
+        if self._served == (1 << self.members) - 1:
+            self._served, self._traced = 0, None
+        else:
+            self._traced = (x, encoded)
+        return encoded
+
     def _forget(self, source: "weakref.ref[torch.Tensor]") -> None:
         """The input is gone: nobody can ask for its encoding any more."""
         if self._kept is not None and self._kept[0] is source:
@@ -56,7 +83,7 @@ class SharedInput:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles start empty."""
-        return {"members": self.members, "_kept": None}
+        return {"members": self.members, "_kept": None, "_traced": None, "_served": 0}
 
 
 def share_inputs(layers: Iterable[tuple[Hashable, HasInput]]) -> None:
@@ -73,5 +100,5 @@ def share_inputs(layers: Iterable[tuple[Hashable, HasInput]]) -> None:
     for group in members.values():
         if len(group) > 1:
             shared = SharedInput(len(group))
-            for layer in group:
-                layer.shared_input = shared
+            for number, layer in enumerate(group):
+                layer.shared_input, layer.reader = shared, number

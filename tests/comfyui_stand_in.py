@@ -50,7 +50,19 @@ class ComfyAPISync:
 def modules(base: Any) -> dict[str, ModuleType]:
     """Stand-ins by the names that the nodes import; `base` is ComfyUI's base folder."""
     io, ui, latest, api, paths = (ModuleType(name) for name in ("io", "ui", "comfy_api.latest", "comfy_api", "folder_paths"))
-    for kind in ("Model", "Combo", "String", "Float", "Boolean", "Int", "Image", "Latent", "Video", "MultiType"):
+    for kind in (
+        "Model",
+        "Combo",
+        "String",
+        "Float",
+        "Boolean",
+        "Int",
+        "Image",
+        "Video",
+        "MultiType",
+        "Conditioning",
+        "Latent",
+    ):
         setattr(io, kind, Kind(kind.upper()))
     io.Custom, io.ComfyNode, io.NodeOutput = Kind, ComfyNode, NodeOutput
     io.Schema = lambda **said: SimpleNamespace(**said)
@@ -86,16 +98,29 @@ def modules(base: Any) -> dict[str, ModuleType]:
     version.__version__ = "0.33.0"
     model = ModuleType("sedialect.nodes.comfy_model")  # the one import that needs ComfyUI itself
     model.quantized = lambda patcher: getattr(patcher, "known", None)
+    calibration = ModuleType("sedialect.nodes.comfy_calibration")
     return {
         "comfy_api": api,
         "comfy_api.latest": latest,
         "folder_paths": paths,
         "comfyui_version": version,
         "sedialect.nodes.comfy_model": model,
+        "sedialect.nodes.comfy_calibration": calibration,
     }
 
 
-NODE_FILES = ("extension", "quantize", "load_save", "formatbook", "report", "compare", "settings", "sockets", "progress")
+NODE_FILES = (
+    "extension",
+    "quantize",
+    "load_save",
+    "formatbook",
+    "calibrate",
+    "report",
+    "compare",
+    "settings",
+    "sockets",
+    "progress",
+)
 
 
 def forget() -> None:
@@ -103,6 +128,6 @@ def forget() -> None:
     for name in NODE_FILES:
         sys.modules.pop(f"sedialect.nodes.{name}", None)
     package = sys.modules.get("sedialect.nodes")
-    for name in (*NODE_FILES, "comfy_model"):
+    for name in (*NODE_FILES, "comfy_model", "comfy_calibration"):
         if package is not None and hasattr(package, name):
             delattr(package, name)

@@ -32,6 +32,8 @@ DIALECTS = {
     "Q_SHIFT": 8,
     "ALL": False,
     "GROUPS": False,
+    "SHARED": 0x80,
+    "SHARED_MASK": 0xE0,
 }
 WEIGHT = {"row_blocks": 32, "BLOCK": 16, "TILE": 64, "COUNT": 8, "DIALECTS": 32}
 

@@ -66,6 +66,29 @@ def test_groups_take_only_the_shapes_that_they_chose(candidates):
     assert (values(operand, scale) - x).square().sum() > (values(whole, scale) - x).square().sum()
 
 
+@pytest.mark.parametrize("candidates", ["max", "all"])
+def test_groups_take_the_very_dialect_that_they_share(candidates):
+    x = rows()
+    x[4, 16:32] = 0
+    group = torch.tensor([0, 0, 1, -1, 1, -1, 0, 1, 1], dtype=torch.int32)
+    dialect = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    operand, scale = ops.encode(x, TABLES, 16, 4, candidates, None, group, reference.SHARED_DIALECT + dialect)
+    whole, _ = ops.encode(x, TABLES, 16, 4, candidates)
+    tables = BOOK.tables()
+    value = tables.half_units.gather(1, tables.indices.long()).float()
+    for row in range(9):
+        if group[row] < 0:
+            assert torch.equal(operand[row], whole[row])
+            continue
+        for block in range(6):
+            number = x[row, 16 * block : 16 * block + 16] / scale[row]
+            top = number.abs().max()
+            unit = 1.0 if top == 0 else 2.0 ** -(3 - int(torch.floor(torch.log2(top))))
+            q = (2 * number.abs() / unit).long().clamp(max=31)
+            wanted = torch.copysign(value[dialect[group[row], block].long(), q] * unit, number)
+            assert torch.equal(operand[row, 16 * block : 16 * block + 16], wanted)
+
+
 def test_a_protected_step_takes_eight_bits_when_the_flag_says_so():
     x, salient, flag = rows(), torch.tensor([1], dtype=torch.int32), torch.tensor([False])
     four = ops.encode(x, TABLES, 16, 4, "max", salient, None, None, flag)

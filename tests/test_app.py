@@ -5,14 +5,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import torch
 from app_server import free_port, idle, serving, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,17 +23,15 @@ from gradio_client import Client  # noqa: E402
 from gradio_client.exceptions import AppError  # noqa: E402
 
 from sedialect.sedialect_core import comparison  # noqa: E402
+from sedialect.sedialect_core.calibration import moments  # noqa: E402
 from sedialect.sedialect_core.comparison import compare  # noqa: E402
 from sedialect.sedialect_core.config import SeDialectConfig  # noqa: E402
-from sedialect.sedialect_core.errors import InputError, SeDialectError  # noqa: E402
-from sedialect.sedialect_core.integrations.pipelines import denoisers  # noqa: E402
-from sedialect.sedialect_core.sampling import Request, sample  # noqa: E402
-from sedialect.web import results  # noqa: E402
+from sedialect.sedialect_core.errors import InputError  # noqa: E402
+from sedialect.sedialect_core.sampling import Request  # noqa: E402
 from sedialect.web.app import Settings, serve  # noqa: E402
 from sedialect.web.guard import MAX_BODY  # noqa: E402
 from sedialect.web.limits import bundled_offer, checked_config, checked_request  # noqa: E402
-from sedialect.web.results import Latest, Results  # noqa: E402
-from sedialect.web.studio import Stopped, Studio  # noqa: E402
+from sedialect.web.service import Service  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,8 +52,10 @@ def client(served, tmp_path):
 def test_programs_find_three_endpoints_and_what_may_be_asked(client, served):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/about", "/compare", "/encode_block"}
     about = client.predict(api_name="/about")
-    assert about["ready"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
-    assert about["settings"]["formatbook"][0] and "skip" not in about["settings"]
+    assert about["ready"] and about["calibrates"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
+    assert about["settings"]["formatbook"][0] and about["settings"]["semantic_window"] == "2, 2, 2"
+    operators = {"skip", "formatbook_digest", "profile_megabytes"}
+    assert set(about["settings"]) == {field.name for field in fields(SeDialectConfig)} - operators
 
 
 def test_a_comparison_by_the_api_is_the_library_s(client, served):
@@ -98,6 +97,13 @@ BAD = {
     "a pattern": ({"settings": {"skip": ["(a+)+$"]}}, "no setting 'skip' is offered here"),
     "no settings": ({"settings": [1]}, "settings must be an object"),
     "many layers": ({"keep": "a," * 200}, "the list of layers has 400 characters"),
+    "a large window": ({"settings": {"semantic_window": "99, 2, 2"}}, "semantic_window is 99; it must lie between 0 and 8"),
+    "dense windows": ({"settings": {"semantic_window": [8, 8, 8], "semantic_spacing": "1 1 1"}}, "too much memory"),
+    "no numbers": ({"settings": {"protected_steps": 3}}, "protected_steps is '3'; give numbers, separated by commas"),
+    "a number too few": ({"settings": {"protected_steps": "3"}}, r"protected_steps is \(3,\); give 2 integers"),
+    "memory": ({"settings": {"profile_megabytes": 10**9}}, "no setting 'profile_megabytes' is offered here"),
+    "no part": ({"settings": {"refresh_at": "0, 1.5"}}, "refresh_at is 1.5; it must lie between 0 and 1"),
+    "no precision": ({"settings": {"layer_precisions": "attn2"}}, r"'attn2' is no layer with its precision \(w4a4"),
 }
 
 
@@ -126,6 +132,16 @@ def test_whatever_is_asked_is_refused_in_a_sentence_or_within_the_bounds(prompt,
     assert 1 <= request.steps <= offer.max_steps and 1 <= request.num_frames <= offer.max_frames
     assert offer.min_side <= request.width == request.height <= offer.max_side
     assert request.width * request.height * request.num_frames <= offer.max_pixels and request.prompt
+
+
+def test_what_about_says_of_the_settings_may_be_sent_back(client):
+    offered = client.predict(api_name="/about")["settings"]
+    default = SeDialectConfig()
+    values = {name: getattr(default, name) if isinstance(value, list) else value for name, value in offered.items()}
+    assert all(values[name] in value for name, value in offered.items() if isinstance(value, list))
+    assert checked_config("default", values) == SeDialectConfig()
+    assert checked_config("default", {"refresh_at": "0, 0.5"}).refresh_at == (0, 0.5)
+    assert checked_config("default", {"layer_precisions": "blocks.0. = w4a8"}).precision_of("blocks.0.x") == "w4a8"
 
 
 def test_two_visitors_at_once_each_get_their_own(served, tmp_path):
@@ -158,6 +174,53 @@ def test_cancelling_stops_the_sampling_and_the_next_run_works(client, served):
     handle.remove()
 
 
+@pytest.fixture
+def small_calibration(served, monkeypatch):
+    """A few small videos to calibrate with, none of them sampled yet."""
+    texts = ("a red ball moves left", "a small green star moves up", "a blue cube sinks")
+    requests = [Request(text, n, 8, height=64, width=64, num_frames=13) for n, text in enumerate(texts)]
+    monkeypatch.setattr(moments, "requests_of", lambda *_: requests)
+    served.service.learnt.clear()
+    yield
+    served.service.learnt.clear()
+
+
+def test_calibrated_weights_are_learnt_once_and_are_the_library_s(client, served, small_calibration, monkeypatch):
+    sampled = []
+    once = moments.generate
+    monkeypatch.setattr(moments, "generate", lambda *args, **kwargs: (sampled.append(args[1]), once(*args, **kwargs)))
+    asked = {"prompt": "a red ball moves left", "seed": 3, "preset": "weight-only", "api_name": "/compare"}
+    plain, calibrated, again = (client.predict(**asked, calibrated=value)[0] for value in (False, True, True))
+    assert [numbers["calibrated"] for numbers in (plain, calibrated, again)] == [False, True, True]
+    assert len(sampled) == 3, "once for all visitors"
+    assert calibrated["psnr_db"] == again["psnr_db"] != plain["psnr_db"]
+    with served.service.studio.pipeline(lambda: None) as pipe:
+        request, config = Request(**calibrated["request"]), SeDialectConfig.preset("weight-only")
+        expected = compare(pipe, request, config, restore=True, calibration=served.service.learnt[0])
+    assert calibrated["psnr_db"] == pytest.approx(expected.fidelity.psnr)
+
+
+def test_cancelling_while_the_model_calibrates_leaves_nothing_half_learnt(client, served, small_calibration):
+    forwards = []
+    handle = served.service.studio._pipe.transformer.register_forward_pre_hook(lambda *_: forwards.append(1))
+    job = client.submit(prompt="a ball", calibrated=True, api_name="/compare")
+    wait_for(lambda: len(forwards) > 2, "sampling")
+    job.cancel()
+    wait_for(lambda: idle(served), "the end of the run", 20)
+    handle.remove()
+    assert not served.service.learnt and len(forwards) < 48
+    assert not any(module._forward_pre_hooks for module in served.service.studio._pipe.transformer.modules())
+
+
+def test_other_models_are_calibrated_by_their_operator_alone(served):
+    other = Service(served.service.studio, served.service.offer, served.service.results, False, "another")
+    with pytest.raises(InputError, match="no calibration of its model; its operator can give one: --calibration DIR"):
+        asked = {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}
+        next(other.compare("", asked, "default", {}, "", calibrated=True))
+    with pytest.raises(InputError, match="holds no calibration"):
+        serve(Settings(port=free_port(), device="cpu", calibration="no-such-folder"))
+
+
 def test_only_results_can_be_fetched_and_nothing_is_taken_in(served, client):
     _, files = client.predict(prompt="a ball", api_name="/compare")
     route = f"{served.address.rstrip('/')}/gradio_api"
@@ -179,10 +242,11 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(client, served, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(comparison, "write_mp4", full)
-    with pytest.raises(AppError, match="No space left on device; choose a writable place with free space"):
+    with pytest.raises(
+        AppError, match=r"^this server has no place for the result \(No space left on device\); try again later$"
+    ):
         client.predict(prompt="a ball", api_name="/compare")
-    left = set(served.service.results.root.iterdir()) - before
-    assert not [path for folder in left for path in folder.iterdir()] and idle(served)
+    assert set(served.service.results.root.iterdir()) <= before and idle(served)
 
 
 def test_a_bug_is_no_traceback_for_visitors_and_the_server_lives_on(client, served, monkeypatch, caplog):
@@ -201,101 +265,6 @@ def test_a_block_is_explained_and_wrong_numbers_are_told(client):
     assert "give numbers, separated" in client.predict(numbers="<b>one</b>", api_name="/encode_block")
     assert "&lt;b&gt;" in client.predict(numbers="<b>one</b>", api_name="/encode_block")
     assert "infinite" in client.predict(numbers="1e99 " * 16, api_name="/encode_block")
-
-
-def test_a_model_that_fails_to_load_is_told_and_tried_again(served):
-    attempts = []
-
-    def load():
-        attempts.append(1)
-        if len(attempts) == 1:
-            raise KeyError("a surprise")
-        if len(attempts) == 2:
-            raise InputError("cannot load the pipeline 'there': no such folder")
-        return served.service.studio._pipe
-
-    studio = Studio(load)
-    studio.start_loading()
-    wait_for(lambda: studio.failed, "the failure")
-    assert not studio.ready and studio.failed == "loading failed; the server's log says why"
-    with pytest.raises(SeDialectError, match="cannot load the pipeline 'there'"):
-        run(studio, lambda pipe, watch: None)
-    assert "cannot load the pipeline 'there'" in studio.failed
-    assert run(studio, lambda pipe, watch: "done") == "done" and studio.ready and not studio.failed
-
-
-def run(studio, work, **limits):
-    with studio.run(work, **{"steps": 2, "stages": 1, "seconds": 60, **limits}) as started:
-        list(started.follow())
-    if started.error:
-        raise started.error
-    return started.result
-
-
-@pytest.fixture
-def studio(served):
-    return served.service.studio
-
-
-def test_runs_never_overlap(studio):
-    inside, most, gate = [], [], threading.Event()
-
-    def work(pipe, watch):
-        inside.append(1)
-        most.append(len(inside))
-        gate.wait(0.2)
-        inside.pop()
-
-    threads = [threading.Thread(target=run, args=(studio, work)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1, 1]
-
-
-def test_a_run_in_line_can_be_stopped_and_one_that_takes_too_long_is(studio):
-    gate = threading.Event()
-    with studio.run(lambda pipe, watch: gate.wait(30), steps=1, stages=1, seconds=60):
-        wait_for(lambda: studio._lock.locked(), "the first run")
-        with studio.run(lambda pipe, watch: pytest.fail("never its turn"), steps=1, stages=1, seconds=60) as second:
-            second.stop()
-            assert list(second.follow()) in ([], [second.progress])
-        assert isinstance(second.error, Stopped)
-        gate.set()
-
-    def endless(pipe, watch):
-        request = Request("a ball", steps=500, height=64, width=64, num_frames=5)
-        sample(pipe, denoisers(pipe), request, "16 bit", watch)
-
-    gate.clear()
-    with pytest.raises(InputError, match="^this took longer than 0 s and was stopped; ask for fewer steps or frames"):
-        run(studio, endless, seconds=0.2)
-
-
-def test_progress_tells_steps_seconds_and_a_picture_that_moves(studio):
-    seen = []
-
-    def work(pipe, watch):
-        watch.on_stage("16 bit")
-        for step in (1, 2, 3):
-            watch.on_step(step, torch.randn(1, 16, 3, 8, 8, generator=torch.Generator().manual_seed(step)))
-            seen.append(watch.progress)
-
-    run(studio, work, steps=3, stages=2)
-    assert [(progress.stage, progress.step, progress.steps) for progress in seen] == [("16 bit", n, 3) for n in (1, 2, 3)]
-    assert all(progress.seconds_left > 0 for progress in seen), "the second video is still to come"
-    assert seen[-1].previews["16 bit"].startswith("data:image/webp;base64,")
-
-
-def test_of_large_things_the_last_visitors_alone_are_remembered():
-    latest = Latest(2)
-    for visitor in ("a", "b", "a", "c"):
-        latest.put(visitor, visitor.upper())
-    assert (latest.get("a"), latest.get("b"), latest.get("c")) == ("A", None, "C")
-    latest.drop("a")
-    latest.drop("nobody")
-    assert latest.get("a") is None
 
 
 def test_a_space_installs_what_the_app_needs_and_runs_this_file():
@@ -336,26 +305,3 @@ def test_a_taken_port_is_told(served):
     port = int(served.address.rstrip("/").rpartition(":")[2])
     with pytest.raises(InputError, match=f"cannot serve on 127.0.0.1:{port} .* choose another --port"):
         serve(Settings(port=port, device="cpu"))
-
-
-def test_results_are_replaced_run_out_and_are_few(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(results.time, "monotonic", lambda: now[0])
-    kept = Results()
-    try:
-        first, other = kept.new_folder("a"), kept.new_folder("b")
-        for folder in (first, other):
-            folder.mkdir()
-        second = kept.new_folder("a")
-        second.mkdir()
-        assert not first.exists() and other.exists() and second.exists(), "a visitor has one result"
-        kept.left("b")
-        now[0] += results.GRACE_SECONDS + 1
-        kept.left("nobody")
-        assert not other.exists() and second.exists()
-        for number in range(results.KEPT):
-            kept.new_folder(str(number)).mkdir()
-        assert not second.exists() and len(list(kept.root.iterdir())) == results.KEPT
-    finally:
-        kept.remove_all()
-    assert not kept.root.exists()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
 from sedialect.sedialect_core.bench.quality import codes, measuring, rendering, runner, statistics
 from sedialect.sedialect_core.bench.quality import job as jobs
 from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
+from sedialect.sedialect_core.bench.quality.catalogue import PLAIN
 from sedialect.sedialect_core.bench.quality.job import Job, metrics_of
 from sedialect.sedialect_core.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
 from sedialect.sedialect_core.cli import main
@@ -170,7 +172,7 @@ def test_every_arm_goes_in_and_out(arm):
 def test_names_of_arms_are_unique_and_arms_are_chosen_by_pattern():
     names = [arm.name for arm in quality.arms()]
     assert len(set(names)) == len(names) and quality.BASE in names
-    assert {arm.name for arm in quality.choose("^fp8|nvfp4", quality.BASE, quick=False)} == {
+    assert {arm.name for arm in quality.choose("^fp8|^nvfp4-16$", quality.BASE, quick=False)} == {
         "FP8 rows",
         "NVFP4-16",
         quality.BASE,
@@ -376,7 +378,10 @@ def test_a_pipeline_of_ones_own(tmp_path, capsys):
 def test_arms_of_the_table_are_about_the_precision_they_name():
     for arm in quality.arms():
         if arm.config is not None:
-            assert arm.name.startswith("w4a") is False or arm.name == f"{arm.config.precision} B={arm.config.block_size}"
-    assert next(arm for arm in quality.arms() if arm.name == quality.BASE).config == SeDialectConfig()
+            named = re.search(r"\bw4a\d+(?! steps)\b", arm.name.split("steps in")[0])
+            assert named is None or named[0] == arm.config.precision, arm.name
+            assert ("calibrated" in arm.name) == arm.calibrated and ("B=32" in arm.name) <= (arm.config.block_size == 32)
+    base = next(arm for arm in quality.arms() if arm.name == quality.BASE)
+    assert base.config == SeDialectConfig(**PLAIN) and base.config.salient_ratio == 0 and not base.config.semantic
     assert replace(W4A4, sampled=False).digest() == W4A4.digest() != FP8.digest()
     assert Path(quality.bundled_job(2, {}, metrics="velocity", forced_steps=1, batch=1, device="cpu").model).is_dir()

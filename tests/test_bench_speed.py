@@ -13,7 +13,7 @@ from sedialect.kernels import ops, reference
 from sedialect.sedialect_core.bench.speed import arms, block_kinds, blocks, layers, models, peer_layers, rendering, run
 from sedialect.sedialect_core.bench.speed.results import NOT_MEASURED, PARTS, Part, Row, read_parts
 from sedialect.sedialect_core.bench.speed.shapes import HUNYUAN_720P, LTX, QUICK_LAYERS, WAN_480P
-from sedialect.sedialect_core.bench.speed.timing import FEWEST, WARM_UPS, Clock, time_calls
+from sedialect.sedialect_core.bench.speed.timing import FEWEST, WARM_UPS, Clock, time_calls, time_long_calls
 from sedialect.sedialect_core.bench.speed.trials import EAGER, Trials
 from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.config import SeDialectConfig
@@ -218,6 +218,20 @@ def test_inputs_take_turns_and_warm_ups_are_not_timed():
     timing = time_calls(seen.append, ["a", "b"], CPU)
     assert len(seen) == 1 + WARM_UPS + 1 + FEWEST and timing.calls == FEWEST
     assert seen[-FEWEST:] == ["a", "b", "a"] and timing.lower <= timing.median <= timing.upper
+
+
+def test_long_calls_are_timed_after_one_that_may_compile():
+    seen = []
+    timing, memory = time_long_calls(seen.append, ["a", "b"], CPU)
+    assert seen == ["a", *"aba"] and timing.calls == FEWEST == 3 and memory == {}
+
+
+def test_parts_are_measured_from_what_costs_little_to_what_compiles(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(run, "_measure", lambda name, cases, trials, *_: begun.append((name, trials.clock.seconds)))
+    run.measure_speed(run.Choice(dict.fromkeys(PARTS), quick=True, seconds=100), CPU, tmp_path, {})
+    assert [name for name, _ in begun] == ["kernels", "layers", "enabling", "blocks", "models"]
+    assert begun[-1][1] == pytest.approx(100, rel=0.05)  # nothing was used, so all is left for the last
 
 
 def test_layers_are_held_to_float64_and_the_baseline_is_measured_twice():

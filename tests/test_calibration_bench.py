@@ -47,7 +47,7 @@ def test_without_a_choice_of_scales_a_block_is_the_peers_own(peer):
     form.shrinks = (1.0,)
     block, size = weight[:, : form.block_size].T, form.block_size
     form.choose(0, block, torch.eye(size))
-    values = torch.stack([form.quantize(i, block[i]) for i in range(size)], 1)
+    values = torch.stack([form.quantize(block[i]) for i in range(size)], 1)
     assert torch.equal(values, peer.weight(weight)[:, :size])
 
 

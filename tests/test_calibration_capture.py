@@ -13,7 +13,7 @@ from sedialect.kernels.reference import encode_weight_rows
 from sedialect.kernels.rotation import rotate_rows
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibrated import InputStatistics, WeightEncoder
-from sedialect.sedialect_core.calibration import moments, prompts
+from sedialect.sedialect_core.calibration import gathering, moments, prompts
 from sedialect.sedialect_core.calibration.cache import INDEX, CalibrationCache
 from sedialect.sedialect_core.calibration.capture import targets_of, watching
 from sedialect.sedialect_core.calibration.moments import calibrate
@@ -190,6 +190,15 @@ def test_too_few_tokens_say_how_many_prompts_are_needed(pipe):
 def test_too_little_memory_says_what_to_set(pipe):
     with pytest.raises(InputError, match=r"the moment of .* raise `memory`, or sum up elsewhere: device='cpu'"):
         calibrate(pipe, REQUESTS, memory=1e-6, **QUIET)
+
+
+def test_too_little_main_memory_for_all_moments_asks_for_a_folder(pipe, tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(gathering, "_free_bytes", lambda place: 100_000)
+    with pytest.raises(
+        InputError, match=r"the moments of all \d+ inputs take 0.\d GB, .* keep them on disk: .*folder=\.\.\."
+    ):
+        calibrate(pipe, REQUESTS, **QUIET)
+    assert same(calibrate(pipe, REQUESTS, folder=tmp_path, **QUIET), CalibrationCache.load(folder))
 
 
 @pytest.mark.parametrize("given", [[], "everything"])

@@ -1,5 +1,6 @@
 """The command line as users meet it: in processes of its own, on a real folder, with real mistakes."""
 
+import argparse
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import pytest
 from interruptible import start
 from tiny_pipelines import build
 
+from sedialect import SeDialectConfig
 from sedialect.sedialect_core import cli
 from sedialect.sedialect_core.bench.metrics import fidelity
+from sedialect.sedialect_core.commands.comparing import add_config, config_of
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5", "--steps", "2"]
 
@@ -193,3 +196,12 @@ def test_doctor_fails_loudly_when_the_numbers_are_wrong(monkeypatch, capsys):
 def test_no_command_prints_the_usage():
     done = sedialect()
     assert done.returncode == 2 and "usage: sedialect" in done.stderr
+
+
+def test_options_make_the_settings_that_they_name():
+    parser = argparse.ArgumentParser()
+    add_config(parser)
+    given = "--salient-ratio 0.25 --salient-by error --semantic --semantic-sharing dialect"
+    parsed = parser.parse_args([*given.split(), "--protected-steps", "2", "1", "--protected-precision", "w4a16"])
+    wanted = SeDialectConfig(salient_ratio=0.25, salient_by="error", semantic=True, semantic_sharing="dialect")
+    assert config_of(parsed) == wanted.override(protected_steps=(2, 1), protected_precision="w4a16")

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sedialect
+from sedialect.kernels import reference as reference_kernels
 from sedialect.sedialect_core import demo
+from sedialect.sedialect_core.calibrated import InputStatistics
+from sedialect.sedialect_core.calibration.cache import CalibrationCache
 from sedialect.sedialect_core.linear import SeDialectLinear
 from sedialect.sedialect_core.wan_keys import to_authors, to_diffusers
 
@@ -360,6 +364,52 @@ def test_a_formatbook_is_fitted_to_a_model(server, graph):
     report = graph.add("SeDialectReport", model=graph.quantize(model, formatbook=book))
     outcome = server.run(graph.nodes)
     assert "WanModel-" in outcome.text(book[0]) and "WanModel-" in outcome.text(report[0])
+
+
+def calibrated(graph: Workflow, model: list, **settings: object) -> list:
+    prompts = [graph.prompt(PROMPT), graph.prompt("")]
+    positive = graph.add("ConditioningCombine", conditioning_1=prompts[0], conditioning_2=prompts[1])
+    asked = {"negative": graph.prompt(""), "latent_image": graph.latent(frames=13, size=96), "steps": 6, "cfg": 2.0}
+    return graph.add("SeDialectCalibrate", model=model, positive=positive, **{**asked, **settings})
+
+
+def test_calibrated_weights_bring_the_layers_nearer_to_16_bit(server, graph, base):
+    model = graph.model()
+    plain = graph.quantize(model, precision="w4a16")
+    better = graph.quantize(model, precision="w4a16", calibration=calibrated(graph, model))
+    files = [graph.layers(one, name) for name, one in (("calplain", plain), ("calbetter", better))]
+    graph.add("SeDialectReport", model=better)
+    outcome = server.run(graph.nodes)
+    text = next(shown["text"][0] for shown in outcome.outputs.values() if "layers" in shown["text"][0])
+    assert "compensated" in text and "calibrated with 2 prompts at 96x96x13" in text
+    (folder,) = (base / "output" / "sedialect_calibrations").iterdir()
+    assert len(list(folder.glob("*.safetensors"))) == len(json.loads((folder / "calibration.json").read_text())["inputs"])
+    seen = CalibrationCache.load(folder).component("diffusion_model")
+    weights = load_file(base / "models" / "diffusion_models" / DEMO)
+    lost = [sum(output_lost(name, load_file(path), weights, seen) for name in seen) for path in files]
+    assert lost[1] < 0.5 * lost[0]
+
+
+def output_lost(name: str, stored: dict, weights: dict, seen: Mapping[str, InputStatistics]) -> float:
+    """Relative squared error of what a layer gives on what it read while calibrating."""
+    weight, moment = weights[f"{name}.weight"].double(), seen[name].moment.double()
+    parts = (stored[f"{name}|weight{suffix}"] for suffix in ("", "_meta"))
+    scale = stored[f"{name}|weight_scale"].view(torch.float32)
+    error = reference_kernels.decode_rows(*parts, sedialect.Formatbook.builtin().tables()).double() * scale - weight
+    return float(((error @ moment) * error).sum() / ((weight @ moment) * weight).sum())
+
+
+def test_a_calibration_of_another_model_is_refused(server, graph):
+    calibration = calibrated(graph, graph.model())
+    other = graph.model("tiny_high.safetensors")
+    graph.layers(graph.quantize(other, calibration=calibration), "othermodel")
+    assert "the calibration is of other weights" in server.error(graph.nodes)
+
+
+def test_too_few_tokens_are_told_with_the_prompts_that_are_needed(server, graph):
+    calibration = calibrated(graph, graph.model(), latent_image=graph.latent(frames=5, size=32), steps=1)
+    graph.layers(graph.quantize(graph.model(), calibration=calibration), "fewtokens")
+    assert "too few for a moment of that size; give" in server.error(graph.nodes)
 
 
 def test_compare_saves_two_videos_and_tells_the_player(server, graph):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sedialect.kernels import reference
-from sedialect.kernels.compensation import Factor, compensate, factorize, output_error, rounding_order
-from sedialect.kernels.dialect_blocks import encode_compensated_rows
+from sedialect.kernels.compensation import Factor, compensate, factorize, output_error, refine, rounding_order
+from sedialect.kernels.dialect_blocks import DialectBlocks, encode_compensated_rows
 from sedialect.sedialect_core.formatbook import Formatbook
 
 WIDTH = 160  # more than one group of columns, and not a multiple of it
@@ -36,8 +36,10 @@ class Steps:
         assert weight.shape[0] == self.block_size == len(upper)
         self.seen.append(block)
 
-    def quantize(self, column, weight):
-        assert column // self.block_size == self.seen[-1]
+    def resume(self, block):
+        assert block in self.seen
+
+    def quantize(self, weight):
         return (weight / self.step).round() * self.step
 
 
@@ -139,6 +141,56 @@ def test_compensation_holds_on_rows_that_it_did_not_see(tables):
     result = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
     plain = _outputs_lost(weight, reference.encode_weight_rows(weight, tables, 16), unseen, tables)
     assert _outputs_lost(weight, result.rows, unseen, tables).sum() < 0.6 * plain.sum()
+
+
+def _damped_error(values, weight, moment, factor):
+    moment = moment.double()
+    damped = moment + factor.damping * moment.diagonal().mean() * torch.eye(len(moment))
+    return output_error(values - weight, damped)
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_going_through_the_columns_again_never_loses_and_ends_where_no_single_step_gains(block_size):
+    weight, x = random(8, WIDTH), correlated(300)
+    moment = x.T @ x
+    factor, form = factorize(moment, block_size), Steps(block_size)
+    values = compensate(weight, factor, form)
+    errors = [_damped_error(values, weight, moment, factor)]
+    for passes in (1, 2, 40):
+        refined = refine(weight, values, moment, factor, form, passes)
+        errors.append(_damped_error(refined, weight, moment, factor))
+        assert (errors[-1] <= errors[-2] * (1 + 1e-4)).all()
+    assert errors[1].sum() < 0.97 * errors[0].sum()
+    for column in range(WIDTH):
+        for step in (-form.step, form.step):
+            moved = refined.clone()
+            moved[:, column] += step
+            assert (_damped_error(moved, weight, moment, factor) >= errors[-1] * (1 - 1e-4)).all()
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_codes_are_those_of_the_refined_values(tables, block_size):
+    weight, x = random(48, WIDTH, seed=7), correlated(2000)
+    moment = x.T @ x
+    factor = factorize(moment, block_size)
+    form = DialectBlocks(reference.encode_weight_rows(weight, tables, block_size).scale, WIDTH, tables, block_size)
+    rounded = compensate(weight, factor, form)
+    values = refine(weight, rounded, moment, factor, form)
+    rows = form.rows(values)
+    assert not torch.equal(values, rounded)
+    assert torch.equal(reference.decode_rows(rows.codes, rows.meta, tables) * rows.scale.unsqueeze(1), values)
+    assert (
+        _damped_error(values, weight, moment, factor) <= _damped_error(rounded, weight, moment, factor) * (1 + 1e-4)
+    ).all()
+
+
+def test_refined_codes_hold_on_rows_that_they_did_not_see(tables):
+    weight, seen, unseen = random(48, WIDTH, seed=7), correlated(2000), correlated(2000, seed=50)
+    moment = seen.T @ seen
+    factor = factorize(moment, 16)
+    once, refined = (encode_compensated_rows(weight, moment, factor, tables, 16, passes).rows for passes in (0, 2))
+    lost = [_outputs_lost(weight, rows, unseen, tables).sum() for rows in (once, refined)]
+    assert lost[1] < 0.97 * lost[0]
 
 
 def test_zeros_and_tiny_blocks_are_stored_in_the_one_way_there_is(tables):

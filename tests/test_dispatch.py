@@ -5,9 +5,13 @@ import warnings
 
 import pytest
 import torch
+from tiny_models import TINY
 
-from sedialect import SeDialectLinear
-from sedialect.kernels import dispatch
+from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
+from sedialect.kernels import dispatch, gemm, reference
+from sedialect.kernels.activations import encode_activations
+from sedialect.sedialect_core.plan import make_plan
+from sedialect.sedialect_core.report import implementations, report_of
 
 GPU = torch.device("cuda", 0)
 
@@ -16,7 +20,8 @@ GPU = torch.device("cuda", 0)
 def gpu(monkeypatch):
     """Pretends that there is a GPU of some compute capability."""
     monkeypatch.setattr(dispatch, "_FAILED", {})
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: object() if name == "triton" else find(name, *rest))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Some GPU")
 
@@ -69,6 +74,25 @@ def test_every_refusal_has_its_sentence(gpu, monkeypatch):
     assert name == "reference" and "the package triton is not installed" in reason and "FP8 matrix products" in reason
 
 
+def test_reports_name_the_layers_that_take_another_path_and_say_why(gpu):
+    model, _ = TINY["WanTransformer3DModel"]()
+    plan = make_plan(model, SeDialectConfig(layer_precisions=(("ffn", "w4a16"),)))
+    text = implementations(gpu(9, 0), plan)
+    parts = text.split("; ", 1)[1].split(" layers")
+    assert text.startswith("cuda:0; 16 layers: triton, FP8 products: ") and len(parts) == 3
+    assert " (blocks.*.ffn.net.*.proj, blocks.*.ffn.net.*): triton, 16-bit products: " in text
+    assert "no FP8 products: FP8 has too few digits for 16-bit activations" in text
+
+
+@pytest.mark.parametrize(("lies_on", "told"), [("cpu", "cuda:0, triton"), ("meta", "cuda:0, triton")])
+def test_reports_are_about_the_gpu_that_an_offloaded_model_runs_on(gpu, lies_on, told):
+    model, _ = TINY["WanTransformer3DModel"]()
+    plan = quantize_model(model, SeDialectConfig())
+    model.to(lies_on)
+    assert report_of("transformer", model, plan, 0, gpu(9, 0)).implementation.startswith(told)
+    assert report_of("transformer", model, plan, 0).implementation.startswith(f"{lies_on}, reference")
+
+
 def test_a_gpu_without_bfloat16_is_refused_with_what_would_do(gpu):
     name, reason = dispatch.implementation(gpu(7, 5))
     assert name == "none" and "compute capability 7.5 and no bfloat16 units" in reason and "8.0 (Ampere)" in reason
@@ -93,7 +117,31 @@ def test_a_kernel_that_fails_is_replaced_for_good_with_one_warning(gpu):
         assert dispatch.run("decoding", device, fails, lambda: "plain") == "plain"
         assert dispatch.run("encoding", device, lambda: "fast", lambda: "plain") == "fast"
     assert len(tries) == 1
-    assert "plain torch for decoding: OSError: ptxas is not there" in dispatch.implementation(device).reason
+    told = "plain torch for Triton kernel for decoding, since that failed: OSError: ptxas is not there"
+    assert told in dispatch.implementation(device).reason
+
+
+def test_a_product_that_cublas_refuses_is_done_in_bfloat16_with_one_warning(gpu, monkeypatch):
+    device = gpu(9, 0)
+
+    def refused(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    weight, x = encode(torch.randn(48, 256)), torch.randn(3, 256)
+    tables = Formatbook.builtin().tables()
+    operand, row_scale = encode_activations(x, tables, 16, 4, "max")
+    lowered = (operand.mul(16).to(gemm.FP8), row_scale / 16)
+    decoded = reference.decode_rows(weight.codes, weight.meta, tables).mul_(16).to(gemm.FP8), weight.scale / 16
+    bias = torch.randn(48)
+    monkeypatch.setattr(gemm, "fp8_product", refused)
+    with pytest.warns(RuntimeWarning, match="the FP8 product of 3 x 256 x 48 failed on cpu .*NOT_SUPPORTED.*; bfloat16"):
+        found = gemm.scaled_product(*lowered, *decoded, bias)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(gemm.scaled_product(*lowered, *decoded, bias), found)
+    wanted = (operand * row_scale[:, None]).double() @ weight.dequantize(torch.float64).T + bias
+    assert found.dtype == torch.bfloat16 and (found - wanted).norm() < 0.01 * wanted.norm()
+    assert "bfloat16 for FP8 product of 3 x 256 x 48, since that failed" in dispatch.implementation(device).reason
 
 
 def test_too_little_memory_is_not_taken_for_a_kernel_that_fails(gpu):

@@ -11,8 +11,12 @@ from torch import nn
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
 from sedialect.kernels import dispatch, gemm, ops, reference
 from sedialect.kernels.activations import encode_activations
+from sedialect.kernels.compensation import factorize
+from sedialect.kernels.dialect_blocks import encode_compensated_rows
 from sedialect.sedialect_core import demo, doctor
+from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
+from sedialect.sedialect_core.linear import Guidance
 from sedialect.sedialect_core.quantize import quantize_layers
 from sedialect.sedialect_core.sampling import load_pipeline
 
@@ -23,9 +27,9 @@ BOOKS = ["sedialect-32", "dialectfp4-16"]
 
 @pytest.fixture(autouse=True)
 def no_kernel_fails():
-    """A kernel that plain torch had to stand in for would make these tests say nothing about it."""
+    """What something else had to stand in for would make these tests say nothing about it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="the Triton kernel")
+        warnings.filterwarnings("error", message="the (Triton kernel|FP8 product)")
         yield
 
 
@@ -45,10 +49,12 @@ def finite(dtype: torch.dtype = torch.float32, count: int = 257, width: int = 15
 
 def guidance(count: int, blocks: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
+    shapes = torch.randint(1, 16, (3, blocks), generator=generator, dtype=torch.uint8)
+    dialects = torch.randint(0, 32, (2, blocks), generator=generator, dtype=torch.uint8)
     return {
         "salient": torch.randperm(count, generator=generator)[: count // 4].int(),
         "group": torch.randint(-1, 5, (count,), generator=generator).int(),
-        "choice": torch.randint(1, 16, (5, blocks), generator=generator, dtype=torch.uint8),
+        "choice": torch.cat([shapes, reference.SHARED_DIALECT + dialects]),
     }
 
 
@@ -94,6 +100,29 @@ def test_every_element_of_every_shape_is_written(width, count, bits):
     book = Formatbook.builtin()
     found = ops.encode(x.cuda(), list(book.tables("cuda")), 16, bits, "max")
     assert_values(found, encode_activations(x, book.tables("cpu"), 16, bits, "max"))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_offsets_pass_two_to_the_31(bits):
+    """Long videos in wide layers have more elements than 32 bits count."""
+    width, tables = 13824, list(Formatbook.builtin().tables("cuda"))
+    count = (1 << 31) // width + 9
+    x = torch.zeros(count, width, device="cuda", dtype=torch.bfloat16)
+    x[-8:] = torch.randn(8, width, generator=torch.Generator().manual_seed(4)).cuda()
+    last = torch.tensor([7, 3], dtype=torch.int32, device="cuda")
+    found = ops.encode(x, tables, 16, bits, "max", last + count - 8)
+    wanted = ops.encode(x[-8:], tables, 16, bits, "max", last)
+    for there, here in zip(found, wanted, strict=True):
+        assert torch.equal(there[-10:].view(torch.uint8), here.view(torch.uint8))
+    extra = torch.randn(2, width, device="cuda").bfloat16()
+    summed = x[-8:].index_add(0, last.long(), extra)
+    assert torch.equal(gemm.add_rows(x, extra, last + count - 8)[-8:], summed)
+
+
+@pytest.mark.parametrize("precision", ["w4a4", "w4a16"])
+def test_no_rows_give_no_rows(precision):
+    layer = SeDialectLinear.from_linear(nn.Linear(64, 32).cuda().bfloat16(), precision=precision)
+    assert layer(torch.empty(2, 0, 64, device="cuda", dtype=torch.bfloat16)).shape == (2, 0, 32)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +278,21 @@ def test_a_compiled_layer_is_protected_without_compiling_again():
         assert_values(found, encode_activations(x.cpu(), book.tables("cpu"), 16, bits, "max"))
 
 
+def test_exact_steps_multiply_the_input_itself_eager_and_compiled():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(256, 96).cuda().bfloat16(), torch.randn(64, 256, device="cuda").bfloat16()
+    layer, plain, wide = (SeDialectLinear.from_linear(linear, precision=name) for name in ("w4a4", "w4a4", "w4a16"))
+    flag = torch.tensor([False])  # on the CPU: nothing waits for the GPU
+    layer.guide = lambda x: Guidance(exact=flag)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True)
+    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
+        for state in (False, True, False, True):
+            flag.fill_(state)
+            wanted = (wide if state else plain)(x)
+            assert torch.equal(layer(x), wanted) and torch.equal(compiled(x), wanted)
+
+
 def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch):
     from sedialect.kernels import triton_encode
 
@@ -278,6 +322,18 @@ def test_running_out_of_memory_says_of_what():
     try:
         with pytest.raises(torch.OutOfMemoryError, match=r"out of GPU memory while .* MB\. Offload"):
             layer(x)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_running_out_of_memory_while_quantizing_says_how_to_quantize():
+    weight = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (16 << 20)) / total)
+    try:
+        with pytest.raises(torch.OutOfMemoryError, match="encoding a weight of 8192 x 8192, 34 MB. Quantize while .* CPU"):
+            encode(weight)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -314,6 +370,28 @@ def test_a_model_on_the_cpu_is_encoded_on_the_gpu_one_layer_at_a_time():
     assert 4 * elements < peak < 1.25 * 4 * elements, "one float32 weight, and its codes"
     for (name, here), there in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
         assert here.device.type == "cpu" and torch.equal(here, there), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_lose_nothing_to_tensor_cores(dtype):
+    rows = torch.randn(20_000, 512, generator=torch.Generator().manual_seed(0)).to(dtype)
+    wanted = rows.double().T @ rows.double()
+    moment = _product(rows.cuda())
+    assert moment.dtype == torch.float32
+    assert error(moment.cpu(), wanted) < 1e-6
+
+
+def test_weights_are_compensated_on_a_gpu_as_well_as_on_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    weight, seen = torch.randn(256, 512, generator=generator), torch.randn(4000, 20, generator=generator)
+    seen = seen @ torch.randn(20, 512, generator=generator) + 0.3 * torch.randn(4000, 512, generator=generator)
+    moment, tables = seen.T @ seen, Formatbook.builtin().tables(torch.device("cpu"))
+    here = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    moment, weight, tables = moment.cuda(), weight.cuda(), Formatbook.builtin().tables(torch.device("cuda"))
+    there = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    assert (there.error <= there.plain).all()
+    assert float(there.error.sum()) == pytest.approx(float(here.error.sum()), rel=0.02)
+    assert float(there.plain.sum()) == pytest.approx(float(here.plain.sum()), rel=1e-3)
 
 
 def test_the_self_test_passes_on_every_gpu():

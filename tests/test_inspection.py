@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError, dataclass, field
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -456,6 +456,7 @@ JOINED_IN_ATTENTION = {
     "EasyAnimateTransformer3DModel": TEXT,
     "MiniMaxH3Transformer3DModel": TEXT + AUDIO,
     "MMDiTModel": TEXT,
+    "Cosmos3OmniTransformer": TEXT,
 }
 
 
@@ -469,38 +470,38 @@ def test_order_says_whether_text_or_history_is_in_the_sequence(name: str) -> Non
 
 @pytest.mark.parametrize("name", JOINED_IN_ATTENTION)
 def test_token_order_in_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some models join text and video in attention only; the queries of block 0 have the order of the layout."""
+    """Some models join text and video in attention only; the keys of block 0 have the order of the layout."""
     attend = torch.nn.functional.scaled_dot_product_attention
     text, seen = JOINED_IN_ATTENTION[name], []
 
-    def watch(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        queries.append(query)
-        return attend(query, *args, **kwargs)
+    def watch(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        keys.append(key)
+        return attend(query, key, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
     layout = layout_of(traced(name).model).with_grid(GRID)
     place = (1, 1, 2)
     for nudged in (False, True):
-        queries: list[Tensor] = []
+        keys: list[Tensor] = []
         model, inputs = ALL[name]()
         if nudged:
             nudge(inputs, name, layout, place)
         run(model, inputs)
-        seen.append(next(query for query in queries if query.shape[-2] >= VIDEO + text)[0])
+        seen.append(next(key for key in keys if key.shape[-2] >= VIDEO + text)[0])
     start, _ = layout.video_range(seen[0].shape[-2], text)
     changed = (seen[0] != seen[1]).any(dim=-1).any(dim=0)
     assert changed.nonzero().flatten().tolist() == [start + layout.token_index(*place)]
 
 
 def test_history_stands_before_the_video() -> None:
-    """AnyFlow FAR compresses old frames: the grid of its latents is no grid of its sequence, and that is an error."""
+    """AnyFlow FAR compresses old frames: the grid of its latents is no grid of its sequence, and is not read from them."""
     name = "AnyFlowFARTransformer3DModel"
     model, inputs = ALL[name]()
     layout = layout_of(model).for_inputs(inputs)
-    assert layout.grid == GRID
+    assert layout.grid is None
     with pytest.raises(ModelError, match="18 tokens"):
-        layout.video_range(18)
-    whole = layout.with_grid((2, *GRID[1:]))
+        layout.with_grid(GRID).video_range(18)
+    whole = replace(layout, axes="TCHW").with_grid((2, *GRID[1:]))
     assert whole.video_range(18) == (2, 18)
     site = next(site for site in find_linears(model) if site.quantizable)
     _, before = run(model, inputs)

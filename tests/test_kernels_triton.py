@@ -55,6 +55,21 @@ def test_odd_shapes(interpreter, count, width):
         assert_same(found, encode_activations(x, BOOK, 32, bits, "max"))
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_arrays_with_gaps_and_without_rows(interpreter, bits):
+    x, wide = rows(9, 320)[:, ::2], torch.tensor([[8, 0], [2, 0], [5, 0]], dtype=torch.int32)
+    group, choice = torch.randint(-1, 3, (9, 2), dtype=torch.int32)[:, 0], torch.full((3, 20), 5, dtype=torch.uint8)[:, ::2]
+    settings = {"salient": wide[:, 0], "group": group, "choice": choice}
+    assert not any(one.is_contiguous() for one in (x, *settings.values()))
+    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, **settings)
+    assert_same(found, encode_activations(x, BOOK, 16, bits, "max", **settings))
+    operand, scale = interpreter(encoded, x[:0], BOOK, 16, bits, "max", torch.float32)
+    assert operand.shape == (0, 160) and scale.shape == (0,)
+    none = torch.empty(0, dtype=torch.int32)
+    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, salient=none)
+    assert_same(found, encode_activations(x, BOOK, 16, bits, "max"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_e4m3(interpreter, dtype):
     x = rows(dtype=dtype)
@@ -63,16 +78,19 @@ def test_e4m3(interpreter, dtype):
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("candidates", ["max", "all"])
-def test_salient_rows_and_groups(interpreter, bits, candidates):
+@pytest.mark.parametrize("tables", [BOOK, TWO_SHAPES], ids=["four shapes", "two shapes"])
+def test_salient_rows_and_groups(interpreter, bits, candidates, tables):
     x = rows(9)
     generator = torch.Generator().manual_seed(2)
     settings = {
         "salient": torch.tensor([8, 2, 5, 1, 3], dtype=torch.int32),
         "group": torch.tensor([0, 0, 1, -1, 1, -1, 0, 2, 2], dtype=torch.int32),
-        "choice": torch.randint(1, 16, (3, 10), generator=generator, dtype=torch.uint8),
+        "choice": torch.randint(1, 1 << tables.shapes, (3, 10), generator=generator, dtype=torch.uint8),
     }
-    found = interpreter(encoded, x, BOOK, 16, bits, candidates, torch.float32, **settings)
-    assert_same(found, encode_activations(x, BOOK, 16, bits, candidates, **settings))
+    dialects = torch.randint(0, 8 * tables.shapes, (2, 10), generator=generator, dtype=torch.uint8)
+    settings["choice"][1:] = reference.SHARED_DIALECT + dialects
+    found = interpreter(encoded, x, tables, 16, bits, candidates, torch.float32, **settings)
+    assert_same(found, encode_activations(x, tables, 16, bits, candidates, **settings))
 
 
 @pytest.mark.parametrize("flag", [False, True])

@@ -141,6 +141,22 @@ def test_a_compiled_model_is_one_graph_and_gives_the_same():
     assert torch.equal(compiled(x), model(x))
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"candidates": "all"}, {"precision": "w4a16"}, {"precision": "w4a8", "rotation": 32}]
+)
+def test_autocast_rounds_nothing_that_a_type_was_chosen_for(settings):
+    layer = SeDialectLinear.from_linear(float_layer(), **settings)
+    x = rows(6, 96).requires_grad_()
+    plain = layer(x)
+    (wanted,) = torch.autograd.grad(plain.sum(), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+        with torch.no_grad():
+            assert torch.equal(layer(x), plain)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert torch.equal(found, plain) and torch.equal(gradient, wanted)
+
+
 LARGE_WEIGHT = """
 import pathlib, time, torch
 from sedialect.sedialect_core.codec import encode

@@ -18,7 +18,7 @@ from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = ("en", "zh", "ja")
-NODES = [f"SeDialect{name}" for name in ("Quantize", "Load", "Save", "Formatbook", "Report", "Compare")]
+NODES = [f"SeDialect{name}" for name in ("Quantize", "Load", "Save", "Formatbook", "Calibrate", "Report", "Compare")]
 
 
 @pytest.fixture
@@ -74,6 +74,7 @@ def test_inputs_that_may_be_added_to_later_are_optional(schemas):
         "SeDialectLoad": ["file"],
         "SeDialectSave": ["model", "filename_prefix", "names"],
         "SeDialectFormatbook": ["book"],
+        "SeDialectCalibrate": ["model", "positive", "negative", "latent_image"],
         "SeDialectReport": ["model"],
         "SeDialectCompare": ["left", "right", "fps"],
     }

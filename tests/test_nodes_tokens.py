@@ -199,6 +199,15 @@ def test_attention_is_seen_when_it_is_time_and_chooses_until_then():
     assert seen == [0, 0, 2, 2] and not model.tokens.unseen
 
 
+def test_attention_is_seen_at_parts_of_the_sampler_call():
+    model = Model(**{**BY_ATTENTION, "refresh_at": (0.0, 0.5)})
+    seen = []
+    for step in range(4):
+        model(step, seed=step)
+        seen.append(next(iter(model.tokens.rooms.values())).profiled)
+    assert seen == [0, 0, 2, 2]
+
+
 def test_groups_are_formed_in_the_forward_behind_the_one_that_looked():
     model = Model(**GROUPS)
     for step in range(3):
@@ -293,6 +302,10 @@ def test_protected_steps_need_sigmas():
     for step in range(4):
         model(step)
     assert [bool(guidance.protected) for guidance in model.told("blocks.0.ffn.0")] == [True, False, False, True]
+    exact = Model(protected_steps=(1, 1), protected_precision="w4a16")
+    for step in range(4):
+        exact(step)
+    assert [bool(guidance.exact) for guidance in exact.told("blocks.0.ffn.0")] == [True, False, False, True]
     with pytest.raises(ModelError, match="need a sampler that tells its sigmas"):
         model(0, sample_sigmas=None)
 

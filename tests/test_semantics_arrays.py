@@ -1,13 +1,17 @@
 """Attention, windows, groups and sub-formatbooks against brute-force readings of DESIGN 2.4 and 2.5."""
 
 import itertools
+import weakref
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sedialect import Formatbook, SeDialectConfig, TokenLayout
 from sedialect.kernels import reference
-from sedialect.kernels.sharing import book_errors, choose_books, shape_errors
+from sedialect.kernels.sharing import ELEMENT_BYTES, book_errors, choose_books, choose_dialects, shape_errors
 from sedialect.sedialect_core.errors import ConfigError, ModelError
 from sedialect.sedialect_core.semantics.attention import received_attention, spread, window_attention
 from sedialect.sedialect_core.semantics.grouping import Windows, claim_tokens, members_alike, windows_of
@@ -40,14 +44,73 @@ def test_received_attention_is_softmax_summed_over_queries(mask, key_heads):
     assert torch.allclose(received_attention(query, key, mask, peak=True), weights.amax((1, 2)), atol=1e-6)
 
 
-def test_sampled_queries_are_a_part_of_all(monkeypatch):
+def test_sampled_queries_are_a_part_of_all():
     query, key = tokens(1, 3, 50, 8), tokens(1, 3, 50, 8, seed=1)
     chosen = spread(50, 8)
     assert len(set(chosen.tolist())) == 8
     wanted = received_attention(query[:, :, chosen], key)
     assert torch.equal(received_attention(query, key, queries=8), wanted)
-    monkeypatch.setattr("sedialect.sedialect_core.semantics.attention.MAX_ELEMENTS", 1)  # head by head
-    assert torch.allclose(received_attention(query, key, queries=8), wanted)
+    assert torch.allclose(received_attention(query, key, queries=8, megabytes=1e-6), wanted)  # head by head
+
+
+class Memory(TorchDispatchMode):
+    """The most bytes that tensors made while it is on take at a time; views of `known` ones do not count."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.now, self.peak, self.users = 0, 0, Counter()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in pytree.tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.note(tensor)
+        return result
+
+    def note(self, tensor):
+        place, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+        if place in self.known:
+            return
+        if not self.users[place]:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        self.users[place] += 1
+        weakref.finalize(tensor, self.free, place, size)
+
+    def free(self, place, size):
+        self.users[place] -= 1
+        if not self.users[place]:
+            self.now -= size
+
+
+@pytest.mark.parametrize("megabytes", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_profiling_stays_within_the_memory_that_it_may_take(megabytes, masked):
+    tokens_, heads = 1024, 8
+    query, key = (torch.randn(2, heads, tokens_, 64) for _ in range(2))
+    mask = torch.ones(2, 1, 1, tokens_, dtype=torch.bool) if masked else None
+    windows = windows_of(TokenLayout("video", patch=(1, 1, 1)).with_grid((4, 16, 16)), (2, 4, 4), (1, 2, 2))
+    for look in (
+        lambda: received_attention(query, key, mask, megabytes=megabytes),
+        lambda: window_attention(query, key, windows.anchors, windows.members, megabytes=megabytes),
+    ):
+        with Memory(query, key) as memory:
+            result = look()
+        assert memory.peak - result.nbytes < megabytes * 1.1e6  # sums over heads and windows are small beside it
+        assert memory.peak < query.shape[1] * tokens_**2 * 4 / 4, "an N x N matrix of every head is 33 MB"
+
+
+def test_forming_groups_stays_within_the_memory_that_it_may_take():
+    x, group = tokens(2000, 512), torch.arange(2000) % 100
+    for choose in (
+        lambda elements: choose_books(x, group, 100, BOOK.tables(), 16, BOOKS, elements),
+        lambda elements: choose_dialects(x, group, 100, BOOK.tables(), 16, elements),
+    ):
+        with Memory(x, *BOOK.tables()) as memory:
+            few = choose(2_000_000 // ELEMENT_BYTES)
+        assert memory.peak < 2.5e6
+        assert torch.equal(few, choose(1 << 30))
 
 
 @pytest.mark.parametrize("spacing", [(0, 0, 0), (1, 2, 2), (2, 1, 3)])
@@ -138,7 +201,7 @@ def test_a_group_takes_the_sub_formatbook_of_least_summed_best_error():
     x, tables = tokens(12, 64), BOOK.tables()
     group = torch.tensor([0, 0, 0, 1, 1, -1, -1, 3, 3, 3, 3, -1])
     errors = shape_errors(x, tables, 16)
-    choice = choose_books(x, group, 4, tables, 16, BOOKS)
+    choice = choose_books(x, group, 4, tables, 16, BOOKS, 1 << 20)
     for g, block in itertools.product(range(4), range(4)):
         sums = []
         for book in BOOKS.tolist():
@@ -146,6 +209,22 @@ def test_a_group_takes_the_sub_formatbook_of_least_summed_best_error():
             sums.append(sum(float(errors[row, block, shapes].min()) for row in range(12) if group[row] == g))
         assert choice[g, block] == BOOKS[sums.index(min(sums))]
     assert torch.equal(book_errors(errors, torch.tensor([0b1111], dtype=torch.uint8)).squeeze(2), errors.amin(2))
+
+
+def test_a_group_takes_the_dialect_of_least_summed_error():
+    x, tables = tokens(12, 64) * torch.logspace(-3, 3, 12).unsqueeze(1), BOOK.tables()
+    group = torch.tensor([0, 0, 0, 1, 1, -1, -1, 3, 3, 3, 3, -1])
+    choice = choose_dialects(x, group, 4, tables, 16, 1 << 20)
+    assert (choice[[0, 1, 3]] & reference.SHARED_MASK == reference.SHARED_DIALECT).all()
+    scale = reference.activation_scale(x)
+    for g, block in itertools.product((0, 1, 3), range(4)):
+        sums = torch.zeros(32)
+        for row in (group == g).nonzero().flatten():
+            number = x[row, 16 * block : 16 * block + 16].abs() / scale[row]
+            unit = 2.0 ** -(3 - torch.floor(torch.log2(number.max())))
+            q = (2 * number / unit).long().clamp(max=31)
+            sums += tables.errors[:, q].float().sum(1) * (scale[row] * unit) ** 2
+        assert choice[g, block] == reference.SHARED_DIALECT + int(sums.argmin())
 
 
 def test_chance_repeats_and_touches_no_generator():
@@ -172,6 +251,10 @@ def test_counts_are_rounded_up_and_bounded():
         ({"semantic": True, "semantic_window": (1, 1, 1)}, "holds nothing but the anchor"),
         ({"semantic": "yes"}, "semantic is 'yes'"),
         ({"refresh_every": -1}, "refresh_every is -1"),
+        ({"refresh_at": (0.5, 1.5)}, "refresh_at holds 1.5; its parts of the schedule lie between 0 and 1"),
+        ({"profile_megabytes": 0}, "profile_megabytes is 0; give an integer of at least 1"),
+        ({"semantic_sharing": "exponent"}, "semantic_sharing is 'exponent'; choose one of sub-formatbook, dialect"),
+        ({"protected_precision": "w4a4"}, "protected_precision is 'w4a4'; choose one of w4a8, w4a16"),
         ({"protected_steps": (1,)}, r"protected_steps is \(1,\); give 2 integers"),
     ],
 )

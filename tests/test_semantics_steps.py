@@ -97,6 +97,20 @@ def test_two_experts_share_one_schedule():
     assert seen == [(0, 0, 6), (1, 1, 6), (0, 2, 6), (1, 3, 6), (2, 4, 6), (3, 5, 6)]
 
 
+def test_a_scheduler_that_is_copied_for_each_run_leaves_the_timesteps_to_count_by():
+    """LTX-2, Cosmos 3 and SkyReels step a deep copy: the pipeline's own scheduler stands still."""
+    pipeline, counter = followed(FlowMatchEulerDiscreteScheduler())
+    for _ in range(2):
+        pipeline.scheduler.set_timesteps(5)
+        scheduler, seen = copy.deepcopy(pipeline.scheduler), []
+        for time in pipeline.scheduler.timesteps:
+            for _ in range(2):
+                counter.advance(time.expand(2))
+                seen.append((counter.step, counter.call, counter.position, counter.total))
+            scheduler.step(torch.ones(1, 4), time, torch.ones(1, 4))
+        assert seen == [(step, call, step, 5) for step in range(5) for call in range(2)]
+
+
 def test_the_scheduler_of_another_run_is_not_believed():
     pipeline, counter = followed(FlowMatchEulerDiscreteScheduler())
     pipeline.scheduler.set_timesteps(5)

@@ -4,17 +4,19 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.testing import CompileCounter
 
 from sedialect import SeDialectConfig, SeDialectLinear, quantize_model
 from sedialect.kernels import ops
-from sedialect.sedialect_core.shared_input import share_inputs
+from sedialect.sedialect_core.shared_input import SharedInput, share_inputs
 
-from . import tiny_models
+from . import open_sora_models, tiny_models
+
+MODELS = {**tiny_models.TINY, **open_sora_models.OPEN_SORA}
 
 
 def projections(count: int = 3) -> list[SeDialectLinear]:
@@ -103,15 +105,102 @@ def test_copies_share_among_themselves_only():
         assert twin[0].shared_input._kept is None and layers[0].shared_input._kept is not None
 
 
+class Graphs:
+    """A compiler's back end that runs graphs as they are, and counts those that were made and the encodings in them."""
+
+    def __init__(self) -> None:
+        self.encodings: list[int] = []
+        self.outputs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        self.encodings.append(sum(node.target is torch.ops.sedialect.encode.default for node in graph.graph.nodes))
+        self.outputs = len(graph.graph.output_node().args[0])
+        return graph.forward
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_compiled_graphs_encode_once_and_keep_nothing(mode):
+    layers, graphs = projections(), Graphs()
+
+    def read(x: torch.Tensor) -> list[torch.Tensor]:
+        x = x * 2
+        return [layer(x) for layer in layers]
+
+    compiled = torch.compile(read, backend=graphs, fullgraph=True)
+    with mode():
+        for _ in range(3):
+            x = torch.randn(5, 64)
+            for y, wanted in zip(compiled(x), read(x), strict=True):
+                assert torch.equal(y, wanted)
+    assert graphs.encodings == [1] and graphs.outputs == 3
+    assert layers[0].shared_input._traced is None and layers[0].shared_input._served == 0
+
+
 @torch.no_grad()
-def test_compiled_graphs_do_without_it():
-    layers, x = projections(), torch.randn(5, 64)
-    counter = CompileCounter()
-    compiled = torch.compile(lambda x: [layer(x) for layer in layers], backend=counter, fullgraph=True)
-    for y, wanted in zip(compiled(x), [layer(x) for layer in layers], strict=True):
-        assert torch.equal(y, wanted)
-    compiled(x + 1)
-    assert counter.frame_count == 1
+def test_graphs_keep_nothing_either_where_members_read_something_else():
+    """As in blocks whose feed-forward half reads what attention reads a copy of."""
+    layers, graphs = projections(4), Graphs()
+
+    def read(x: torch.Tensor) -> list[torch.Tensor]:
+        first = layers[3](x)
+        x = torch.cat([x, x])
+        return [first, *(layer(x) for layer in layers[:3])]
+
+    compiled = torch.compile(read, backend=graphs, fullgraph=True)
+    for _ in range(3):
+        compiled(torch.randn(5, 64))
+    assert graphs.encodings == [2] and graphs.outputs == 4 and layers[0].shared_input._traced is None
+
+
+@torch.no_grad()
+def test_a_member_that_graphs_leave_out_costs_time_only():
+    layers, graphs = projections(), Graphs()
+    compiled = torch.compile(lambda x: [layer(x) for layer in layers[:2]], backend=graphs, fullgraph=True)
+    for _ in range(4):
+        x = torch.randn(5, 64)
+        for y, wanted in zip(compiled(x), [layer(x) for layer in layers[:2]], strict=True):
+            assert torch.equal(y, wanted)
+    assert max(graphs.encodings) == 1 and len(graphs.encodings) <= 2
+
+
+@torch.no_grad()
+def test_a_graph_that_breaks_between_members_changes_nothing():
+    layers, graphs = projections(), Graphs()
+
+    def read(x: torch.Tensor) -> list[torch.Tensor]:
+        x = x * 2
+        first = layers[0](x)
+        torch._dynamo.graph_break()
+        return [first, *(layer(x) for layer in layers[1:])]
+
+    compiled = torch.compile(read, backend=graphs)
+    for _ in range(3):
+        x = torch.randn(5, 64)
+        for y, wanted in zip(compiled(x), [layer(x * 2) for layer in layers], strict=True):
+            assert torch.equal(y, wanted)
+    assert len(graphs.encodings) == 2 and layers[0].shared_input._traced is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_what_graphs_rely_on_holds_in_every_family(name, monkeypatch):
+    """Each member is called once in a forward, and whatever is read twice is not changed in between."""
+    seen: dict[SharedInput, list[tuple[int, torch.Tensor, int]]] = {}
+    encoded = SharedInput.encoded
+
+    def watched(self, x, encode, reader):
+        seen.setdefault(self, []).append((reader, x, x._version))
+        return encoded(self, x, encode, reader)
+
+    monkeypatch.setattr(SharedInput, "encoded", watched)
+    model, inputs = MODELS[name]()
+    quantize_model(model, SeDialectConfig())
+    model(**inputs)
+    for shared, calls in seen.items():
+        assert sorted(reader for reader, _, _ in calls) == list(range(shared.members))
+        versions = {}
+        for _, x, version in calls:
+            assert versions.setdefault(id(x), version) == version
 
 
 @torch.no_grad()

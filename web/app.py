@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("gradio", "starlette", "torch", "diffusers", "transformers", "av", "PIL")
 SESSIONS = 64  # visitors whose last results are remembered
+THREADS = 40  # for everything that is quick
 MAX_UPLOAD = 1  # bytes: the page takes no files, and Gradio's upload route is open all the same
 
 
@@ -27,6 +28,8 @@ class Settings:
     share: bool = False
     device: str = "auto"
     dtype: str = "bfloat16"
+    calibration: str | None = None
+    """The folder of one of this model, as `sedialect quantize --calibrate` leaves it."""
     offer: tuple[tuple[str, Any], ...] = ()
     """Changes to the model's `Offer`, by name: bounds, defaults, frames a second."""
 
@@ -49,7 +52,8 @@ def serve(settings: Settings) -> Served:
     """Serve the page, and load the model meanwhile.
 
     Raises:
-        InputError: Gradio or the video encoder is missing, the device is not there, or the port is taken.
+        InputError: Gradio or the video encoder is missing, the device is not there, the port is taken, or the folder
+            holds no calibration.
     """
     from ..sedialect_core.errors import InputError
     from ..sedialect_core.video import check_codec
@@ -68,7 +72,7 @@ def serve(settings: Settings) -> Served:
     check_codec()
     service = make_service(settings)
     os.environ["GRADIO_TEMP_DIR"] = str(service.results.root)  # the one folder that the server shows files of
-    page = build(service).queue(max_size=service.offer.waiting, default_concurrency_limit=2)
+    page = build(service).queue(max_size=2 * service.offer.waiting, default_concurrency_limit=2)
     try:
         _, address, _ = page.launch(
             server_name=settings.host,
@@ -81,6 +85,7 @@ def serve(settings: Settings) -> Served:
             footer_links=[],
             max_file_size=MAX_UPLOAD,
             state_session_capacity=SESSIONS,
+            max_threads=THREADS + service.offer.waiting,  # each in line keeps one
             enable_monitoring=False,
             run_history=False,
             ssr_mode=False,
@@ -110,6 +115,7 @@ def launch(settings: Settings) -> None:
 
 def make_service(settings: Settings) -> "Service":
     """The pipeline to be loaded, and what is offered of it."""
+    from ..sedialect_core.calibration.cache import CalibrationCache
     from ..sedialect_core.demo import MODEL
     from ..sedialect_core.sampling import pick_device
     from .limits import Offer, bundled_offer
@@ -118,11 +124,12 @@ def make_service(settings: Settings) -> "Service":
     from .studio import Studio
 
     bundled = settings.model is None
-    offer = bundled_offer() if bundled else Offer()
+    offer = replace(bundled_offer() if bundled else Offer(), **dict(settings.offer))
     device = pick_device(settings.device)
     load = _loader(str(MODEL) if settings.model is None else settings.model, settings.dtype, device)
     name = "The bundled tiny Wan model" if bundled else Path(str(settings.model)).name
-    return Service(Studio(load), replace(offer, **dict(settings.offer)), Results(), bundled, name)
+    calibration = None if settings.calibration is None else CalibrationCache.load(settings.calibration)
+    return Service(Studio(load, offer.waiting), offer, Results(), bundled, name, calibration)
 
 
 def _loader(model: str, dtype: str, device: str) -> Callable[[], Any]:

@@ -2,26 +2,24 @@
 
 import base64
 import logging
-import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import partial
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from ..sedialect_core.bench.speed.plot import draw as draw_speed
-from ..sedialect_core.bench.speed.results import PARTS, read_parts
+from ..sedialect_core.bench.speed.results import Part
 from ..sedialect_core.errors import SeDialectError
-from . import markup
-from .compare_tab import MODEL_QUEUE, UNEXPECTED
-from .service import BenchResult, Service
+from . import markup, results_charts
+from .compare_tab import ON_PIPELINE, UNEXPECTED
+from .measured import Quality, machine, read_quality, read_speed
+from .service import BENCH, BenchResult, Service
 from .studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
-# What `sedialect bench quality --output` and `sedialect bench speed --output` wrote, as it was written.
-MEASURED = Path(__file__).parent / "measured"
+SPEED_PARTS = {"models": "Whole transformers, one step", "blocks": "Transformer blocks", "layers": "Linear layers"}
+SPEED_SAYS = "Milliseconds, each arm in the faster of its modes, and how many times as fast as BF16. Shorter is better."
 QUICK = (
     "The velocity error of a few arms on two evaluation prompts, along a 16-bit trajectory of three steps: a minute or two "
     "on a CPU. It shows how formats are told apart; the documents have 64 pairs at every step of twenty."
@@ -34,13 +32,9 @@ class BenchmarkTab:
     def __init__(self, service: Service) -> None:
         self.service = service
         gr.HTML("<h2>Quality</h2>")
-        picture, table = measured_quality(MEASURED / "quality")
-        gr.HTML(picture)
-        if table:
-            with gr.Accordion("As tables", open=False):
-                gr.Markdown(table, elem_classes="sd-wide")
+        self._quality()
         gr.HTML("<h2>Speed</h2>")
-        gr.HTML(measured_speed(MEASURED / "speed"))
+        gr.HTML(measured_speed(read_speed()), elem_id="sd-speed")
         gr.HTML(f"<h2>Measure now</h2><p>{escape(QUICK)}</p>")
         with gr.Row():
             self.run = gr.Button(
@@ -52,30 +46,35 @@ class BenchmarkTab:
         self.picture = gr.HTML(elem_id="sd-bench")
         self.table = gr.Markdown(elem_classes="sd-wide")
         outputs = [self.status, self.picture, self.table, self.run, self.stop]
-        started = self.run.click(
-            self.measure,
-            None,
-            outputs,
-            concurrency_limit=1,
-            concurrency_id=MODEL_QUEUE,
-            show_progress="minimal",
-            show_progress_on=self.status,
-            trigger_mode="once",
-            api_visibility="private",
-        )
-        self.stop.click(
-            lambda: self._ended(markup.message("Cancelled.")),
-            None,
-            outputs,
-            cancels=[started],
-            queue=False,
-            api_visibility="private",
-        )
+        self.run.click(self.measure, None, outputs, **ON_PIPELINE)
+        self.stop.click(self._stop, queue=False, api_visibility="private")
 
-    def measure(self) -> Iterator[list[Any]]:
+    def _quality(self) -> None:
+        quality = read_quality()
+        if quality is None:
+            gr.HTML(markup.message("Not measured yet on a GPU for this version: sedialect bench quality"))
+            return
+        base = next((arm.group for arm in quality.arms if arm.name == quality.base), "")
+        first = [group for group in quality.groups if group in ("peers", base)] or list(quality.groups[:1])
+        metrics = [(results_charts.label(metric), metric) for metric in quality.metrics]
+        with gr.Row(equal_height=False):
+            metric = gr.Radio(metrics, value=metrics[0][1], label="Metric")
+            groups = gr.CheckboxGroup(list(quality.groups), value=first, label="Arms")
+        picture = gr.HTML(measured_quality(quality, metrics[0][1], first), elem_id="sd-quality")
+        for part in (metric, groups):
+            part.change(
+                partial(measured_quality, quality),
+                [metric, groups],
+                picture,
+                show_progress="hidden",
+                trigger_mode="always_last",
+                api_visibility="private",
+            )
+
+    def measure(self, request: gr.Request) -> Iterator[list[Any]]:
         """The quick bench, on the server's own pipeline."""
         try:
-            for news in self.service.quick_bench():
+            for news in self.service.quick_bench(request.session_hash or ""):
                 yield self._done(news) if isinstance(news, BenchResult) else self._running(news)
         except SeDialectError as error:
             yield self._ended(markup.message(f"This did not work: {error}", "error"))
@@ -84,6 +83,9 @@ class BenchmarkTab:
         except Exception:  # a bug: it goes to the operator's log, and the visitor can go on
             LOG.exception("the quick bench failed")
             yield self._ended(markup.message(UNEXPECTED, "error"))
+
+    def _stop(self, request: gr.Request) -> None:
+        self.service.stop(request.session_hash or "", BENCH)
 
     def _running(self, progress: Progress) -> list[Any]:
         status = markup.progress(progress, ())
@@ -97,26 +99,45 @@ class BenchmarkTab:
         return [status, gr.skip(), gr.skip(), gr.update(interactive=True), gr.update(interactive=False)]
 
 
-def measured_quality(folder: Path) -> tuple[str, str]:
-    """The picture and the tables that lie in a folder of results."""
-    picture, table = folder / "quality.png", folder / "quality.md"
-    if not (picture.is_file() and table.is_file()):
-        return markup.message("Not measured yet on a GPU for this version: sedialect bench quality"), ""
-    return picture_of(picture.read_bytes(), "how near to 16 bit each arm stays"), table.read_text(encoding="utf-8")
+def measured_quality(quality: Quality, metric: str, groups: list[str]) -> str:
+    """One metric of some groups of arms, as a picture and as a table."""
+    picture = results_charts.intervals(quality, metric, groups)
+    if not picture:
+        return markup.message("None of these arms was measured by this metric.")
+    says = f"{results_charts.METRICS[metric].better}. " if metric in results_charts.METRICS else ""
+    line = f"Dots: means; bars: 95 % bootstrap intervals; dashed: {quality.base}."
+    table = markup.table(
+        ("", "weight bits", "activation bits", results_charts.label(metric), ""), rows_of(quality, metric, groups), ""
+    )
+    details = f"<details><summary>As a table</summary>{table}</details>"
+    return f"<p>{escape(says.capitalize() + line)}</p>{picture}{details}<p>{escape(quality.conditions)}</p>"
 
 
-@cache
-def measured_speed(folder: Path) -> str:
-    """The results that lie in a folder as a picture, with the machine they were measured on."""
-    if not any((folder / f"{part}.json").is_file() for part in PARTS):
+def rows_of(quality: Quality, metric: str, groups: list[str]) -> list[tuple[str, str, str, str, str]]:
+    """What the picture shows, in numbers: arm, bits, mean and interval."""
+    return [
+        (arm.name, f"{arm.weight_bits:.2f}", f"{arm.activation_bits:.2f}", f"{mean:.4g}", f"{low:.4g} to {high:.4g}")
+        for arm in quality.arms
+        if arm.group in groups and metric in arm.means
+        for mean, low, high in [arm.means[metric]]
+    ]
+
+
+def measured_speed(parts: dict[str, Part]) -> str:
+    """The results as pictures, with the machine they were measured on."""
+    found: list[str] = []
+    machines: dict[str, None] = {}
+    for name, title in SPEED_PARTS.items():
+        part = parts.get(name)
+        cases = [] if part is None else [(case, results_charts.bars(part, case)) for case in part.cases]
+        pictures = "".join(f"<div><h4>{escape(case)}</h4>{picture}</div>" for case, picture in cases if picture)
+        if part is not None and pictures:
+            found.append(f'<h3>{escape(title)}</h3><div class="sd-panels">{pictures}</div>')
+            machines[machine(part.where)] = None
+    if not found:
         return markup.message("Not measured yet on a GPU for this version: sedialect bench speed")
-    parts = read_parts([folder])
-    machines = sorted({str(part.where.get("device")) for part in parts.values()})
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "speed.png"
-        if not draw_speed(parts, path):
-            return markup.message("The results hold no layers, blocks or models.")
-        return f"<p>{escape(', '.join(machines))}</p>" + picture_of(path.read_bytes(), "milliseconds of each arm")
+    where = escape(" ".join(machines))
+    return f'<section class="sd-step"><p>{escape(SPEED_SAYS)}</p>{"".join(found)}<p>{where}</p></section>'
 
 
 def picture_of(data: bytes, alt: str) -> str:

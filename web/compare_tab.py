@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -9,33 +10,60 @@ import gradio as gr
 from ..sedialect_core.config import PRESETS, SeDialectConfig
 from ..sedialect_core.errors import SeDialectError
 from . import markup
-from .limits import CHOICES, MAX_FRAGMENTS, Offer, simple_settings
+from .limits import CHOICES, LAYERS, MAX_FRAGMENTS, NUMBERS, Offer, setting_names, shown_value
 from .player import comparer, shown
-from .service import SIXTEEN, Finished, Service
+from .service import COMPARE, SIXTEEN, Finished, Service
 from .studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
 UNEXPECTED = "This failed inside the server, which has written down why. Try again, or with other settings."
-MODEL_QUEUE = "model"  # everything that needs the pipeline stands in one line
-SETTING_LABELS = {
-    "precision": ("Precision", "w4a4: 4-bit weights and activations; w4a8: 8-bit activations; w4a16: weights alone"),
-    "block_size": ("Block size", "numbers that share one dialect: 16 is 4.5 bits a weight, 32 is 4.25"),
-    "formatbook": ("Formatbook", "the set of 4-bit number formats that blocks choose from"),
-    "candidates": ("Candidates of an activation block", "max: the dialects of its maximum; all: every one"),
-    "modulation": ("Modulation layers", "w4a16: 4-bit weights; keep: 16 bit"),
-    "rotation": ("Rotation", "channels that are mixed by Hadamard matrices before encoding; 0: none"),
-    "salient_by": ("Salient tokens are those", "of the largest error or norm, or that receive most attention"),
+# Of everything that needs the pipeline. The studio makes one run at a time and has the line, so that each visitor sees the
+# place in it and can leave it; Gradio's own line would show neither. Nor is its `cancels` of use: what a run had told
+# before may reach the page after it, and would stay there.
+ON_PIPELINE: dict[str, Any] = {
+    "concurrency_limit": None,
+    "show_progress": "hidden",
+    "trigger_mode": "once",
+    "api_visibility": "private",
 }
-SETTING_LABELS |= {
-    "salient_ratio": ("Part of the video tokens that is salient, 0 to 1", ""),
-    "semantic": ("Tokens that belong together share a sub-formatbook", ""),
-    "semantic_quantile": ("Quantile of attention that members need", ""),
-    "semantic_similarity": ("Cosine that members need", ""),
-    "refresh_every": ("Steps between two looks at attention", ""),
+# Label and explanation of each setting, under the heading that it stands below. A setting without an entry stands last.
+SETTINGS: dict[str, dict[str, tuple[str, str]]] = {
+    "Numbers": {
+        "precision": ("Precision", "w4a4: weights and activations; w4a8: 8-bit activations; w4a16: weights alone"),
+        "block_size": ("Block size", "numbers that share a dialect: 16 is 4.5 bits a weight, 32 is 4.25"),
+        "formatbook": ("Formatbook", "the 4-bit number formats that blocks choose from"),
+        "candidates": ("Candidates of a block", "of activations. max: the dialects of its maximum"),
+        "rotation": ("Rotation", "channels mixed by Hadamard matrices before encoding; 0: none"),
+        "modulation": ("Modulation layers", "w4a16: 4-bit weights; keep: 16 bit"),
+    },
+    "Salient tokens, which get a second 4-bit term": {
+        "salient_ratio": ("Part of all video tokens", "0: none; 1: all"),
+        "salient_by": ("Chosen by", "the largest error or norm, or the attention that they receive"),
+        "salient_layers": ("In which layers", "the second term costs as much as the token did"),
+    },
+    "Tokens that belong together": {
+        "semantic": ("Group tokens", ""),
+        "semantic_sharing": ("Members share", "a sub-formatbook, and choose in it, or one dialect"),
+        "semantic_window": ("Window", "frames, rows, columns around an anchor"),
+        "semantic_spacing": ("From anchor to anchor", "frames, rows, columns; 0: as the window"),
+        "semantic_quantile": ("Attention that members need", "a quantile of their window's, 0 to 1"),
+        "semantic_similarity": ("Likeness that members need", "the cosine with the anchor, -1 to 1"),
+        "refresh_every": ("Look at attention every", "steps, for groups and saliency; 0: at the first alone"),
+        "refresh_at": ("Or at these parts of the run", "0 to 1, such as 0, 0.5"),
+    },
+    "Steps and layers that are treated otherwise": {
+        "protected_steps": ("Protected steps", "at the start, at the end"),
+        "protected_precision": ("Precision of protected steps", "w4a8: 8-bit activations; w4a16: 16-bit ones"),
+        LAYERS: ("Precision of some layers", "parts of their names, such as attn2 = w4a8, blocks.0. = w4a16"),
+    },
 }
-SHOW_STATUS = "() => { document.querySelector('#sd-status').scrollIntoView({ behavior: 'smooth', block: 'nearest' }); }"
+SHOW_STATUS = """() => {
+  const block = innerWidth < 700 ? "start" : "nearest";  // on a phone what grows there is wanted, and the inputs are not
+  document.querySelector("#sd-status").scrollIntoView({ behavior: "smooth", block });
+}"""
+PRESETS_SAY = "compact: blocks of 32; quality: 8-bit activations; weight-only: 16-bit activations"
 HEAD = ("", "16 bit", "quantized", "")
-DOWNLOADS = ("16 bit", "Quantized", "Side by side", "Numbers")
+DOWNLOADS = ("Download 16 bit", "Download quantized", "Download both", "Download numbers")
 
 
 class CompareTab:
@@ -63,13 +91,25 @@ class CompareTab:
         with gr.Row():
             self.seed = gr.Number(offer.seed, label="Seed", precision=0, minimum=0, min_width=120)
             self.steps = gr.Slider(1, offer.max_steps, offer.steps, step=1, label="Steps", min_width=160)
-        self.preset = gr.Radio(list(PRESETS), value="default", label="Preset of the quantized video")
+        self.preset = gr.Radio(list(PRESETS), value="default", label="Preset of the quantized video", info=PRESETS_SAY)
+        self.calibrated = gr.Checkbox(
+            False,
+            label="Calibrated weights",
+            info=self._calibration_words(),
+            visible=self.service.calibrates,
+            elem_id="sd-calibrated",
+        )
         with gr.Accordion("Size, guidance", open=False):
             self._sizes(offer)
-        with gr.Accordion("Advanced settings of the quantized video", open=False):
+        with gr.Accordion("Advanced settings of the quantized video", open=False, elem_id="sd-settings"):
             self._settings()
         if offer.examples:
             gr.Examples([list(example) for example in offer.examples], [self.prompt, self.seed], label="Examples")
+
+    def _calibration_words(self) -> str:
+        given = self.service.calibration
+        source = "it is learnt from a few prompts when first asked for" if given is None else given.describe()
+        return f"encoded so that the layers' outputs keep nearer to 16 bit; {source}"
 
     def _sizes(self, offer: Offer) -> None:
         hint = None if offer.fixed_sizes else "0 leaves it to the pipeline"
@@ -85,16 +125,16 @@ class CompareTab:
         self.negative = gr.Textbox("", label="Negative prompt", max_length=offer.prompt_characters)
 
     def _settings(self) -> None:
-        start = SeDialectConfig()
         self.settings: dict[str, Any] = {}
-        for name, choices in CHOICES.items():
-            label, info = SETTING_LABELS[name]
-            self.settings[name] = gr.Dropdown(list(choices), value=getattr(start, name), label=label, info=info)
-        for name, value in simple_settings().items():
-            label = SETTING_LABELS[name][0] if name in SETTING_LABELS else name.replace("_", " ").capitalize()
-            self.settings[name] = (
-                gr.Checkbox(value, label=label) if isinstance(value, bool) else gr.Number(value, label=label)
-            )
+        named = {name for group in SETTINGS.values() for name in group}
+        others = {name: (name.replace("_", " ").capitalize(), "") for name in setting_names() if name not in named}
+        for title, group in (*SETTINGS.items(), ("More", others)):
+            if group:
+                gr.HTML(f"<h3>{escape(title)}</h3>")
+                switches = [name for name in group if isinstance(getattr(SeDialectConfig(), name), bool)]
+                self.settings |= {name: setting_field(name, *group[name]) for name in switches}
+                with gr.Row(equal_height=False):  # of fields; in it a switch would have the width of its box alone
+                    self.settings |= {name: setting_field(name, *group[name]) for name in group if name not in switches}
         self.keep = gr.Textbox(
             "",
             label="Layers left in 16 bit",
@@ -103,15 +143,20 @@ class CompareTab:
         )
 
     def _outputs(self) -> None:
-        self.status = gr.HTML(markup.message(self._greeting()), elem_id="sd-status")
+        self.status = gr.HTML(self.greeting(), elem_id="sd-status")
         with gr.Column(visible=False) as self.result:
             self.player = comparer(elem_id="sd-compare")
             with gr.Row(elem_classes="sd-downloads"):
                 self.files = [gr.DownloadButton(label, size="sm", min_width=120) for label in DOWNLOADS]
             self.numbers = gr.HTML(elem_id="sd-numbers")
 
-    def _greeting(self) -> str:
-        return (
+    def greeting(self) -> str:
+        """What a visitor finds at first: what this is, or why it cannot work."""
+        if self.service.studio.failed:
+            return markup.message(
+                f"The model is not there: {self.service.studio.failed}. The next run tries again.", "error"
+            )
+        return markup.message(
             f"{self.service.name}: the same prompt and the same noise, once in 16 bit and once quantized with "
             "SemanticDialect. Both videos appear here under one slider."
         )
@@ -121,34 +166,28 @@ class CompareTab:
         asked = [self.prompt, self.negative, self.seed, self.steps, self.guidance, self.width, self.height, self.frames]
         outputs = [self.status, self.result, self.player, self.numbers, *self.files, self.finished, self.run, self.stop]
         self.preset.change(self._preset_values, self.preset, settings, queue=False, api_visibility="private")
-        started = self.run.click(
+        self.run.click(None, js=SHOW_STATUS)  # events of one click wait for one another: first, or it scrolls at the end
+        self.run.click(
             self.compare,
-            [self.finished, *asked, self.preset, self.keep, *settings],
+            [self.finished, *asked, self.preset, self.keep, self.calibrated, *settings],
             outputs,
-            concurrency_limit=1,
-            concurrency_id=MODEL_QUEUE,
-            show_progress="minimal",
-            show_progress_on=self.status,
-            trigger_mode="once",
             api_name="page_compare",
-            api_visibility="private",
+            **ON_PIPELINE,
         )
-        self.run.click(None, js=SHOW_STATUS)
         self.prompt.submit(None, js="() => document.querySelector('#sd-run')?.click()")
-        self.stop.click(self._stopped, self.finished, outputs, cancels=[started], queue=False, api_visibility="private")
+        self.stop.click(self._stop, queue=False, api_visibility="private")
 
-    @staticmethod
-    def _preset_values(preset: str) -> list[Any]:
+    def _preset_values(self, preset: str) -> list[Any]:
         config = SeDialectConfig.preset(preset)
-        return [getattr(config, name) for name in (*CHOICES, *simple_settings())]
+        return [gr.skip() if name == LAYERS else shown_value(config, name) for name in self.settings]
 
     def compare(self, request: gr.Request, last: Finished | None, *values: Any) -> Iterator[list[Any]]:
         """Generate, and fill the right side as it goes; what ends without a result shows the last one again."""
         names = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "num_frames")
-        asked, (preset, keep, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
+        asked, (preset, keep, calibrated, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
         settings = dict(zip(self.settings, rest, strict=True))
         try:
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep):
+            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep, calibrated):
                 yield self._finished(news) if isinstance(news, Finished) else self._running(news, settings["precision"])
         except SeDialectError as error:
             yield self._ended(last, markup.message(f"This did not work: {error}", "error"))
@@ -166,7 +205,8 @@ class CompareTab:
     def _finished(self, done: Finished) -> list[Any]:
         left, right, *_ = done.files
         series = done.measured.series
-        labels = ("16 bit", f"SemanticDialect {done.config.precision}")
+        precision = f"{done.config.precision}{', calibrated' if done.calibrated else ''}"
+        labels = ("16 bit", f"{precision} SemanticDialect")  # narrow players cut the end
         player = shown(left, right, labels, done.fps, len(series[0]["values"]), series)
         caption = f"{done.request.prompt} (seed {done.request.seed}, {done.request.steps} steps)"
         notes = "".join(markup.message(note) for note in done.notes)
@@ -185,5 +225,17 @@ class CompareTab:
         shown = gr.update(visible=last is not None)
         return [status, shown, *[gr.skip()] * 7, gr.update(interactive=True), gr.update(interactive=False)]
 
-    def _stopped(self, last: Finished | None) -> list[Any]:
-        return self._ended(last, markup.message("Cancelled."))
+    def _stop(self, request: gr.Request) -> None:
+        self.service.stop(request.session_hash or "", COMPARE)
+
+
+def setting_field(name: str, label: str, info: str) -> Any:
+    """The field of a setting, with its default in it."""
+    start = SeDialectConfig()
+    shared: dict[str, Any] = {"label": label, "info": info or None, "min_width": 200}
+    if name in CHOICES:
+        return gr.Dropdown(list(CHOICES[name]), value=getattr(start, name), **shared)
+    if name == LAYERS or name in NUMBERS:
+        return gr.Textbox("" if name == LAYERS else shown_value(start, name), max_length=MAX_FRAGMENTS, **shared)
+    value = getattr(start, name)
+    return gr.Checkbox(value, **shared) if isinstance(value, bool) else gr.Number(value, **shared)

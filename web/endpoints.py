@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import SeDialectError
-from .compare_tab import MODEL_QUEUE, UNEXPECTED
-from .limits import CHOICES, simple_settings
+from .compare_tab import UNEXPECTED
+from .limits import CHOICES, LAYERS, NUMBERS, shown_value, simple_settings
 from .service import Finished, Service
 from .studio import Stopped
 
@@ -34,20 +35,20 @@ class Endpoints:
             gr.Textbox("default", label="preset", visible=False),
             gr.JSON({}, label="settings", visible=False),
             gr.Textbox("", label="keep", visible=False),
+            gr.Checkbox(False, label="calibrated", visible=False),
         )
         numbers = gr.JSON(label="numbers", visible=False)
         files = gr.File(label="files", file_count="multiple", visible=False)
-        gr.Button(visible=False).click(
-            self.compare, values, [numbers, files], api_name="compare", concurrency_limit=1, concurrency_id=MODEL_QUEUE
-        )
+        gr.Button(visible=False).click(self.compare, values, [numbers, files], api_name="compare", concurrency_limit=None)
         gr.Button(visible=False).click(self.about, None, numbers, api_name="about", queue=False)
 
     def about(self) -> dict[str, Any]:
         """The model, whether it is ready, and the bounds of what may be asked."""
         studio = self.service.studio
-        settings = {name: list(choices) for name, choices in CHOICES.items()} | simple_settings()
+        settings = {name: list(choices) for name, choices in CHOICES.items()} | simple_settings() | {LAYERS: ""}
+        settings |= {name: shown_value(SeDialectConfig(), name) for name in NUMBERS}
         state = {"model": self.service.name, "ready": studio.ready, "failed": studio.failed, "notes": studio.notes}
-        return {**state, "offer": asdict(self.service.offer), "settings": settings}
+        return {**state, "offer": asdict(self.service.offer), "settings": settings, "calibrates": self.service.calibrates}
 
     def compare(
         self,
@@ -63,6 +64,7 @@ class Endpoints:
         preset: str,
         settings: dict[str, Any] | None,
         keep: str,
+        calibrated: bool = False,
     ) -> Iterator[tuple[dict[str, Any], list[str] | None]]:
         """Both videos: where it stands while they are made; at last the numbers, and files: both, side by side, JSON."""
         asked = {
@@ -78,7 +80,8 @@ class Endpoints:
         try:
             if not isinstance(settings, dict | None):
                 raise gr.Error("settings must be an object of settings by name")
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings or {}, keep):
+            session = request.session_hash or ""
+            for news in self.service.compare(session, asked, preset, settings or {}, keep, bool(calibrated)):
                 if isinstance(news, Finished):
                     yield news.numbers, [str(path) for path in news.files]
                 else:

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from html import escape
 
 import numpy as np
@@ -25,17 +26,24 @@ def pictures(values: Numbers) -> Frames:
 
 def named(values: Numbers) -> Frames:
     """Whole numbers as colours that tell them apart; -1 is grey."""
-    from colorsys import hsv_to_rgb
-
     numbers = values.astype(int)
-    palette = {
-        number: [round(255 * part) for part in hsv_to_rgb(number * GOLDEN % 1, 0.62, 0.9)] for number in np.unique(numbers)
-    }
+    palette = {number: list(_hue(number)) for number in np.unique(numbers).tolist()}
     palette[-1] = list(NONE)
     found = np.empty((*numbers.shape, 3), np.uint8)
     for number, colour in palette.items():
         found[numbers == number] = colour
     return found
+
+
+def colour_of(number: int) -> str:
+    """The colour of a number in `named`, for CSS."""
+    red, green, blue = NONE if number == -1 else _hue(number)
+    return f"rgb({red},{green},{blue})"
+
+
+def _hue(number: int) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * part) for part in hsv_to_rgb(number * GOLDEN % 1, 0.62, 0.9))
+    return red, green, blue
 
 
 def strip(thumbnails: Sequence[str], frames: Frames, title: str) -> str:

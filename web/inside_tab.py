@@ -12,8 +12,8 @@ import numpy as np
 from ..sedialect_core.dialect_trace import LayerStep, Trace
 from ..sedialect_core.errors import SeDialectError
 from . import charts, heat, markup
-from .compare_tab import MODEL_QUEUE, UNEXPECTED
-from .service import Finished, Inside, Service
+from .compare_tab import ON_PIPELINE, UNEXPECTED
+from .service import LOOK, Finished, Inside, Service
 from .studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ MAPS = {
         "Sub-formatbook of each group", "one colour a set of shapes, the one most of its blocks took", names=True
     ),
 }
+NO_GROUPS = "every token of this layer's input is on its own at this step: none is near enough to an anchor"
 START = "Generate a pair of videos in the first tab; then look inside its quantized half here."
 
 
@@ -44,6 +45,12 @@ class InsideTab:
 
     def __init__(self, service: Service, finished: gr.State) -> None:
         self.service, self.finished = service, finished
+        self.semantics = gr.Checkbox(
+            False,
+            label="With saliency and groups",
+            info="of a run that went without them, too: a tenth of the tokens gets a second term, by the attention they "
+            "receive, and tokens whose cosine with their anchor is at least 0.9 share a sub-formatbook",
+        )
         with gr.Row():
             self.run = gr.Button("Look inside the last run", variant="primary", scale=2, min_width=220, elem_id="sd-look")
             self.stop = gr.Button("Cancel", variant="stop", scale=1, min_width=90, interactive=False)
@@ -67,20 +74,8 @@ class InsideTab:
             self.run,
             self.stop,
         ]
-        started = self.run.click(
-            self.look,
-            self.finished,
-            outputs,
-            concurrency_limit=1,
-            concurrency_id=MODEL_QUEUE,
-            show_progress="minimal",
-            show_progress_on=self.status,
-            trigger_mode="once",
-            api_visibility="private",
-        )
-        self.stop.click(
-            lambda: self._ended("Cancelled."), None, outputs, cancels=[started], queue=False, api_visibility="private"
-        )
+        self.run.click(self.look, [self.finished, self.semantics], outputs, **ON_PIPELINE)
+        self.stop.click(self._stop, queue=False, api_visibility="private")
         self.block.input(self._layers, [self.block, self.layer], self.layer, api_visibility="private").then(
             self.picture, [self.block, self.layer, self.step], self.shown, api_visibility="private"
         )
@@ -94,13 +89,13 @@ class InsideTab:
                 api_visibility="private",
             )
 
-    def look(self, request: gr.Request, finished: Finished | None) -> Iterator[list[Any]]:
+    def look(self, request: gr.Request, finished: Finished | None, semantics: bool) -> Iterator[list[Any]]:
         """Make the quantized video of the last run again, and note what its layers do."""
         if finished is None:
             yield self._ended(START, "error")
             return
         try:
-            for news in self.service.look_inside(request.session_hash or "", finished):
+            for news in self.service.look_inside(request.session_hash or "", finished, semantics):
                 yield self._done(news) if isinstance(news, Inside) else self._running(news)
         except SeDialectError as error:
             yield self._ended(f"This did not work: {error}", "error")
@@ -110,6 +105,9 @@ class InsideTab:
             LOG.exception("looking inside failed")
             yield self._ended(UNEXPECTED, "error")
 
+    def _stop(self, request: gr.Request) -> None:
+        self.service.stop(request.session_hash or "", LOOK)
+
     def _running(self, progress: Progress) -> list[Any]:
         status = markup.progress(progress, ())
         return [status, *[gr.skip()] * 5, gr.update(interactive=False), gr.update(interactive=True)]
@@ -118,19 +116,18 @@ class InsideTab:
         return [markup.message(text, kind), *[gr.skip()] * 5, gr.update(interactive=True), gr.update(interactive=False)]
 
     def _done(self, inside: Inside) -> list[Any]:
-        blocks = list(blocks_of(inside.trace))
-        first = blocks_of(inside.trace)[blocks[0]]
-        steps = inside.steps
+        blocks, steps = blocks_of(inside.trace), inside.steps
+        block, layer, step = most_telling(inside.trace)
         status = (
             f"{inside.title}: every number that its {len(inside.trace.weights)} quantized layers read, in {steps} steps."
         )
         return [
             markup.message(status),
             gr.update(visible=True),
-            gr.update(choices=blocks, value=blocks[0]),
-            gr.update(choices=first, value=first[0]),
-            gr.update(maximum=max(2, steps), value=max(1, steps // 2)),
-            pictures_of(inside, blocks[0], first[0], max(1, steps // 2)),
+            gr.update(choices=list(blocks), value=block),
+            gr.update(choices=blocks[block], value=layer),
+            gr.update(maximum=max(2, steps), value=step),
+            pictures_of(inside, block, layer, step),
             gr.update(interactive=True),
             gr.update(interactive=False),
         ]
@@ -150,17 +147,19 @@ class InsideTab:
 
 def pictures_of(inside: Inside, block: str, layer: str, step: float) -> str:
     """One layer at one step."""
-    name = f"{component_of(inside.trace)}{block}.{layer}"
+    name = component_of(inside.trace) + ".".join(part for part in (block, layer) if part)
     if name not in inside.trace.weights:
         return markup.message("Choose a block and a layer.")
     recorded = inside.trace.steps.get(name, [])
     place = min(max(1, int(step or 1)), len(recorded)) - 1
-    parts = [over_steps(inside.trace, name, place)] if recorded else [_not_encoded(inside)]
+    maps, dialects = [], []
     if recorded:
-        parts += evidence_pictures(recorded[place], inside)
-        parts.append(histogram(recorded[place].counts, inside, f"Dialects that its activations chose in step {place + 1}"))
-    parts.append(histogram(inside.trace.weights[name], inside, "Dialects of its weights"))
-    return "".join(parts)
+        maps = evidence_pictures(recorded[place], inside)
+        title = f"Dialects that its activations chose in step {place + 1}"
+        dialects = [histogram(recorded[place].counts, inside, title), over_steps(inside.trace, name, place)]
+    dialects.append(histogram(inside.trace.weights[name], inside, "Dialects of its weights"))
+    columns = ("".join(maps) or _not_encoded(inside), "".join(dialects))
+    return '<div class="sd-inside">' + "".join(f"<div>{column}</div>" for column in columns) + "</div>"
 
 
 def evidence_pictures(step: LayerStep, inside: Inside) -> list[str]:
@@ -169,11 +168,25 @@ def evidence_pictures(step: LayerStep, inside: Inside) -> list[str]:
     for name, values in step.maps.items():
         kind = MAPS[name]
         pictures = heat.named(values) if kind.names else heat.pictures(values)
-        strip = heat.strip(inside.thumbnails, pictures, f"{kind.title}, frame")
-        found.append(_part(kind.title, kind.says, strip))
+        strip = heat.strip(inside.thumbnails, pictures, f"{kind.title}, frame") + (
+            legend(values) if name == "shapes" else ""
+        )
+        says = kind.says if not kind.names else f"{kind.says}; {grouped(values):.0%} of the tokens are in groups"
+        found.append(_part(kind.title, says if not kind.names or grouped(values) else NO_GROUPS, strip))
     return found or [
         _part("Maps", "This layer reads text, or what is no map of the video: there is nothing to see in frames.", "")
     ]
+
+
+def legend(sets: heat.Numbers) -> str:
+    """The colour of each set of shapes, which is a number whose bits are the shapes."""
+    found = sorted({int(one) for one in sets.flat if one >= 0})
+    names = [" and ".join(str(shape) for shape in range(one.bit_length()) if one >> shape & 1) for one in found]
+    chips = [
+        f'<span><i style="background:{heat.colour_of(one)}"></i>shapes {name}</span>'
+        for one, name in zip(found, names, strict=True)
+    ]
+    return f'<p class="sd-legend">{"".join(chips)}</p>'
 
 
 def histogram(counts: list[int], inside: Inside, title: str) -> str:
@@ -195,13 +208,36 @@ def over_steps(trace: Trace, layer: str, place: int) -> str:
 
 
 def blocks_of(trace: Trace) -> dict[str, list[str]]:
-    """Layers by the block they lie in: everything up to the first number of a name."""
+    """Layers by the block they lie in."""
     found: dict[str, list[str]] = {}
     for name in trace.weights:
-        parts = name.removeprefix(component_of(trace)).split(".")
-        number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
-        found.setdefault(".".join(parts[: number + 1]), []).append(".".join(parts[number + 1 :]))
+        block, layer = place_of(name.removeprefix(component_of(trace)))
+        found.setdefault(block, []).append(layer)
     return found
+
+
+def place_of(name: str) -> tuple[str, str]:
+    """A layer's block, everything up to the first number of its name, and the rest."""
+    parts = name.split(".")
+    number = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
+    return ".".join(parts[: number + 1]), ".".join(parts[number + 1 :])
+
+
+def most_telling(trace: Trace) -> tuple[str, str, int]:
+    """Block, layer and step, from 1, with the most tokens in groups; half-way in the first layer where there are none."""
+    steps = max(1, max(map(len, trace.steps.values()), default=1))
+    share, name, step = 0.0, next(iter(trace.weights)), max(1, steps // 2)
+    for layer, recorded in trace.steps.items():
+        for number, one in enumerate(recorded, 1):
+            found = grouped(one.maps["group"]) if "group" in one.maps else 0.0
+            if found > share:
+                share, name, step = found, layer, number
+    return *place_of(name.removeprefix(component_of(trace))), step
+
+
+def grouped(groups: heat.Numbers) -> float:
+    """The part of the tokens of a map of groups, or of what groups took, that is in one."""
+    return float((groups >= 0).mean())
 
 
 def component_of(trace: Trace) -> str:

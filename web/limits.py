@@ -5,23 +5,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..sedialect_core.config import BLOCK_SIZES, MODULATIONS, PRECISIONS, PRESETS, ROTATIONS, SALIENCES, SeDialectConfig
+from ..sedialect_core.config import (
+    BLOCK_SIZES,
+    MODULATIONS,
+    PRECISIONS,
+    PRESETS,
+    PROTECTIONS,
+    ROTATIONS,
+    SALIENCES,
+    SALIENT_LAYERS,
+    SHARINGS,
+    SeDialectConfig,
+)
 from ..sedialect_core.demo import defaults, evaluation_prompts
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.formatbook.book import builtin_names
 from ..sedialect_core.sampling import Request
 
 MAX_SEED = 2**32 - 1
-MAX_FRAGMENTS = 200  # characters of the list of layers that stay in 16 bit
+MAX_FRAGMENTS = 200  # characters of a list of layers
 CHOICES: dict[str, tuple[Any, ...]] = {
     "precision": PRECISIONS,
     "block_size": BLOCK_SIZES,
     "formatbook": builtin_names(),  # a path or a Hub name is the operator's to give, never a visitor's
     "candidates": ("max", "all"),
     "modulation": MODULATIONS,
-    "salient_by": SALIENCES,
     "rotation": ROTATIONS,
+    "salient_by": SALIENCES,
+    "salient_layers": SALIENT_LAYERS,
+    "semantic_sharing": SHARINGS,
+    "protected_precision": PROTECTIONS,
 }
+# Settings of several numbers, and the largest of them that is taken. They are written as "2, 2, 2", or a list.
+NUMBERS: dict[str, int] = {"semantic_window": 8, "semantic_spacing": 16, "protected_steps": 50, "refresh_at": 1}
+FRACTIONS = ("refresh_at",)  # of NUMBERS, those that need not be whole
+OPERATORS = ("profile_megabytes",)  # numbers that are no visitor's: what a run may take of the server's memory
+LAYERS = "layer_precisions"  # written as "attn2 = w4a8, blocks.0. = w4a16"
 
 
 @dataclass(frozen=True)
@@ -118,33 +137,79 @@ def checked_request(
 def checked_config(preset: str, settings: Mapping[str, Any] | None = None, keep: str | None = "") -> SeDialectConfig:
     """A configuration from a preset, settings by name, and fragments of layer names that stay in 16 bit.
 
+    An empty list of layers leaves the preset's own.
+
     Raises:
         InputError: a setting is unknown, or one that only the operator may give.
         ConfigError: a preset or a value is unknown.
     """
     settings = dict(settings or {})
+    if preset not in PRESETS:
+        raise InputError(f"no preset {str(preset)[:40]!r}; there are {', '.join(PRESETS)}")
     for name, value in settings.items():
         if name in CHOICES:
             if value not in CHOICES[name]:
                 raise InputError(f"{name} is {value!r}; choose one of {', '.join(map(str, CHOICES[name]))}")
+        elif name in NUMBERS:
+            settings[name] = _numbers(name, value)
+        elif name == LAYERS:
+            settings[name] = _layer_precisions(value) or SeDialectConfig.preset(preset).layer_precisions
         elif name not in simple_settings():
-            raise InputError(f"no setting {name!r} is offered here; there are {', '.join((*CHOICES, *simple_settings()))}")
-    keep = keep or ""
-    if len(keep) > MAX_FRAGMENTS:
-        raise InputError(f"the list of layers has {len(keep)} characters; at most {MAX_FRAGMENTS} are read")
-    fragments = tuple(re.escape(part.strip()) for part in keep.split(",") if part.strip())
-    if preset not in PRESETS:
-        raise InputError(f"no preset {str(preset)[:40]!r}; there are {', '.join(PRESETS)}")
-    return SeDialectConfig.preset(preset, **settings, **({"skip": fragments} if fragments else {}))
+            raise InputError(f"no setting {name!r} is offered here; there are {', '.join(setting_names())}")
+    fragments = tuple(re.escape(part) for part in _parts(keep))
+    config = SeDialectConfig.preset(preset, **settings, **({"skip": fragments} if fragments else {}))
+    if any(0 < 2 * step < size for step, size in zip(config.semantic_spacing, config.semantic_window, strict=True)):
+        raise InputError("semantic_spacing is less than half of semantic_window; so many windows would take too much memory")
+    return config
+
+
+def setting_names() -> tuple[str, ...]:
+    """Every setting that is offered."""
+    return (*CHOICES, *simple_settings(), *NUMBERS, LAYERS)
+
+
+def shown_value(config: SeDialectConfig, name: str) -> Any:
+    """A setting as its field shows it."""
+    value = getattr(config, name)
+    return ", ".join(map(str, value)) if name in NUMBERS else value
 
 
 def simple_settings() -> dict[str, Any]:
-    """Settings beside those of CHOICES that are plain numbers or switches, with their defaults."""
+    """Settings beside those of CHOICES that are plain numbers or switches, with their defaults; what memory a profile may
+    take is the operator's affair."""
     return {
         f.name: f.default
         for f in fields(SeDialectConfig)
-        if f.name not in CHOICES and isinstance(f.default, bool | int | float)
+        if f.name not in (*CHOICES, *OPERATORS) and isinstance(f.default, bool | int | float)
     }
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    words = re.split(r"[\s,]+", value[:MAX_FRAGMENTS].strip(", ")) if isinstance(value, str) else value
+    if not isinstance(words, list | tuple):
+        raise InputError(f"{name} is {str(value)[:40]!r}; give numbers, separated by commas")
+    read = _number if name in FRACTIONS else _whole
+    return tuple(read(name, word, 0, NUMBERS[name]) for word in words[:MAX_FRAGMENTS] if word != "")
+
+
+def _layer_precisions(text: Any) -> tuple[tuple[str, str], ...]:
+    found = []
+    for part in _parts(text):
+        fragment, _, precision = (word.strip() for word in part.partition("="))
+        if not fragment or precision not in PRECISIONS:
+            raise InputError(
+                f"{part!r} is no layer with its precision ({', '.join(PRECISIONS)}); write such as attn2 = w4a8"
+            )
+        found.append((re.escape(fragment), precision))
+    return tuple(found)
+
+
+def _parts(text: Any) -> list[str]:
+    """What stands between the commas of a list of layers."""
+    text = str(text or "")
+    if len(text) > MAX_FRAGMENTS:
+        raise InputError(f"the list of layers has {len(text)} characters; at most {MAX_FRAGMENTS} are read")
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _text(name: str, text: Any, offer: Offer) -> str:

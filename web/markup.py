@@ -41,9 +41,10 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str) -> s
     """A table whose first column heads its rows."""
     cells = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
-    said = f"<caption>{escape(caption)}</caption>" if caption else ""
+    said = f'<p class="sd-caption">{escape(caption)}</p>' if caption else ""
+    name = f' aria-label="{escape(caption)}"' if caption else ""
     lines = "".join(
         f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in rest) + "</tr>"
         for first, *rest in body
     )
-    return f'<div class="sd-scroll"><table class="sd-table">{said}{top}<tbody>{lines}</tbody></table></div>'
+    return f'{said}<div class="sd-scroll"><table class="sd-table"{name}>{top}<tbody>{lines}</tbody></table></div>'

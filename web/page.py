@@ -34,6 +34,7 @@ def build(service: Service) -> gr.Blocks:
                 BenchmarkTab(service)
             formats.select(shelf.layers, None, shelf.source, api_visibility="private")
         Endpoints(service)
+        page.load(first.greeting, None, first.status, queue=False, show_progress="hidden", api_visibility="private")
 
         def leave(request: gr.Request) -> None:
             service.left(request.session_hash or "")

@@ -70,6 +70,12 @@ class Results:
             self._kept.append(_Kept(folder, session, now + KEPT_SECONDS))
             return folder
 
+    def drop(self, folder: Path) -> None:
+        """A result that came to nothing: what there is of it is removed."""
+        with self._lock:
+            shutil.rmtree(folder, ignore_errors=True)
+            self._kept = [kept for kept in self._kept if kept.folder != folder]
+
     def left(self, session: str) -> None:
         """A visitor has gone: the result goes too, a little later."""
         with self._lock:

@@ -1,5 +1,6 @@
 """What the tabs do, apart from how they look: inputs checked, work run on the studio's pipeline, progress told."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from ..sedialect_core.bench import quality
+from ..sedialect_core.calibration.cache import CalibrationCache
+from ..sedialect_core.calibration.moments import calibrate
 from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
@@ -25,9 +28,12 @@ from .measures import Measured, measure, rows
 from .results import Latest, Results
 from .studio import Progress, Run, Studio
 
+LOG = logging.getLogger(__name__)
 SIXTEEN = "16 bit"
 INSIDES = 8  # visitors whose last look inside is kept: up to tens of megabytes each
 QUICK_PAIRS, QUICK_STEPS = 2, 3
+COMPARE, LOOK, BENCH = "compare", "look", "bench"  # what a visitor may have in the line, one of each
+SHOWN_RATIO, SHOWN_SIMILARITY = 0.1, 0.9  # of semantics that are switched on to be seen
 THUMBNAIL = 96  # pixels, about
 
 
@@ -43,6 +49,7 @@ class Finished:
     measured: Measured
     numbers: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+    calibrated: bool = False
 
     @property
     def files(self) -> tuple[Path, Path, Path, Path]:
@@ -73,17 +80,36 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class Service:
-    """A server's pipeline, what it offers, and where its results lie."""
+    """A server's pipeline, what it offers, and where its results lie.
+
+    Args:
+        calibration: the operator's, by which weights may be encoded; the bundled model calibrates itself when first asked.
+    """
 
     studio: Studio
     offer: Offer
     results: Results
     bundled: bool
     name: str
+    calibration: CalibrationCache | None = None
     insides: Latest[Inside] = field(default_factory=lambda: Latest(INSIDES))
+    learnt: list[CalibrationCache] = field(default_factory=list)
+    """What the bundled model has learnt of itself: nothing, or one calibration."""
+    _runs: dict[tuple[str, str], Run[Any]] = field(default_factory=dict)
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether visitors may ask for calibrated weights."""
+        return self.bundled or self.calibration is not None
 
     def compare(
-        self, session: str, asked: dict[str, Any], preset: str, settings: dict[str, Any], keep: str
+        self,
+        session: str,
+        asked: dict[str, Any],
+        preset: str,
+        settings: dict[str, Any],
+        keep: str,
+        calibrated: bool = False,
     ) -> Iterator[Progress | Finished]:
         """Both videos of a request: progress while they are made, then the result.
 
@@ -91,40 +117,58 @@ class Service:
             SeDialectError: the inputs are out of bounds, or the model, the pipeline or the disk fails.
         """
         request, config = checked_request(self.offer, **asked), checked_config(preset, settings, keep)
+        if calibrated and not self.calibrates:
+            raise InputError("this server has no calibration of its model; its operator can give one: --calibration DIR")
 
         def work(pipe: Any, run: Run[Finished]) -> Finished:
-            comparison = compare(pipe, request, config, watch=run, restore=True)
-            return self._write(session, comparison, self._notes(pipe, request))
+            found = self._calibration(pipe, run) if calibrated else None
+            comparison = compare(pipe, request, config, watch=run, restore=True, calibration=found)
+            return self._write(session, comparison, self._notes(pipe, request), calibrated)
 
-        yield from self._follow(work, steps=request.steps, stages=2)
+        yield from self._follow(session, COMPARE, work, steps=request.steps, stages=2)
+
+    def stop(self, session: str, job: str) -> None:
+        """End a visitor's run of this kind, if there is one; whoever follows it is told so."""
+        run = self._runs.get((session, job))
+        if run is not None:
+            run.stop()
 
     def left(self, session: str) -> None:
         """A visitor has closed the page."""
+        for job in (COMPARE, LOOK, BENCH):
+            self.stop(session, job)
         self.results.left(session)
         self.insides.drop(session)
 
-    def look_inside(self, session: str, finished: Finished) -> Iterator[Progress | Inside]:
+    def look_inside(self, session: str, finished: Finished, semantics: bool = False) -> Iterator[Progress | Inside]:
         """The quantized half of a comparison once more, with what its layers do: progress, then the result, which is kept.
+
+        `semantics` makes it with saliency and groups, whether the comparison had them or not.
 
         Raises:
             SeDialectError: the model or the pipeline fails.
         """
         request, config = finished.request, finished.config
+        if semantics:
+            config = with_semantics(config)
 
         def work(pipe: Any, run: Run[Inside]) -> Inside:
             models = denoisers(pipe)
+            found = self._calibration(pipe, run) if finished.calibrated else None
             run.on_stage(QUANTIZING)
-            with quantized_pipeline(pipe, config, True, progress=False), tracing(models, request.steps) as trace:
+            quantized = quantized_pipeline(pipe, config, True, progress=False, calibration=found)
+            with quantized, tracing(models, request.steps) as trace:
                 frames = sample(pipe, models, request, config.precision, run).frames
             shapes = Formatbook.resolve(config.formatbook).shapes
-            title = f"{config.precision}: {request.prompt}"
+            also = " with saliency and groups" if config != finished.config else ""
+            title = f"{config.precision}{also}: {request.prompt}"
             inside = Inside(title, trace, thumbnails(frames, trace), request.steps, shapes)
             self.insides.put(session, inside)
             return inside
 
-        yield from self._follow(work, steps=request.steps, stages=1)
+        yield from self._follow(session, LOOK, work, steps=request.steps, stages=1)
 
-    def quick_bench(self) -> Iterator[Progress | BenchResult]:
+    def quick_bench(self, session: str) -> Iterator[Progress | BenchResult]:
         """The quick arms of `sedialect bench quality` on a few prompts: progress, then the result.
 
         Raises:
@@ -147,30 +191,61 @@ class Service:
                 _, _, picture = quality.write_results(job, results, quality.BASE, Path(scratch))
                 return BenchResult(picture.read_bytes(), quality.markdown(job, results, quality.BASE))
 
-        yield from self._follow(work, steps=steps, stages=1)
+        yield from self._follow(session, BENCH, work, steps=steps, stages=1)
 
-    def _follow(self, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
+    def _calibration(self, pipe: Any, run: Run[Any]) -> CalibrationCache:
+        """The operator's, or what the bundled model learns of itself, once for all visitors."""
+        if self.calibration is not None:
+            return self.calibration
+        if not self.learnt:
+            self.learnt.append(calibrate(pipe, progress=False, watch=run))
+        return self.learnt[0]
+
+    def _follow(self, session: str, job: str, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
         with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
-            yield Progress(steps=steps)
-            yield from run.follow()
+            self._runs[session, job] = run
+            try:
+                yield from run.follow()
+            finally:
+                if self._runs.get((session, job)) is run:
+                    del self._runs[session, job]
         if run.error is not None:
             raise explained(run.error) from run.error
         yield run.result
 
-    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...]) -> Finished:
+    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...], calibrated: bool) -> Finished:
         fps = self.offer.fps
         measured = measure(comparison.quantized.frames, comparison.original.frames, fps)
         folder = self.results.new_folder(session)
-        write_comparison(comparison, folder, fps)
-        numbers = {**comparison.to_dict(), "measured": measured.values}
+        try:
+            write_comparison(comparison, folder, fps)
+        except InputError as error:  # it names the folder, which is nobody's business
+            LOG.error("%s", error)
+            self.results.drop(folder)
+            why = getattr(error.__cause__, "strerror", None) or "it cannot be written"
+            raise InputError(f"this server has no place for the result ({why}); try again later") from error
+        numbers = {**comparison.to_dict(), "calibrated": calibrated, "measured": measured.values}
         lines = rows(comparison, measured)
-        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes)
+        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes, calibrated)
 
     def _notes(self, pipe: Any, request: Request) -> tuple[str, ...]:
         unknown = unknown_words(request.prompt, pipe.tokenizer) if self.bundled else []
         if not unknown:
             return ()
         return (f"The bundled model does not know: {', '.join(unknown)}. It knows coloured shapes that move.",)
+
+
+def with_semantics(config: SeDialectConfig) -> SeDialectConfig:
+    """The same with saliency by attention and groups; what it has of them stays. Only 4-bit inputs have any."""
+    if config.precision != "w4a4":
+        return config
+    likeness = config.semantic_similarity if config.semantic else SHOWN_SIMILARITY
+    return config.override(
+        semantic=True,
+        semantic_similarity=likeness,
+        salient_by=config.salient_by if "attention" in config.salient_by else "attention",
+        salient_ratio=config.salient_ratio or SHOWN_RATIO,
+    )
 
 
 @contextmanager

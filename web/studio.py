@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 WAKE = 1.0  # seconds after which whoever follows a run looks up, news or not
 PREVIEW_FRAMES, PREVIEW_SIDE = 12, 160
 PIECE_ROWS, PIECE_COLUMNS = 8, 256  # of a layer's weight that the page may look at
-WAITING = "waiting for the model"
+WAITING, STOPPING = "waiting for the model", "cancelling"
 
 Result = TypeVar("Result")
 
@@ -52,10 +52,11 @@ class Run(Watch, Generic[Result]):
         steps: of one sampling stage.
         stages: how many sampling stages there will be, for the seconds that are left.
         seconds: after which it is stopped.
+        ahead: how many runs will be made before it.
     """
 
-    def __init__(self, steps: int, stages: int, seconds: float) -> None:
-        self.steps, self.stages, self.seconds = steps, stages, seconds
+    def __init__(self, steps: int, stages: int, seconds: float, ahead: Callable[[], int]) -> None:
+        self.steps, self.stages, self.seconds, self._ahead = steps, stages, seconds, ahead
         self.progress = Progress(steps=steps)
         self.result: Result | None = None
         self.error: BaseException | None = None
@@ -69,6 +70,11 @@ class Run(Watch, Generic[Result]):
         self._scheduler: Any = None
         self._clean: CleanLatents | None = None
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is a result or an error."""
+        return self._ended
+
     def stop(self) -> None:
         """Ask the run to end before its next forward; one that has not begun ends at once."""
         self._stop.set()
@@ -76,18 +82,23 @@ class Run(Watch, Generic[Result]):
             if not self._begun and not self._ended:
                 self.error, self._ended = Stopped(), True
                 self._changed.notify_all()
+            elif not self._ended:
+                self._tell(replace(self.progress, stage=STOPPING, seconds_left=None))
 
     def follow(self) -> Iterator[Progress]:
-        """Progress, whenever there is news, until the run has ended."""
+        """Progress, whenever there is news, until the run has ended; in line every second, so that visitors can leave it."""
         seen = -1
         while True:
             with self._changed:
                 if not self._ended and self._version == seen:
                     self._changed.wait(timeout=WAKE)
                 news, seen, ended, progress = self._version != seen, self._version, self._ended, self.progress
+                begun = self._begun
             if ended:
                 return
-            if news:
+            if not begun:
+                yield replace(progress, stage=place_in_line(self._ahead()))
+            elif news:
                 yield progress
 
     def on_stage(self, label: str) -> None:
@@ -162,13 +173,16 @@ class Studio:
 
     Args:
         load: makes the pipeline; what it raises is what visitors are told.
+        waiting: how many runs may stand in line behind the one that is made.
     """
 
-    def __init__(self, load: Callable[[], Any]) -> None:
+    def __init__(self, load: Callable[[], Any], waiting: int = 16) -> None:
         self._load = load
         self._pipe: Any = None
-        self._lock = threading.Lock()
+        self._waiting = waiting
+        self._lock, self._line_lock = threading.Lock(), threading.Lock()
         self._work: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._line: list[Run[Any]] = []  # in the order in which they will be made, the one being made included
         threading.Thread(target=self._do_work, name="sedialect-work", daemon=True).start()
         self.preview: LatentPreview | None = None
         self.weights: dict[str, torch.Tensor] = {}
@@ -216,13 +230,33 @@ class Studio:
     def run(
         self, work: Callable[[Any, Run[Result]], Result], *, steps: int, stages: int, seconds: float
     ) -> Iterator[Run[Result]]:
-        """A run that has begun, to be followed; leaving the block stops it."""
-        run: Run[Result] = Run(steps, stages, seconds)
-        self._work.put(lambda: run.carry_out(work, self))
+        """A run at the end of the line, to be followed; leaving the block stops it.
+
+        Raises:
+            InputError: the line is full.
+        """
+        run: Run[Result] = Run(steps, stages, seconds, lambda: self._ahead_of(run))
+        with self._line_lock:
+            if sum(not other.ended for other in self._line) > self._waiting:
+                raise InputError(f"the line is full, {self._waiting} are waiting already; try again in some minutes")
+            self._line.append(run)
+            self._work.put(lambda: self._carry_out(run, work))
         try:
             yield run
         finally:
             run.stop()
+
+    def _carry_out(self, run: Run[Result], work: Callable[[Any, Run[Result]], Result]) -> None:
+        try:
+            run.carry_out(work, self)
+        finally:
+            with self._line_lock:
+                self._line.remove(run)
+
+    def _ahead_of(self, run: Run[Any]) -> int:
+        with self._line_lock:
+            before = self._line[: self._line.index(run)] if run in self._line else []
+            return sum(not other.ended for other in before)
 
     def _ensure_loaded(self) -> None:
         if self._pipe is not None:
@@ -240,6 +274,11 @@ class Studio:
         except ModelError as error:
             self.notes.append(str(error))
         self._pipe = pipe
+
+
+def place_in_line(ahead: int) -> str:
+    """What a visitor reads whose run has not begun."""
+    return f"in line: {ahead} before yours" if ahead else WAITING
 
 
 def pieces_of_weights(pipe: Any) -> dict[str, torch.Tensor]:

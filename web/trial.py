@@ -1,10 +1,9 @@
 """How a server does: seconds until its page is there and a comparison is made, and whether it keeps what visitors leave.
 
-python -m sedialect.web.trial [--generations 20]
+python -m sedialect.web.trial [--generations 20] [--write docs/app.md]
 """
 
 import argparse
-import json
 import socket
 import subprocess
 import sys
@@ -17,12 +16,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ..sedialect_core.atomic import write_text
 from ..sedialect_core.comparison import environment
-from ..sedialect_core.errors import InputError
+from ..sedialect_core.errors import InputError, SeDialectError
+from .measured import machine
 
 START_SECONDS = 120.0
 SHORT = 2  # steps of the comparisons after which memory is looked at
 PROMPT = "a red ball moves left"
+BEGIN, END = "<!-- trial -->", "<!-- end -->"  # of the document: what was measured stands between them
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,36 @@ def resident(process: int) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
-def main() -> None:
+def write_between_marks(path: Path, text: str) -> None:
+    """Replace what stands between the marks of a document.
+
+    Raises:
+        InputError: the document is not there, or has no marks.
+    """
+    try:
+        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        _, after = rest.split(END, maxsplit=1)
+    except (OSError, ValueError):
+        raise InputError(f"{path} must hold {BEGIN} once, and {END} after it; the measured lines go between them") from None
+    write_text(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main() -> int:
     """Measure and print, with machine, versions and date."""
     parser = argparse.ArgumentParser(description="seconds and memory of the app with the bundled model")
     parser.add_argument("--generations", type=int, default=20, help="short comparisons")
-    print(trial(max(2, parser.parse_args().generations)))
-    print(json.dumps(environment()))
+    parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="whose marked lines are replaced, too")
+    given = parser.parse_args()
+    try:
+        found = f"```\n{trial(max(2, given.generations))}\n```\n\n{machine(environment())}"
+        print(found)
+        if given.write is not None:
+            write_between_marks(given.write, found)
+    except SeDialectError as error:
+        print(f"sedialect: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from ...kernels.compensation import DAMPING, compensate, factorize, output_error
+from ...kernels.compensation import DAMPING, compensate, factorize, output_error, refine
 from ...kernels.rotation import rotate_moment, rotate_rows
 from ..calibrated import InputStatistics
 from ..errors import InputError
@@ -33,7 +33,8 @@ class ScaledBlocks:
         """
         self.block_size, self.scale_of, self.round_to = block_size, scale_of, round_to
         self.shrinks = shrinks
-        self.scale = torch.empty(0)  # of the block that was chosen last
+        self.scales: dict[int, torch.Tensor] = {}
+        self.scale = torch.empty(0)  # of the block that was chosen or resumed last
 
     def choose(self, block: int, weight: torch.Tensor, upper: torch.Tensor) -> None:
         """Take the scale by which the block's columns, rounded one after another, lose least."""
@@ -45,9 +46,13 @@ class ScaledBlocks:
             lost = (column - self.round_to(column / scales) * scales) / upper[i, i]
             loss += lost.square()
             left[i + 1 :] -= upper[i, i + 1 :].view(-1, 1, 1) * lost
-        self.scale = scales.gather(1, loss.argmin(1, keepdim=True)).squeeze(1)
+        self.scale = self.scales[block] = scales.gather(1, loss.argmin(1, keepdim=True)).squeeze(1)
 
-    def quantize(self, column: int, weight: torch.Tensor) -> torch.Tensor:
+    def resume(self, block: int) -> None:
+        """Take up the scale that was chosen for a block."""
+        self.scale = self.scales[block]
+
+    def quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """Values of a column."""
         return self.round_to(weight / self.scale) * self.scale
 
@@ -80,7 +85,7 @@ def compensated_weight(weight: torch.Tensor, statistics: InputStatistics, peer: 
     factor = factorize(moment, form.block_size, DAMPING * max(1.0, len(moment) / max(1, statistics.count)))
     if factor is None:
         return plain
-    compensated = compensate(weight, factor, form)
+    compensated = refine(weight, compensate(weight, factor, form), moment, factor, form)
     better = output_error(compensated - weight, moment) < output_error(plain - weight, moment)
     return torch.where(better.unsqueeze(1), compensated, plain)
 

@@ -85,12 +85,21 @@ class CalibrationCache:
             raise InputError(f"{path} is of version {version!r}; this sedialect reads {FORMAT_VERSION}: update sedialect")
         return found
 
-    def begin(self) -> None:
-        """Write the index, where there is a folder.
+    def opened(self) -> "CalibrationCache":
+        """This one, begun; or the one in its folder, if that is the same.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder holds another one, or cannot be written.
         """
+        if self.folder is not None and (self.folder / INDEX).exists():
+            found = CalibrationCache.load(self.folder)
+            found.check_same(self)
+            return found
+        self._begin()
+        return self
+
+    def _begin(self) -> None:
+        """Write the index, where there is a folder."""
         if self.folder is not None:
             data = {
                 "format_version": FORMAT_VERSION,
@@ -105,13 +114,14 @@ class CalibrationCache:
         return [entry for entry in self.inputs if not self._has(entry)]
 
     def put(self, entry: Input, statistics: InputStatistics) -> None:
-        """Keep an input's statistics.
+        """Keep an input's statistics, in main memory where there is no folder.
 
         Raises:
             InputError: the folder cannot be written, or the disk is full.
         """
         if self.folder is None:
-            self._kept[entry.name] = statistics
+            parts = {name: getattr(statistics, name).cpu() for name in TENSORS}
+            self._kept[entry.name] = InputStatistics(**parts, count=statistics.count)
         else:
             save_statistics(self._path(entry), statistics)
 

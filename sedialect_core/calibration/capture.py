@@ -136,7 +136,7 @@ class Steps:
         return self.number % self.every == 0
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = kwargs.get("timestep")
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)  # ComfyUI passes it by its place
         value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
         if value is None or value != self.timestep:
             self.number += 1

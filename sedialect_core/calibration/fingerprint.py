@@ -18,14 +18,19 @@ from ..sampling import Request
 
 def fingerprint_of(pipe: Any, models: Mapping[str, nn.Module], requests: Sequence[Request]) -> dict[str, str]:
     """What was sampled. `weights` has one digest for each transformer, with commas between them."""
-    asked = json.dumps([asdict(request) for request in requests], sort_keys=True)
+    return fingerprint(_model_name(pipe), models, [asdict(request) for request in requests])
+
+
+def fingerprint(model: str, models: Mapping[str, nn.Module], prompts: Sequence[Any]) -> dict[str, str]:
+    """The same of whatever was run: the prompts are JSON values, of which the digest is kept."""
+    asked = json.dumps(prompts, sort_keys=True)
     return {
-        "model": _model_name(pipe),
+        "model": model,
         "model_class": ",".join(type(model).__name__ for model in models.values()),
         "config": ",".join(config_digest(model) for model in models.values()),
         "weights": ",".join(weights_digest(model) for model in models.values()),
         "prompts": hashlib.sha256(asked.encode()).hexdigest(),
-        "prompt_count": str(len(requests)),
+        "prompt_count": str(len(prompts)),
         "date": datetime.now(UTC).date().isoformat(),
         **{package: _version(package) for package in ("sedialect", "torch", "diffusers")},
     }

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from ...kernels.compensation import Factor
+from ...kernels.compensation import REFINING, Factor
 from ...kernels.dialect_blocks import encode_compensated_rows
 from ..errors import EncodeError
 from ..formatbook import Formatbook
@@ -26,12 +26,14 @@ def encode_compensated(
     formatbook: Formatbook,
     block_size: int = 16,
     name: str = "weight",
+    passes: int = REFINING,
 ) -> Compensated:
     """Encode a weight [N, K] as `encode` does, but so that its errors cancel in products with the calibration rows.
 
     Args:
         moment: X^T X [K, K] of these rows, up to a factor, on the device of the weight.
         factor: `kernels.compensation.factorize(moment, block_size)`.
+        passes: of refining, after every column has been rounded once.
 
     Raises:
         EncodeError: K is not a multiple of the block size, the dtype is not floating, or the weight holds NaN or Inf.
@@ -39,7 +41,7 @@ def encode_compensated(
     check_encodable(weight, block_size, "weight", None, name)
     if not bool(weight.isfinite().all()):
         raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-    result = encode_compensated_rows(weight, moment, factor, formatbook.tables(weight.device), block_size)
+    result = encode_compensated_rows(weight, moment, factor, formatbook.tables(weight.device), block_size, passes)
     plain = float(result.plain.sum())
     encoded = EncodedTensor(*result.rows, block_size, "weight", formatbook)
     return Compensated(encoded, float(result.error.sum()) / plain if plain else 1.0)

@@ -6,12 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS, SALIENCES, SeDialectConfig
+from ..config import PRESETS, PROTECTIONS, SALIENCES, SHARINGS, SeDialectConfig
 
 if TYPE_CHECKING:
     from ..sampling import Request
 
-OPTIONS = ("formatbook", "block_size", "salient_ratio", "salient_by", "semantic", "protected_steps")
+OPTIONS = (
+    "formatbook",
+    "block_size",
+    "salient_ratio",
+    "salient_by",
+    "semantic",
+    "semantic_sharing",
+    "protected_steps",
+    "protected_precision",
+)
 
 
 def add_to(commands: Any) -> None:
@@ -41,10 +50,12 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--block-size", type=int, help="16 or 32")
     command.add_argument("--salient-ratio", type=float, help="part of the video tokens that get a second term, 0 to 1")
     command.add_argument("--salient-by", help=", ".join(SALIENCES))
-    command.add_argument("--semantic", action="store_true", default=None, help="like tokens share sub-formatbooks")
+    command.add_argument("--semantic", action="store_true", default=None, help="like tokens share formats")
+    command.add_argument("--semantic-sharing", help=", ".join(SHARINGS))
     command.add_argument(
-        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run in 8-bit activations"
+        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run in more bits"
     )
+    command.add_argument("--protected-precision", help=", ".join(PROTECTIONS))
 
 
 def config_of(parsed: argparse.Namespace) -> SeDialectConfig:

@@ -27,6 +27,10 @@ def add_to(commands: Any) -> None:
     sharing = bench.add_parser("sharing", help="what neighbouring tokens gain and lose by sharing formats")
     sharing.add_argument("--prompts", type=int, default=2, help="how many of the 64 evaluation prompts")
     sharing.set_defaults(run=run_sharing)
+    profiling = bench.add_parser("profiling", help="what looking at attention, and forming groups, adds to a step")
+    profiling.add_argument("--quick", action="store_true", help="a tiny block: tests the command, says nothing")
+    profiling.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    profiling.set_defaults(run=run_profiling)
     loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
@@ -62,6 +66,18 @@ def run_sharing(parsed: argparse.Namespace) -> int:
     if not 1 <= parsed.prompts <= 64:
         raise InputError(f"--prompts is {parsed.prompts}; choose 1 to 64")
     print(render(study(parsed.prompts), parsed.prompts, environment()))
+    return 0
+
+
+def run_profiling(parsed: argparse.Namespace) -> int:
+    """Print the table of docs/semantics.md, with the machine."""
+    import torch
+
+    from ..bench.profiling import measure_profiling, render
+    from ..comparison import environment
+    from ..sampling import pick_device
+
+    print(render(measure_profiling(torch.device(pick_device(parsed.device)), parsed.quick), environment()))
     return 0
 
 

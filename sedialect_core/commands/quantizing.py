@@ -74,14 +74,17 @@ def run(parsed: argparse.Namespace) -> int:
     size = _bytes(parsed.max_shard_size)
     job = Job(config, parsed.output, parsed.dtype, pick_device(parsed.device), size)
     source = find_source(parsed.model, parsed.component, parsed.variant)
+    place = job.staging
     try:
         if parsed.calibrate:
+            place = _calibration_folder(parsed)
             cache = _calibrate(parsed, config)
+            place = job.staging
             calibrations = {part.name: cache.component(part.name) for part in source.components}
             job = replace(job, calibrations=calibrations, calibrated_on=cache.describe())
         plans = convert(source.components, job)
     except KeyboardInterrupt:
-        print(f"\nsedialect: interrupted; run the command again and it goes on from {job.staging}", file=sys.stderr)
+        print(f"\nsedialect: interrupted; run the command again and it goes on from {place}", file=sys.stderr)
         return 2
     base = parsed.base_model or (None if Path(parsed.model).exists() else parsed.model)
     card = model_card(
@@ -122,10 +125,15 @@ def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "Calibr
         pipe,
         [replace(request, **sizes) for request in requests_of(pipe, prompts)],
         config=config,
-        folder=parsed.calibration or parsed.output.parent / f"{parsed.output.name}.calibration",
+        folder=_calibration_folder(parsed),
         memory=parsed.calibration_memory,
         device=parsed.calibration_device,
     )
+
+
+def _calibration_folder(parsed: argparse.Namespace) -> Path:
+    folder: Path = parsed.calibration or parsed.output.parent / f"{parsed.output.name}.calibration"
+    return folder
 
 
 def _lines(path: Path) -> list[str]:

@@ -24,6 +24,9 @@ def add_to(commands: Any) -> None:
     app.add_argument("--share", action="store_true", help="a public address through Gradio's servers")
     app.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     app.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the plain arm")
+    app.add_argument(
+        "--calibration", metavar="DIR", help="of this model, as quantize --calibrate leaves it: visitors may switch it on"
+    )
     app.add_argument("--fps", type=int, help="frames a second of the videos")
     bounds = app.add_argument_group("bounds of what visitors may ask for")
     for option, text in BOUNDS.items():
@@ -36,5 +39,6 @@ def run(parsed: argparse.Namespace) -> int:
     from ...web.app import Settings, launch
 
     changes = tuple((name, getattr(parsed, name)) for name in ("fps", *BOUNDS) if getattr(parsed, name) is not None)
-    launch(Settings(parsed.model, parsed.host, parsed.port, parsed.share, parsed.device, parsed.dtype, changes))
+    where = parsed.host, parsed.port, parsed.share, parsed.device, parsed.dtype
+    launch(Settings(parsed.model, *where, parsed.calibration, changes))
     return 0

@@ -6,6 +6,8 @@ a little compression, never quality. Most classes are made of a few kinds of blo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .rules import BlockKind, Family, Rule
 from .tokens import TokenLayout
 
@@ -111,6 +113,9 @@ SANA_WM = (
     Rule(r"mlp\.fc[12]", "feed_forward", "video"),
 )
 
+SANA_WM_LINEAR = (replace(SANA_WM[0], linear=True), *SANA_WM[1:])  # gated delta nets, three of four blocks
+SANA_VIDEO = (replace(CROSS[1], linear=True), *CROSS)
+
 KANDINSKY_TEXT = (
     MODULATION,
     Rule(r"(self_attention|attn)\.to_(query|key|value)", "attention", "text", reads="attention"),
@@ -186,7 +191,8 @@ DIFFUSERS_FAMILIES: tuple[Family, ...] = (
         "AnyFlow FAR",
         ("AnyFlowFARTransformer3DModel",),
         BLOCKS,
-        TokenLayout("history_video", patch=(1, 2, 2), axes="TCHW"),
+        # Past frames are compressed: the grid of the latents is no grid of the sequence.
+        TokenLayout("history_video", patch=(1, 2, 2), axes="unknown"),
     ),
     Family("Helios", ("HeliosTransformer3DModel",), BLOCKS, TokenLayout("history_video", patch=(1, 2, 2))),
     Family(
@@ -225,9 +231,15 @@ DIFFUSERS_FAMILIES: tuple[Family, ...] = (
     Family("LTX-Video", ("LTXVideoTransformer3DModel",), TRANSFORMER_BLOCKS, GIVEN_SIZES),
     Family(
         "LTX-2",
-        ("LTX2VideoTransformer3DModel", "SanaWMLTX2RefinerTransformer3DModel"),
+        ("LTX2VideoTransformer3DModel",),
         (BlockKind(("transformer_blocks",), LTX2),),
         GIVEN_SIZES,
+    ),
+    Family(
+        "SANA-WM refiner",
+        ("SanaWMLTX2RefinerTransformer3DModel",),
+        (BlockKind(("transformer_blocks",), LTX2),),
+        TokenLayout("video", patch=(1, 1, 1), axes="unknown"),  # it is given rotary angles, not sizes
     ),
     Family("Allegro", ("AllegroTransformer3DModel",), TRANSFORMER_BLOCKS, VIDEO),
     Family(
@@ -244,13 +256,13 @@ DIFFUSERS_FAMILIES: tuple[Family, ...] = (
         "Cosmos 3",
         ("Cosmos3OmniTransformer",),
         (BlockKind(("layers",), COSMOS3),),
-        TokenLayout("video", patch=(1, 2, 2), axes="shapes", sources=("vision_token_shapes",)),
+        TokenLayout("text_video", patch=(1, 2, 2), axes="shapes", sources=("vision_token_shapes",)),
     ),
-    Family("SANA-Video", ("SanaVideoTransformer3DModel",), TRANSFORMER_BLOCKS, VIDEO),
+    Family("SANA-Video", ("SanaVideoTransformer3DModel",), (BlockKind(("transformer_blocks",), SANA_VIDEO),), VIDEO),
     Family(
         "SANA-WM",
         ("SanaWMTransformer3DModel",),
-        (BlockKind(("blocks",), SANA_WM),),
+        (BlockKind(("blocks",), SANA_WM_LINEAR, having="attn.kernel_func"), BlockKind(("blocks",), SANA_WM)),
         TokenLayout("video", patch=(1, 1, 1)),
     ),
     Family(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
@@ -60,7 +61,7 @@ def _block_of(family: Family, name: str, names: set[str]) -> tuple[str, BlockKin
 
 
 def _site(name: str, module: nn.Module, found: tuple[str, BlockKind] | None) -> LinearSite:
-    features = {"in_features": int(module.in_features), "out_features": int(module.out_features)}  # type: ignore[arg-type]
+    features: dict[str, Any] = {"in_features": int(module.in_features), "out_features": int(module.out_features)}  # type: ignore[arg-type]
     if found is None:
         return LinearSite(name, **features, role=outside_role(_plain(name)), stream="other", block=None, shared_input=None)
     block, kind = found
@@ -69,7 +70,9 @@ def _site(name: str, module: nn.Module, found: tuple[str, BlockKind] | None) -> 
         return LinearSite(name, **features, role="other", stream="other", block=block, shared_input=None)
     rule, reads = match
     shared = f"{block} {reads}" if reads else None
-    return LinearSite(name, **features, role=rule.role, stream=rule.stream, block=block, shared_input=shared)
+    return LinearSite(
+        name, **features, role=rule.role, stream=rule.stream, block=block, shared_input=shared, linear=rule.linear
+    )
 
 
 def _alone(site: LinearSite) -> LinearSite:

@@ -20,6 +20,8 @@ class Rule:
     role: Role
     stream: Stream
     reads: str = ""
+    linear: bool = False
+    """Whether what it makes goes into a linear attention or a recurrence, which have no softmax."""
 
     def match(self, path: str) -> str | None:
         """`reads` with the pattern's groups filled in, or None if the path does not match."""

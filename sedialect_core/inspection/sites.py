@@ -42,6 +42,8 @@ class LinearSite:
     of them; None for a linear that has its input for itself. Equal values, not always the same tensor, and a forward
     may leave some of them out. Inputs of different blocks have different keys even where they are equal, as the text
     states that every block's cross-attention reads."""
+    linear: bool = False
+    """Whether its attention is linear or a recurrence: there is no softmax that could be looked at."""
 
     @property
     def quantizable(self) -> bool:

@@ -104,7 +104,10 @@ class SeDialectMixin:
         """
         found = denoisers(self).items()
         states = ((name, model, _state(name, model)) for name, model in found)
-        return PipelineReport(tuple(report_of(name, model, state.plan, state.bytes_before) for name, model, state in states))
+        runs_on = getattr(self, "_execution_device", None)
+        return PipelineReport(
+            tuple(report_of(name, model, state.plan, state.bytes_before, runs_on) for name, model, state in states)
+        )
 
 
 @dataclass(frozen=True)

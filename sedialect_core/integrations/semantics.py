@@ -20,7 +20,7 @@ from ..semantics.guides import TextGuide, TokenGuide
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.placement import Placement, attention_placement, placement_of
 from ..semantics.probe import Watched, remove, watch_module, watch_torch_and_diffusers
-from ..semantics.saliency import BY_ATTENTION, Encoding
+from ..semantics.saliency import BY_ATTENTION, CHOSEN_BY_PROFILE, Encoding
 from ..semantics.state import BlockState, Flags, GroupState
 
 HOOK, HANDLES = "_sedialect_steps", "_sedialect_hooks"  # attributes of a model
@@ -39,9 +39,10 @@ def attach(model: nn.Module, plan: Plan) -> None:
         placement = attention_placement(plan.token_layout)
         for block, name in attention_modules(plan.layers, plan.token_layout).items():
             assert isinstance(placement, Placement)
-            state = hook.blocks[block] = BlockState(config.salient_ratio if config.salient_by in BY_ATTENTION else 0.0)
-            peak = config.salient_by == "peak-attention"
-            watched = Watched(hook.flags, placement, config.semantic_quantile, peak, state)
+            chooses = config.salient_by in CHOSEN_BY_PROFILE
+            state = hook.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
+            peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
+            watched = Watched(hook.flags, placement, config.semantic_quantile, peak, megabytes, state)
             handles += watch_module(model.get_submodule(name), watched)
     guides: dict[object, Guide] = {}
     for entry, layer in _guided_layers(model, plan):
@@ -174,7 +175,8 @@ class Told(Protocol):
 
 def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> Guide:
     """The guide of a layer, by the plan's entry for it."""
-    config, protects = plan.config, any(plan.config.protected_steps)
+    config = plan.config
+    protects = config.protected_precision if any(config.protected_steps) else ""
     if entry.salient == "text" or not (entry.salient or entry.grouped):
         return TextGuide(hook.flags, bool(entry.salient), protects)
     place = placement_of(entry.stream, plan.token_layout)
@@ -194,8 +196,9 @@ def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> G
     )
     if entry.grouped:
         guide.groups = GroupState(layer.in_features // layer.block_size)
-        guide.similarity = config.semantic_similarity
-        guide.books = sub_formatbooks(layer)
+        guide.similarity, guide.megabytes = config.semantic_similarity, float(config.profile_megabytes)
+        if config.semantic_sharing == "sub-formatbook":
+            guide.books = sub_formatbooks(layer)
         hook.groups.append(guide.groups)
     return guide
 
@@ -209,7 +212,8 @@ def sub_formatbooks(layer: GuidedLayer) -> torch.Tensor:
     books = layer.formatbook.sub_formatbooks
     if not books:
         raise ModelError(
-            f"formatbook {layer.formatbook.name!r} has no sub-formatbooks, which semantic=True shares; use 'sedialect-32'"
+            f"formatbook {layer.formatbook.name!r} has no sub-formatbooks, which semantic=True shares; use 'sedialect-32' "
+            "or semantic_sharing='dialect'"
         )
     return torch.tensor([sum(1 << shape for shape in shapes) for shapes in books], dtype=torch.uint8)
 

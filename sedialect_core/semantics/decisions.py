@@ -12,6 +12,9 @@ from .placement import Placement, attention_placement, grid_is_told, placement_o
 from .saliency import BY_ATTENTION
 
 KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name
+PARTS = re.compile(r"\.(img|txt)_attn$")  # modules that only hold the layers of one stream: their block attends
+
+VIDEO_KEYS = ("video", "joint", "other")  # streams that may hold them
 
 
 class Layer(Protocol):
@@ -27,6 +30,8 @@ class Layer(Protocol):
     def block(self) -> str | None: ...
     @property
     def precision(self) -> str | None: ...
+    @property
+    def linear(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -80,21 +85,22 @@ def check_layout(model: str, layout: TokenLayout, config: SeDialectConfig) -> No
 
 
 def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
-    """The self-attention of the video tokens of each block: block -> dotted name of the module that holds its keys' linear.
+    """The softmax self-attention of the video tokens of each block: block -> dotted name of the module that computes it.
 
     Blocks without one, or where the video's keys cannot be told from others, are left out.
     """
-    return {block: name.rpartition(".")[0] for block, name in key_linears(layers, layout).items()}
+    return {block: PARTS.sub("", name.rpartition(".")[0]) for block, name in key_linears(layers, layout).items()}
 
 
 def key_linears(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
     """The same, but the dotted name of the keys' linear itself, without what peft puts around it."""
     found: dict[str, str] = {}
+    if not grid_is_told(layout) or not isinstance(attention_placement(layout), Placement):
+        return found
     for layer in layers:
         name = layer.name.replace(".base_layer", "")
-        told = layer.stream in ("video", "joint") and isinstance(attention_placement(layout), Placement)
-        linear = layer.role in ("attention", "feed_forward")
-        if layer.block is not None and linear and told and KEYS.search(name.rpartition(".")[2]):
+        looked_at = layer.stream in VIDEO_KEYS and layer.role in ("attention", "feed_forward") and not layer.linear
+        if layer.block is not None and looked_at and KEYS.search(name.rpartition(".")[2]):
             found.setdefault(layer.block, name)
     return found
 
@@ -108,7 +114,7 @@ def _salient(
     if config.salient_by in BY_ATTENTION:
         obstacle = _obstacle(layer, place, layout, attentions)
         return ("", obstacle) if obstacle else (config.salient_by, "")
-    if isinstance(place, Placement) and place.where != "all" and not grid_is_told(layout):
+    if isinstance(place, Placement) and place.others and not grid_is_told(layout):
         return "", "the token grid cannot be read from the model's inputs, so text and video are not told apart"
     return config.salient_by, ""
 
@@ -120,5 +126,5 @@ def _obstacle(layer: Layer, place: Placement | str, layout: TokenLayout, attenti
     if not grid_is_told(layout):
         return "the token grid cannot be read from the model's inputs"
     if layer.block not in attentions:
-        return "its block has no self-attention of the video tokens that could be looked at"
+        return "its block has no softmax self-attention of the video tokens that could be looked at"
     return ""

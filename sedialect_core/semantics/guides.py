@@ -13,7 +13,7 @@ from ..formatbook import Formatbook
 from ..linear import Guidance
 from . import operators
 from .placement import Placement
-from .saliency import BY_ATTENTION, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
+from .saliency import CHOSEN_BY_PROFILE, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
 from .state import BlockState, Flags, GroupState
 
 
@@ -23,13 +23,13 @@ class TextGuide:
 
     flags: Flags
     salient: bool
-    protects: bool
+    protects: str
 
     def __call__(self, x: torch.Tensor) -> Guidance:
         """Guidance for x [..., K]."""
         rows = x.numel() // x.shape[-1]
         salient = torch.arange(rows, dtype=torch.int32, device=x.device) if self.salient else None
-        return Guidance(salient, protected=self.flags.protected if self.protects else None)
+        return Guidance(salient, **self.flags.protection(self.protects))
 
 
 @dataclass
@@ -39,8 +39,11 @@ class TokenGuide:
     placement  where the video tokens stand; None: it is not known, and there are no groups
     among      where the tokens stand that are chosen from; None: they are not told apart, and all rows are chosen from alike
     ratio, by  settings `salient_ratio` and `salient_by`
+    protects   the precision of protected steps, "" where there are none
     block      attention of the layer's block, where it chooses the tokens, and for groups
     groups     groups of this input, or None
+    megabytes  that forming them may take in temporaries
+    books      the sub-formatbooks that they share, as of `operators.assign_groups`
     """
 
     flags: Flags
@@ -50,10 +53,11 @@ class TokenGuide:
     among: Placement | None
     ratio: float = 0.0
     by: str = "norm"
-    protects: bool = False
+    protects: str = ""
     block: BlockState | None = None
     groups: GroupState | None = None
     similarity: float = 1.0
+    megabytes: float = 0.0
     books: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def __call__(self, x: torch.Tensor) -> Guidance:
@@ -69,7 +73,7 @@ class TokenGuide:
         start, stop = self._span(self.placement, length) if self.groups is not None else (0, 0)
         if stop > start:
             group, choice = self._shared(x, start, stop)
-        return Guidance(salient, group, choice, self.flags.protected if self.protects else None)
+        return Guidance(salient, group, choice, **self.flags.protection(self.protects))
 
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
         return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)
@@ -86,14 +90,21 @@ class TokenGuide:
 
     def _chosen(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Places among the video tokens, int64 [samples, k]."""
-        if self.by in BY_ATTENTION and self.block is not None:
+        if self.by in CHOSEN_BY_PROFILE and self.block is not None:
             return self.block.salient.index_select(0, self.flags.call_there).squeeze(0).to(x.device)
         return top_tokens(self._score(x[:, start:stop]), salient_count(self.ratio, stop - start))
 
     def _score(self, video: torch.Tensor) -> torch.Tensor:
-        if self.by == "error":
-            return encoding_error(video, self._tables(video), self.encoding)
+        if self.by in ("error", "attention-error"):
+            error = encoding_error(video, self._tables(video), self.encoding)
+            return error if self.by == "error" else error * self._received().to(error.device)
         return row_norm(video) if self.by == "norm" else chance(video)
+
+    def _received(self) -> torch.Tensor:
+        """Attention that each video token received when it was last looked at, [samples, V]; ones before that."""
+        assert self.block is not None
+        received = self.block.received.index_select(0, self.flags.call_there).squeeze(0)
+        return torch.where(received.sum() == 0, 1.0, received)
 
     def _shared(self, x: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Group of each row, int32 [M], and what each group took, uint8 [G, K/B]."""
@@ -107,6 +118,7 @@ class TokenGuide:
             self.books,
             start,
             self.similarity,
+            self.megabytes,
             self.flags.assign,
             self.flags.call,
             self.flags.windows.anchors,

@@ -15,12 +15,13 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
+from . import probe
 from .grouping import windows_of
 from .state import BlockState, Extents, Flags, GroupState
 from .steps import StepCounter
 
-TIMESTEPS = ("timestep", "timesteps", "t")
-LATENTS = ("hidden_states", "x", "img")
+TIMESTEPS = ("timestep", "timesteps", "t", "vision_timesteps")
+LATENTS = ("hidden_states", "x", "img", "vision_tokens")
 CALLS = 2  # forwards a step to begin with: with and without the prompt
 
 
@@ -44,6 +45,11 @@ class StepHook:
     seen_layout: TokenLayout | None = None
     """Of the last forward, with its grid."""
     warned: bool = False
+    profiles: bool = False
+    """Whether attention is looked at in this step."""
+    profiled: bool = False
+    """Whether it was in the step before."""
+    _position: int = -1  # in the schedule, of the last step of this run
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -53,6 +59,7 @@ class StepHook:
             ModelError: the forward has no timestep; windows are larger than the grid; or the last steps are to be protected
                 and nobody knows which those are.
         """
+        probe.RUNNING.forget()  # of a forward that was broken off
         arguments = dict(zip(self.parameters, args, strict=False)) | kwargs
         latents = _first_latents(arguments)
         begins = self.counter.advance(_timestep(arguments))
@@ -95,16 +102,29 @@ class StepHook:
         counter, flags = self.counter, self.flags
         flags.call.fill_(counter.call)
         flags.call_there.copy_(flags.call)
-        flags.profile.fill_(bool(self.blocks) and self.profiles(counter.step))
-        flags.assign.fill_(bool(self.groups) and counter.step > 0 and self.profiles(counter.step - 1))
-        flags.protected.fill_(self._is_protected())
-        if counter.step > 0 and not self.warned and self.profiles(counter.step - 1):
+        if counter.call == 0:
+            self.profiled = self.profiles and counter.step > 0
+            self.profiles = bool(self.blocks) and self._is_due()
+            self._position = counter.position
+        flags.profile.fill_(self.profiles)
+        flags.assign.fill_(bool(self.groups) and self.profiled)
+        flags.protect(self._is_protected())
+        if self.profiled and not self.warned:
             self._check_seen()
 
-    def profiles(self, step: int) -> bool:
-        """Whether attention is looked at in this step of a run."""
-        every = self.config.refresh_every
-        return step % every == 0 if every else step == 0
+    def _is_due(self) -> bool:
+        """Whether attention is to be looked at in the step that begins."""
+        every, parts, total = self.config.refresh_every, self.config.refresh_at, self.counter.total
+        step, position = self.counter.step, self.counter.position
+        if not parts:
+            return step % every == 0 if every else step == 0
+        if total is None:
+            raise ModelError(
+                f"refresh_at is {parts}, but how many steps there are is known only in a diffusers pipeline whose scheduler "
+                "holds the model's timesteps; use refresh_every here"
+            )
+        before = self._position if step else -1
+        return any(before < min(int(part * total), total - 1) <= position for part in parts)
 
     def _is_protected(self) -> bool:
         first, last = self.config.protected_steps

@@ -6,17 +6,16 @@ profile, and no layer waits for the GPU.
 
 import torch
 
-from ...kernels import reference
 from ...kernels.rotation import rotate_rows
-from ...kernels.sharing import choose_books
+from ...kernels.sharing import ELEMENT_BYTES, choose_books, choose_dialects
 from ...kernels.tables import DialectTables
 from .attention import received_attention, window_attention
 from .grouping import Windows, claim_tokens, members_alike
 from .saliency import top_tokens
 
 OBSERVE_SCHEMA = (
-    "(Tensor query, Tensor key, Tensor? mask, float? scale, int sample, int start, Tensor profile, Tensor call, "
-    "Tensor anchors, Tensor members, float quantile, bool peak, Tensor(a!) received, Tensor(b!) salient, "
+    "(Tensor query, Tensor key, Tensor? mask, float? scale, int tile, int sample, int start, Tensor profile, Tensor call, "
+    "Tensor anchors, Tensor members, float quantile, bool peak, float megabytes, Tensor(a!) received, Tensor(b!) salient, "
     "Tensor(c!) claims) -> ()"
 )
 
@@ -29,6 +28,7 @@ def observe_attention(
     key: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float | None,
+    tile: int,
     sample: int,
     start: int,
     profile: torch.Tensor,
@@ -37,6 +37,7 @@ def observe_attention(
     members: torch.Tensor,
     quantile: float,
     peak: bool,
+    megabytes: float,
     received: torch.Tensor,
     salient: torch.Tensor,
     claims: torch.Tensor,
@@ -44,7 +45,9 @@ def observe_attention(
     """Note what an attention shows of the video tokens, if this step profiles.
 
     Args:
-        query, key: [B, H, N, D] of the samples from number `sample` on; the video tokens begin at `start`.
+        query, key: [B, H, N, D] of the samples from number `sample` on; the video tokens begin at `start` of the keys, and
+            of the queries, unless those are the video tokens alone.
+        mask, scale, tile, megabytes: as of `received_attention`.
         profile: bool [1] and call: int64 [1], both on the CPU: whether to note anything, and for which call of the step.
         anchors, members: of `Windows`; empty where no groups are wanted.
         received: float32 [calls, samples, V]; salient: int64 [calls, samples, k], the k most attended; claims: int32
@@ -54,12 +57,13 @@ def observe_attention(
         return
     slot, samples = int(call), slice(sample, sample + query.shape[0])
     video = slice(start, start + received.shape[2])
-    score = received_attention(query, key, mask, scale, peak=peak)[:, video]
+    score = received_attention(query, key, mask, scale, tile, peak=peak, megabytes=megabytes)[:, video]
     received[slot, samples] = score.to(received.device)
     salient[slot, samples] = top_tokens(score, salient.shape[2]).to(salient.device)
     if anchors.numel():
         windows = Windows(anchors, members).to(query.device)
-        attention = window_attention(query[:, :, video], key[:, :, video], windows.anchors, windows.members, scale)
+        asking = query if query.shape[2] == received.shape[2] else query[:, :, video]
+        attention = window_attention(asking, key[:, :, video], windows.anchors, windows.members, scale, megabytes)
         claims[slot, samples] = claim_tokens(attention, windows, quantile, received.shape[2]).to(claims.device)
 
 
@@ -69,6 +73,7 @@ def _(
     key: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float | None,
+    tile: int,
     sample: int,
     start: int,
     profile: torch.Tensor,
@@ -77,6 +82,7 @@ def _(
     members: torch.Tensor,
     quantile: float,
     peak: bool,
+    megabytes: float,
     received: torch.Tensor,
     salient: torch.Tensor,
     claims: torch.Tensor,
@@ -85,8 +91,8 @@ def _(
 
 
 ASSIGN_SCHEMA = (
-    "(Tensor x, Tensor[] tables, int block_size, int rotation, Tensor books, int start, float similarity, Tensor assign, "
-    "Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, Tensor(b!) choice) -> ()"
+    "(Tensor x, Tensor[] tables, int block_size, int rotation, Tensor books, int start, float similarity, float megabytes, "
+    "Tensor assign, Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, Tensor(b!) choice) -> ()"
 )
 
 
@@ -99,6 +105,7 @@ def assign_groups(
     books: torch.Tensor,
     start: int,
     similarity: float,
+    megabytes: float,
     assign: torch.Tensor,
     call: torch.Tensor,
     anchors: torch.Tensor,
@@ -106,24 +113,29 @@ def assign_groups(
     group: torch.Tensor,
     choice: torch.Tensor,
 ) -> None:
-    """Form a layer's groups from what the last profiled step claimed, and choose their sub-formatbooks, if it is time to.
+    """Form a layer's groups from what the last profiled step claimed, and choose what they share, if it is time to.
 
     Args:
         x: [B, N, K], whose video tokens begin at `start`.
-        books: uint8 [P], shapes of each sub-formatbook as bits; on the CPU.
+        books: uint8 [P], shapes of each sub-formatbook as bits, on the CPU; empty where groups share a dialect.
+        megabytes: that temporaries may take.
         assign: bool [1] and call: int64 [1], both on the CPU.
         claims: int32 [calls, B, V]; group: int32 [calls, B, V], numbers b * A + a, -1 for none; choice: uint8
-            [calls, B * A, K/B].
+            [calls, B * A, K/B], as of `ops.encode`.
     """
     if not bool(assign):
         return
     slot, width = int(call), x.shape[2]
     video = x[:, start : start + claims.shape[2]]
-    rows_at_once = max(1, reference.GPU_CHUNK_ELEMENTS // width)
-    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, rows_at_once)
+    elements = max(width, int(megabytes * 1e6) // ELEMENT_BYTES)
+    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, elements // width)
     rows = video.reshape(-1, width)
     rows = rotate_rows(rows, rotation) if rotation else rows
-    chosen = choose_books(rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size, books.to(x.device))
+    arguments = (rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size)
+    if books.numel():
+        chosen = choose_books(*arguments, books.to(x.device), elements)
+    else:
+        chosen = choose_dialects(*arguments, elements)
     group[slot] = groups.to(group.device)
     choice[slot] = chosen.to(choice.device)
 
@@ -137,6 +149,7 @@ def _(
     books: torch.Tensor,
     start: int,
     similarity: float,
+    megabytes: float,
     assign: torch.Tensor,
     call: torch.Tensor,
     anchors: torch.Tensor,

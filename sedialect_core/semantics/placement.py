@@ -30,7 +30,14 @@ class Placement:
         Raises:
             ModelError: the sequence is shorter than the grid, or has rows that nothing accounts for.
         """
-        if self.where == "none" or (self.where == "either" and length != video_tokens):
+        if self.where == "none":
+            return 0, 0
+        if not video_tokens:
+            raise ModelError(
+                "the token grid is not known: this forward lacks the arguments that tell it; pass them, or switch "
+                "salient_ratio and semantic off"
+            )
+        if self.where == "either" and length != video_tokens:
             return 0, 0
         if length < video_tokens or (self.where == "all" and length != video_tokens):
             raise ModelError(
@@ -58,6 +65,8 @@ def placement_of(stream: Stream | str, layout: TokenLayout) -> Placement | str:
         return f"the order {layout.order!r} does not tell how many tokens stand around the video's"
     if stream == "either":
         return Placement("either", others=True)
+    if stream == "other" and layout.order == "video":
+        return Placement("either", others=True)  # of a model that no table knows; sequences of the grid's size are the video
     return f"its tokens are neither video nor text ({stream})"
 
 

@@ -23,12 +23,16 @@ from .state import BlockState, Flags
 
 
 class Seen(NamedTuple):
-    """Queries and keys [B, H, N, D] of one call, its mask and its scale."""
+    """Queries and keys [B, H, N, D] of one call, its mask and its scale.
+
+    With `tile`, an entry of the mask stands for so many queries and as many keys.
+    """
 
     query: torch.Tensor
     key: torch.Tensor
     mask: torch.Tensor | None = None
     scale: float | None = None
+    tile: int = 0
 
 
 @dataclass
@@ -39,17 +43,20 @@ class Watched:
     placement: Placement
     quantile: float
     peak: bool
+    megabytes: float
     state: BlockState
     samples_seen: int = 0
     """Of this forward: some models attend sample by sample."""
 
     def see(self, seen: Seen) -> None:
         """Note one call, if it is the self-attention of the video tokens."""
-        tokens, length, video = seen.query.shape[2], seen.key.shape[2], self.flags.video_tokens
-        first, samples = self.samples_seen, self.state.received.shape[1]
-        self.samples_seen = first + seen.query.shape[0]
-        if tokens != length or length < video or self.samples_seen > samples:
+        if self.state.received.ndim != 3 or not self._is_self_attention(seen.query.shape[2], seen.key.shape[2]):
             return
+        first, video = self.samples_seen, self.flags.video_tokens
+        self.samples_seen = first + seen.query.shape[0]
+        if self.samples_seen > self.state.received.shape[1]:
+            return
+        length = seen.key.shape[2]
         start = length - video if self.placement.where == "last" else 0
         windows = self.flags.windows
         operators.observe_attention(
@@ -62,10 +69,16 @@ class Watched:
             windows.members,
             self.quantile,
             self.peak,
+            self.megabytes,
             self.state.received,
             self.state.salient,
             self.state.claims,
         )
+
+    def _is_self_attention(self, queries: int, keys: int) -> bool:
+        """Whether so many queries and keys can be those of all tokens; or of the video tokens, with text among the keys."""
+        video = self.flags.video_tokens
+        return keys >= video > 0 and (queries == keys or (queries == video and self.placement.others))
 
 
 class Running:
@@ -80,6 +93,11 @@ class Running:
         if self.watched is None or torch.compiler.is_compiling():
             return self.watched
         return self.watched if self.thread == threading.get_ident() else None
+
+    def forget(self) -> None:
+        """No attention is running in this thread, whatever an exception left behind."""
+        if self.thread == threading.get_ident():
+            self.watched = None
 
 
 RUNNING = Running()
@@ -100,7 +118,7 @@ class Enter:
 
 
 class Leave:
-    """After an attention module."""
+    """After an attention module, also where it failed."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         RUNNING.watched = None
@@ -108,10 +126,10 @@ class Leave:
 
 def watch_module(module: nn.Module, watched: Watched) -> list[RemovableHandle]:
     """Have this attention module's calls noted."""
-    return [module.register_forward_pre_hook(Enter(watched)), module.register_forward_hook(Leave())]
+    return [module.register_forward_pre_hook(Enter(watched)), module.register_forward_hook(Leave(), always_call=True)]
 
 
-Reader = Callable[..., Seen]
+Reader = Callable[..., Seen | None]
 _ORIGINALS: dict[tuple[int, str], tuple[Any, Any]] = {}  # owner and name -> owner and original
 
 
@@ -119,7 +137,8 @@ def watch_function(owner: Any, name: str, read: Reader) -> None:
     """Watch a model's own attention function: the attribute or, of a dict, the entry `name` of `owner`.
 
     Args:
-        read: gets the arguments of a call, and returns queries and keys as they enter the softmax.
+        read: gets the arguments of a call, and returns queries and keys as they enter the softmax; or None, for a call that
+            is no self-attention of the video.
 
     Example:
         >>> watch_function(opensora.models.mmdit.layers, "attention", lambda q, k, v, pe: Seen(*apply_rope(q, k, pe)))
@@ -165,7 +184,9 @@ def _watching(original: Callable[..., Any], read: Reader) -> Callable[..., Any]:
         RUNNING.watched = None  # a backend may call torch's function in turn
         output = original(*args, **kwargs)
         RUNNING.watched = watched
-        watched.see(read(*args, **kwargs))
+        seen = read(*args, **kwargs)
+        if seen is not None:
+            watched.see(seen)
         return output
 
     return attention
@@ -180,20 +201,39 @@ def _read_sdpa(
     is_causal: bool = False,
     scale: float | None = None,
     **others: Any,
-) -> Seen:
-    """Arguments of `scaled_dot_product_attention`."""
-    return Seen(query, key, attn_mask, scale)
+) -> Seen | None:
+    """Arguments of `scaled_dot_product_attention`. What is causal is text."""
+    return None if is_causal else Seen(query, key, attn_mask, scale)
 
 
 def _read_backend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any
-) -> Seen:
-    """Arguments of a diffusers backend, [B, N, H, D], whose mask may be one of keys alone, [B, N]. Masks of other kinds than
-    tensors are left out."""
-    mask = attn_mask if isinstance(attn_mask, torch.Tensor) else None
-    if mask is not None and mask.ndim == 2:
+) -> Seen | None:
+    """Arguments of a diffusers backend, [B, N, H, D], whose mask may be one of keys alone, [B, N], or flex attention's."""
+    if kwargs.get("is_causal"):
+        return None
+    mask, tile = attn_mask, 0
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        mask, tile = _tiles_of(attn_mask), attn_mask.BLOCK_SIZE[0]
+    elif mask is not None and mask.ndim == 2:
         mask = mask[:, None, None]
-    return Seen(query.transpose(1, 2), key.transpose(1, 2), mask, kwargs.get("scale"))
+    return Seen(query.transpose(1, 2), key.transpose(1, 2), mask, kwargs.get("scale"), tile)
+
+
+def _tiles_of(mask: Any) -> torch.Tensor:
+    """Which tiles of queries see which tiles of keys, bool [B, H, Q, K], of flex attention's BlockMask with square tiles.
+
+    Tiles that are seen in part count as seen: which part is known to a function that only its own kernels can call.
+    """
+    parts = [(mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)]
+    counted = [(counts, indices) for counts, indices in parts if counts is not None]
+    last = counted[0][1].shape[-1]
+    seen = torch.zeros(*counted[0][1].shape[:-1], last + 1, dtype=torch.bool, device=counted[0][1].device)
+    for counts, indices in counted:
+        listed = torch.arange(last, device=indices.device) < counts.unsqueeze(-1)
+        seen = seen.scatter(-1, torch.where(listed, indices, last).long(), True)
+        seen[..., last] = False
+    return seen[..., :last]
 
 
 def remove(handles: Iterable[RemovableHandle]) -> None:

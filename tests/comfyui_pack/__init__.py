@@ -491,7 +491,9 @@ class TestTokenFamilies(io.ComfyNode):
         except ValueError as error:
             return kind.__name__, {"refused": str(error)}
         weights = dict(plain.state_dict())
-        comfy_model._encode(weights, plan, sedialect("sedialect_core.formatbook").Formatbook.builtin(), lambda *_: None)
+        comfy_model._encode(
+            weights, plan, sedialect("sedialect_core.formatbook").Formatbook.builtin(), lambda *_: None, None
+        )
         model = SimpleNamespace(model_sampling=SimpleNamespace(sigma_max=torch.tensor(1.0)))
         model.diffusion_model = kind(**settings, **common, operations=linear.operations(torch.float32)).eval()
         model.diffusion_model.load_state_dict(weights, strict=False, assign=True)

@@ -1,6 +1,7 @@
 """How near to 16 bit each arm stays: the same noise, many prompts, along the 16-bit trajectory and in whole videos."""
 
-from .arms import BASE, Arm, arms, choose
+from .arms import Arm
+from .catalogue import BASE, arms, choose
 from .job import Job, bundled_job, job_of, read_prompts, requests_of
 from .rendering import markdown, write_between_marks, write_results
 from .runner import Result, run

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parents[3]
 SOURCES = (
     "kernels",
     *(f"sedialect_core/{room}" for room in ("codec", "formatbook", "inspection", "semantics", "calibration")),
-    *(f"sedialect_core/{file}" for file in ("linear.py", "plan.py", "quantize.py", "calibrated.py")),
-    *(f"sedialect_core/bench/{name}" for name in ("metrics.py", "peers.py")),
+    "sedialect_core/integrations",
+    *(f"sedialect_core/{file}" for file in ("linear.py", "shared_input.py", "plan.py", "quantize.py", "calibrated.py")),
+    *(f"sedialect_core/bench/{name}" for name in ("metrics.py", "peers.py", "compensated_peers.py")),
     *(f"sedialect_core/bench/quality/{name}" for name in ("codes.py", "measuring.py", "recognition.py", "trajectory.py")),
 )
 METRICS = ("velocity", "psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy", "same_code")

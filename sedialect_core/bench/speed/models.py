@@ -17,10 +17,9 @@ from .block_kinds import Blocks, make_model, wan, wan_config
 from .blocks import stored_bytes
 from .results import NOT_MEASURED
 from .shapes import WAN_480P, WAN_TEXT, Video
-from .timing import collect, peak_memory, synchronize, time_calls
+from .timing import collect, synchronize, time_long_calls
 from .trials import COMPILED, EAGER, Numbers, Trials, backend, fresh_compiler
 
-SECONDS = 3.0  # for the timed steps, at least three
 TEXT_WIDTH, CHANNELS = 4096, 16
 
 
@@ -72,9 +71,8 @@ def measure(model: WholeModel, arm: Arm, mode: str, device: torch.device) -> Num
     weights = stored_bytes(whole) - base
     if mode == COMPILED:
         whole.compile_repeated_blocks(dynamic=False, backend=backend(device))
-    inputs = [_inputs(model, device, seed) for seed in (1, 2)]
-    timing = time_calls(lambda x: whole(**x), inputs, device, SECONDS, warm_ups=0)
-    memory = peak_memory(lambda: whole(**inputs[0]), device)
+    inputs = [model_inputs(model, device, seed) for seed in (1, 2)]
+    timing, memory = time_long_calls(lambda x: whole(**x), inputs, device)
     return timing.numbers() | {"weight bytes": weights, "quantizing, s": quantizing} | memory
 
 
@@ -96,7 +94,8 @@ def build(model: WholeModel, arm: Arm, device: torch.device) -> tuple[Any, float
     return whole, seconds
 
 
-def _inputs(model: WholeModel, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
+def model_inputs(model: WholeModel, device: torch.device, seed: int) -> dict[str, torch.Tensor]:
+    """Arguments of a forward."""
     torch.manual_seed(seed)
     frames, height, width = model.video.grid
     kind: Any = {"device": device, "dtype": torch.bfloat16}

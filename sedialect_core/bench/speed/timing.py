@@ -4,7 +4,7 @@ import gc
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
@@ -56,18 +56,17 @@ def time_calls(
     inputs: Sequence[Any],
     device: torch.device,
     seconds: float = SECONDS,
-    warm_ups: int = WARM_UPS,
 ) -> Timing:
     """Time `call(input)` over inputs in turn: CUDA events around each call, on CPUs the clock.
 
-    As many calls as fit into `seconds`, at least FEWEST, after a first one, `warm_ups` and one by which their number is
+    As many calls as fit into `seconds`, at least FEWEST, after a first one, WARM_UPS and one by which their number is
     reckoned. Results are dropped at once.
     """
     started = time.perf_counter()
     call(inputs[0])
     synchronize(device)
     first = time.perf_counter() - started
-    for x in islice(cycle(inputs), warm_ups):
+    for x in islice(cycle(inputs), WARM_UPS):
         call(x)
     synchronize(device)
     started = time.perf_counter()
@@ -75,10 +74,31 @@ def time_calls(
     synchronize(device)
     most = FEWEST if device.type == "cpu" else MOST
     count = max(FEWEST, min(most, int(seconds / (time.perf_counter() - started))))
-    turns = islice(cycle(inputs), count)
-    spent = sorted(_on_cpu(call, turns) if device.type == "cpu" else _on_gpu(call, turns, device))
-    quarter = count // 4
-    return Timing(statistics.median(spent), spent[quarter], spent[-1 - quarter], count, first)
+    return summary(time_each(call, islice(cycle(inputs), count), device), first)
+
+
+def time_long_calls(
+    call: Callable[[Any], Any], inputs: Sequence[Any], device: torch.device
+) -> tuple[Timing, dict[str, float]]:
+    """The same for calls that take seconds: after the first one, which may compile, only FEWEST, and their peak memory."""
+    started = time.perf_counter()
+    call(inputs[0])
+    synchronize(device)
+    first = time.perf_counter() - started
+    spent: list[float] = []
+    memory = peak_memory(lambda: spent.extend(time_each(call, islice(cycle(inputs), FEWEST), device)), device)
+    return summary(spent, first), memory
+
+
+def time_each(call: Callable[[Any], Any], turns: Iterable[Any], device: torch.device) -> list[float]:
+    """Milliseconds of each call."""
+    return _on_cpu(call, turns) if device.type == "cpu" else _on_gpu(call, turns, device)
+
+
+def summary(spent: list[float], first: float) -> Timing:
+    """Median and quartiles of milliseconds, beside the seconds of the first call."""
+    ordered, quarter = sorted(spent), len(spent) // 4
+    return Timing(statistics.median(ordered), ordered[quarter], ordered[-1 - quarter], len(ordered), first)
 
 
 def _on_cpu(call: Callable[[Any], Any], turns: Any) -> list[float]:

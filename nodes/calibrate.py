@@ -1,0 +1,75 @@
+"""MODEL and conditioning in, what the model's layers read out."""
+
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from . import comfy_calibration
+from .progress import Progress
+from .sockets import CATEGORY, CalibrationSocket
+
+FOLDER = "sedialect_calibrations"  # in ComfyUI's output folder
+SEED, STEPS, CFG = 5000, 20, 5.0
+EVERY = 2
+
+
+class SeDialectCalibrate(io.ComfyNode):
+    """Samples videos with a 16-bit model, and keeps what its linear layers read."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="SeDialectCalibrate",
+            display_name="SeDialect Calibrate",
+            category=CATEGORY,
+            description="Samples videos with the 16-bit model and sums up what its layers read, so that SeDialect Quantize "
+            "can round weights with errors that cancel. Takes as long as those videos, and is kept in the output folder.",
+            search_aliases=["calibration", "GPTQ", "error compensation"],
+            inputs=[
+                io.Model.Input("model", tooltip="The 16-bit video model that SeDialect Quantize gets, too."),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The prompts, as different as they can be: join several with Conditioning (Combine); each is "
+                    "sampled by itself.",
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty video; one smaller than those to be made is mostly good enough."
+                ),
+                io.Int.Input("seed", default=SEED, min=0, max=2**53, optional=True, tooltip="Of the first video's noise."),
+                io.Int.Input("steps", default=STEPS, min=1, max=1000, optional=True, tooltip="Sampling steps of a video."),
+                io.Float.Input(
+                    "cfg", default=CFG, min=0.0, max=100.0, step=0.1, optional=True, tooltip="As the model is used later."
+                ),
+                io.Int.Input(
+                    "every",
+                    default=EVERY,
+                    min=1,
+                    max=100,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Looks at every such sampling step.",
+                ),
+            ],
+            outputs=[CalibrationSocket.Output(display_name="calibration", tooltip="For SeDialect Quantize.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent_image: Any,
+        seed: int = SEED,
+        steps: int = STEPS,
+        cfg: float = CFG,
+        every: int = EVERY,
+    ) -> io.NodeOutput:
+        """Sample, prompt by prompt; a cancelled run goes on where it was saved."""
+        sampling = comfy_calibration.Sampling(positive, negative, latent_image, seed, steps, cfg, every)
+        folder = Path(folder_paths.get_output_directory()) / FOLDER
+        return io.NodeOutput(comfy_calibration.calibrate(model, sampling, folder, Progress()))
