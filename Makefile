@@ -23,7 +23,7 @@ test: $(VENV)/installed-dev lint
 COMFYUI_PYTHON ?= $(COMFYUI_DIR)/venv/bin/python
 test-comfyui: $(VENV)/installed-dev
 	@test -f "$(COMFYUI_DIR)/comfyui_version.py" || { echo "COMFYUI_DIR must name a ComfyUI, not '$(COMFYUI_DIR)'"; exit 2; }
-	COMFYUI_DIR="$(abspath $(COMFYUI_DIR))" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/pytest tests/test_comfyui.py tests/test_comfyui_browser.py $(ARGS)
+	COMFYUI_DIR="$(abspath $(COMFYUI_DIR))" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/pytest $(sort $(wildcard tests/test_comfyui*.py)) $(ARGS)
 
 # mypy wants the package's name for the folder, whatever the checkout is called.
 lint: $(VENV)/installed-dev

@@ -23,6 +23,7 @@ from ..sedialect_core.wan_keys import config_of, names_of_authors, names_of_diff
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 COMFY_QUANT = ".comfy_quant"  # ComfyUI's own note beside each quantized weight that its save node writes
 SETTINGS = "sedialect_settings"  # among the tensors of a MODEL: the metadata entry `config`, for whoever keeps no metadata
+OURS = "sedialect"  # in that entry, beside what ComfyUI looks for: our own settings
 INDEX = ".safetensors.index.json"
 Read = Callable[[str], dict[str, torch.Tensor]]
 
@@ -113,6 +114,25 @@ def write_folder(folder: Path, checkpoint: Checkpoint, config: SeDialectConfig) 
     return folder
 
 
+def config_in(settings: str, record: Record) -> SeDialectConfig:
+    """The settings by which a checkpoint was quantized, where it tells them, and the defaults where it does not.
+
+    Args:
+        settings: the metadata entry `config`, or "".
+
+    Raises:
+        ConfigError: a newer sedialect wrote them.
+    """
+    said = json.loads(settings).get(OURS) if settings else None
+    config = SeDialectConfig.from_dict(said) if said else SeDialectConfig()
+    return config.override(block_size=record.block_size, formatbook=record.formatbook.name)
+
+
+def settings_with(settings: str, config: SeDialectConfig) -> str:
+    """The metadata entry `config` with our own settings in it."""
+    return json.dumps({**json.loads(settings), OURS: config.to_dict()})
+
+
 def check_complete(checkpoint: Checkpoint) -> None:
     """Compare what is to be written with its record.
 
@@ -168,6 +188,6 @@ def _settings_beside(path: Path) -> str:
         return ""
     try:
         config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
-        return json.dumps({"transformer": settings_of(config)})
+        return json.dumps({"transformer": settings_of(config), OURS: config.get("quantization_config")})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{beside} does not describe a Wan model ({error!r}); take it from where the weights are") from None

@@ -10,28 +10,13 @@ from comfy.patcher_extension import WrappersMP
 from ..sedialect_core.checkpoint import Record
 from ..sedialect_core.codec import DTYPES
 from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import ConfigError, ModelError
+from ..sedialect_core.errors import ModelError
+from ..sedialect_core.inspection import layout_of
 from ..sedialect_core.plan import Plan
 from .comfy_linear import EncodedLinear
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model
-DIFFUSERS_ONLY = ("salient_ratio", "semantic", "protected_steps")  # what a layer is told about its rows at run time
 COMPILED = "torch.compile"  # ComfyUI's key of its compile wrapper
-
-
-def check_settings(config: SeDialectConfig) -> None:
-    """Refuse what layers in ComfyUI cannot do: settings are never ignored.
-
-    Raises:
-        ConfigError: such a setting is on.
-    """
-    plain = SeDialectConfig()
-    for name in DIFFUSERS_ONLY:
-        value = getattr(config, name, None)
-        if value != getattr(plain, name, None):
-            raise ConfigError(
-                f"{name}={value} is for diffusers pipelines only; choose another preset, or leave it at its default"
-            )
 
 
 def check_quantizable(patcher: Any) -> None:
@@ -61,6 +46,18 @@ def check_quantizable(patcher: Any) -> None:
     foreign = next((kind for kind in map(_foreign_kind, network.modules()) if kind), None)
     if foreign is not None:
         raise ModelError(f"this {name} is quantized already ({foreign}); load the 16-bit checkpoint of the model instead")
+
+
+def check_groups(network: torch.nn.Module, config: SeDialectConfig) -> None:
+    """Refuse groups for a network whose tokens nobody can place.
+
+    Raises:
+        ModelError: that is so.
+    """
+    if config.semantic and layout_of(network).order == "unknown":
+        raise ModelError(
+            f"semantic cannot be on for {type(network).__name__}: where its video tokens stand is not known; switch it off"
+        )
 
 
 def _foreign_kind(module: Any) -> str | None:

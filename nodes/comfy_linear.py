@@ -9,6 +9,7 @@ import comfy.ops
 import comfy.quant_ops
 import torch
 
+from ..sedialect_core.linear import Guide
 from . import layout
 from .adapters import Patch, add_patches
 
@@ -23,6 +24,7 @@ class EncodedLinear:
 
     patches: list[Patch]
     patch_key = ""
+    guide: Guide | None = None  # tells about the rows of an input
 
     @property
     def encoded(self) -> bool:
@@ -105,7 +107,7 @@ class EncodedLinear:
                 dense = function(dense)
             y = torch.nn.functional.linear(x, dense, bias)
         else:
-            y = layout.multiply(x, weight, bias)
+            y = layout.multiply(x, weight, bias, None if self.guide is None else self.guide(x))
         return add_patches(y, x, self.patches, decoded, self._merge) if self.patches else y
 
     def _merge(self, patches: list[Patch], weight: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.model_patcher
@@ -20,7 +20,7 @@ import comfy.sd
 import comfy.utils
 import torch
 from comfy.hooks import EnumHookMode
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
 from ..sedialect_core.calibrated import WeightEncoder, groups_of
@@ -36,9 +36,10 @@ from ..sedialect_core.formatbook.matching import find_book, weights_digest
 from ..sedialect_core.plan import LayerPlan, Plan, make_plan, recorded_plan
 from ..sedialect_core.report import ModelReport, implementations, report_of
 from . import layout
-from .checkpoints import COMFY_QUANT, SETTINGS
+from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .comfy_calibration import COMPONENT
-from .comfy_checks import KEY, check_loaded, check_quantizable, check_settings, check_weights, linear_types
+from .comfy_checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
+from .comfy_guides import attach, run_guided, tokens_of
 from .comfy_linear import EncodedLinear, operations
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
@@ -85,9 +86,9 @@ def quantize(
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
-    check_settings(config)
     check_quantizable(patcher)
     network = patcher.model.diffusion_model
+    check_groups(network, config)
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
     if calibration is not None:
         calibration.check_models({COMPONENT: network})
@@ -95,7 +96,7 @@ def quantize(
     notes: tuple[str, ...] = ()
     if book is None:
         book, _, notes = find_book(network, config.formatbook, config.block_size)
-    plan = replace(plan, config=config.override(formatbook=book.name), notes=notes)
+    plan = replace(plan, config=config.override(formatbook=book.name), notes=(*plan.notes, *notes))
     built_from = operations(patcher.model.get_dtype_inference())
     weights = _own_weights(patcher)
     check_weights(weights, plan)
@@ -103,8 +104,9 @@ def quantize(
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
         weights,
+        plan,
         Record.of(plan, book),
-        _settings(patcher),
+        settings_with(_settings(patcher), plan.config),
         patcher.load_device,
         patcher.offload_device,
     )
@@ -114,19 +116,17 @@ def quantize(
     return _adopt(new, known, (origin.patcher, ()))
 
 
-def load(
-    weights: dict[str, torch.Tensor], record: Record, settings: str, origin: tuple[Any, ...], disable_dynamic: bool = False
-) -> Any:
-    """A MODEL from the tensors of a checkpoint, by ComfyUI's names.
+def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...], disable_dynamic: bool = False) -> Any:
+    """A MODEL from a checkpoint.
 
     Args:
-        settings: the metadata entry `config`, or "".
+        config: what it does with its tokens, and what its report says.
         origin: a function and arguments that load it again, for ComfyUI to call with `disable_dynamic`.
 
     Raises:
         ModelError: ComfyUI does not know the model, or tensors are missing or have the wrong shape.
     """
-    weights = {**weights}
+    weights, record, settings = {**checkpoint.tensors}, checkpoint.record, checkpoint.settings
     _wrap_all(weights, record)
     given = set(weights)
     dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
@@ -140,11 +140,12 @@ def load(
         )
     network = patcher.model.diffusion_model
     check_loaded(network, record, given)
-    settings = settings or _settings(patcher)
-    _label(network, record, settings)
-    config = SeDialectConfig(block_size=record.block_size, formatbook=record.formatbook.name)
+    check_groups(network, config)
     said = (record.block_size, record.precisions, record.rotations)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
+    settings = settings_with(settings or _settings(patcher), plan.config)
+    _label(network, record, settings)
+    attach(patcher.model, plan)
     unpacked = sum(weight.numel() * 2 if layout.is_encoded(weight) else weight.nbytes for weight in network.parameters())
     known = Quantized(plan, record, unpacked, settings)
     return _adopt(patcher, known, origin)
@@ -168,6 +169,26 @@ def report(patcher: Any, known: Quantized) -> ModelReport:
     found = report_of("diffusion_model", patcher.model.diffusion_model, known.plan, known.bytes_before)
     after = comfy.model_management.module_size(patcher.model)
     return replace(found, bytes_after=after, implementation=implementations(patcher.load_device, known.plan))
+
+
+class RunSeen(NamedTuple):
+    """What the last run of a MODEL showed: saliency [T, H, W] or None, what its numbers are or why there are none, notes."""
+
+    values: torch.Tensor | None
+    says: str
+    notes: tuple[str, ...] = ()
+
+
+def run_seen(patcher: Any, known: Quantized) -> RunSeen:
+    """What the last run of a quantized MODEL showed."""
+    tokens = tokens_of(patcher.model)
+    if tokens is None:
+        return RunSeen(None, "No tokens are told apart: salient_ratio is 0 and semantic is off.")
+    notes = (f"  note: {tokens.unseen}",) if tokens.unseen else ()
+    if tokens.map is None:
+        idle = f"No run has shown any for this {known.plan.model} yet; connect the sampler's LATENT to samples."
+        return RunSeen(None, idle, notes)
+    return RunSeen(tokens.map.values, tokens.map.says, notes)
 
 
 def dialect_use(patcher: Any, known: Quantized) -> list[int]:
@@ -271,6 +292,7 @@ class _Origin:
 
     config: Any
     weights: Mapping[str, Any]
+    plan: Plan
     record: Record
     settings: str
     load_device: torch.device
@@ -281,6 +303,7 @@ class _Origin:
         model = self.config.get_model(self.weights, "", device=self.offload_device)
         model.diffusion_model.load_state_dict(dict(self.weights), strict=False, assign=True)
         _label(model.diffusion_model, self.record, self.settings)
+        attach(model, self.plan)
         return model
 
     def patcher(self, disable_dynamic: bool = False) -> Any:
@@ -309,6 +332,8 @@ def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
     patcher.cached_patcher_init = origin
     patcher.set_attachments(KEY, known)
     patcher.hook_mode = EnumHookMode.MinVram  # the other mode keeps merged float weights, and has no place for them here
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, run_guided)
     for event, callback in CALLBACKS.items():
         patcher.callbacks.get(event, {}).pop(KEY, None)
         patcher.add_callback_with_key(event, KEY, callback)
@@ -333,7 +358,20 @@ def _take_back_patches(patcher: Any, unpatch_all: bool) -> None:
             module.patches = []
 
 
+def _begin_run(patcher: Any) -> None:
+    """A sampler call begins; the one before it may have been broken off."""
+    if (tokens := tokens_of(patcher.model)) is not None:
+        tokens.restart()
+
+
+def _end_run(patcher: Any) -> None:
+    if (tokens := tokens_of(patcher.model)) is not None:
+        tokens.finish()
+
+
 CALLBACKS = {
+    CallbacksMP.ON_PRE_RUN: _begin_run,
+    CallbacksMP.ON_CLEANUP: _end_run,
     CallbacksMP.ON_LOAD: _hand_out_patches,
     CallbacksMP.ON_APPLY_HOOKS: _hand_out_hooks,
     CallbacksMP.ON_DETACH: _take_back_patches,

@@ -16,7 +16,7 @@ from ..kernels import ops
 from ..kernels.rotation import rotate_rows
 from ..sedialect_core.codec import EncodedTensor, encode
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.linear import ACTIVATION_BITS
+from ..sedialect_core.linear import ACTIVATION_BITS, Guidance
 
 LAYOUT = "SeDialectLayout"  # names in comfy-kitchen's and ComfyUI's registries, which all packs share
 FORMAT = "sedialect"
@@ -122,8 +122,14 @@ def dialects(weight: QuantizedTensor) -> torch.Tensor:
     return weight._params.meta & 31
 
 
-def multiply(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., K] @ weight.T + bias, [..., N] in x.dtype; x is encoded in the precision of the weight's layer."""
+def multiply(
+    x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, guidance: Guidance | None = None
+) -> torch.Tensor:
+    """x [..., K] @ weight.T + bias, [..., N] in x.dtype; x is encoded in the precision of the weight's layer.
+
+    Args:
+        guidance: what is known of the rows of x, flattened to [M, K].
+    """
     params = weight._params
     rows = x.reshape(-1, x.shape[-1])
     y = ops.linear(
@@ -135,6 +141,7 @@ def multiply(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None
         list(params.book.tables(x.device)),
         ACTIVATION_BITS[params.precision],
         params.candidates,
+        *(guidance or Guidance()),
         rotation=params.rotation,
     )
     return y.view(*x.shape[:-1], weight.shape[0])

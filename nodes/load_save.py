@@ -1,6 +1,7 @@
 """Quantized models from and to ComfyUI's model folder."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ from comfy_api.latest import io, ui
 from ..sedialect_core.errors import InputError, ModelError, SeDialectError
 from ..sedialect_core.report import megabytes
 from . import comfy_model
-from .checkpoints import Checkpoint, check_complete, check_header, read_checkpoint, write_file, write_folder
+from .checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model
 from .progress import Progress
+from .settings import TOKEN_SETTINGS, with_settings
 from .sockets import CATEGORY
 
 FOLDER = "diffusion_models"
 FROM_HUB = "(from the Hub repository below)"
 NAMES = ("ComfyUI", "diffusers")
+AS_SAVED = "as saved"
 ROOM = 1.02  # of what is written, for headers
 
 
@@ -49,6 +52,7 @@ class SeDialectLoad(io.ComfyNode):
                 io.String.Input(
                     "revision", default="", optional=True, advanced=True, tooltip="Branch, tag or commit of the repository."
                 ),
+                *(setting.input(AS_SAVED, hidden=True) for setting in TOKEN_SETTINGS),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
@@ -68,28 +72,29 @@ class SeDialectLoad(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str, repository: str = "", revision: str = "") -> Any:
+    def fingerprint_inputs(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> Any:
         """A file that was written anew is another input."""
         path = folder_paths.get_full_path(FOLDER, file) if file != FROM_HUB else None
         status = Path(path).stat() if path else None
-        return [file, repository, revision, *([status.st_mtime_ns, status.st_size] if status else [])]
+        return [file, repository, revision, tokens, *([status.st_mtime_ns, status.st_size] if status else [])]
 
     @classmethod
-    def execute(cls, file: str, repository: str = "", revision: str = "") -> io.NodeOutput:
-        """Load it."""
+    def execute(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> io.NodeOutput:
+        """Load it; `tokens` change what it does with its tokens."""
         if file == FROM_HUB:
             folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
             wanted = (repository.strip(), revision.strip() or None)
             path = str(download_model(*wanted, folder, Progress(), comfy_model.interruptible))
         else:
             path = folder_paths.get_full_path_or_raise(FOLDER, file)
-        return io.NodeOutput(load_model(path))
+        return io.NodeOutput(load_model(path, tokens))
 
 
-def load_model(path: str, disable_dynamic: bool = False) -> Any:
+def load_model(path: str, tokens: Mapping[str, Any], disable_dynamic: bool = False) -> Any:
     """The MODEL in a file; ComfyUI calls this again where it needs a fresh copy."""
-    tensors, record, settings = read_checkpoint(path, comfy_model.read_tensors)
-    return comfy_model.load(tensors, record, settings, (load_model, (path,)), disable_dynamic)
+    checkpoint = read_checkpoint(path, comfy_model.read_tensors)
+    config = with_settings(config_in(checkpoint.settings, checkpoint.record), tokens, TOKEN_SETTINGS)
+    return comfy_model.load(checkpoint, config, (load_model, (path, tokens)), disable_dynamic)
 
 
 class SeDialectSave(io.ComfyNode):

@@ -9,11 +9,17 @@ import torch
 
 from ..sedialect_core.dialect_chart import Use, draw
 from ..sedialect_core.formatbook import Formatbook
+from ..sedialect_core.saliency_chart import draw_saliency
 
 
 def chart(book: Formatbook, use: Use) -> torch.Tensor:
     """The chart of a formatbook and of how often each dialect is used."""
     return _image(lambda path: draw(book, use, path))
+
+
+def saliency(values: torch.Tensor | None, says: str) -> torch.Tensor:
+    """Saliency [T, H, W] frame by frame, or in its place a sentence."""
+    return _image(lambda path: draw_saliency(None if values is None else values.numpy(), says, path))
 
 
 def _image(paint: Callable[[Path], object]) -> torch.Tensor:

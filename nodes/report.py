@@ -1,4 +1,4 @@
-"""What a quantized MODEL is: layers, bits, memory, kernels, and how often each dialect is used."""
+"""What a quantized MODEL is: layers, bits, memory, kernels, how often each dialect is used; and what a run showed."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 from ..sedialect_core.dialect_chart import Use
 from ..sedialect_core.errors import ModelError
 from . import comfy_model
-from .pictures import chart
+from .pictures import chart, saliency
 from .sockets import CATEGORY
 
 
@@ -22,22 +22,32 @@ class SeDialectReport(io.ComfyNode):
             display_name="SeDialect Report",
             category=CATEGORY,
             description="Layers, effective bits, memory and kernels of a quantized model, with the reason for each layer "
-            "that stays in 16 bit; and a chart of the dialects that its weights chose.",
-            search_aliases=["quantization report", "memory", "bits"],
+            "that stays in 16 bit; a chart of the dialects that its weights chose; and a map of the salient tokens.",
+            search_aliases=["quantization report", "memory", "bits", "saliency map"],
             is_output_node=True,
-            inputs=[io.Model.Input("model", tooltip="From SeDialect Quantize or SeDialect Load.")],
+            inputs=[
+                io.Model.Input("model", tooltip="From SeDialect Quantize or SeDialect Load."),
+                io.Latent.Input(
+                    "samples",
+                    optional=True,
+                    tooltip="From the sampler that runs the model: the report is then made after it, with its saliency map.",
+                ),
+            ],
             outputs=[
                 io.String.Output(display_name="report"),
                 io.Image.Output(display_name="dialects", tooltip="Every dialect, and how many blocks of weights chose it."),
+                io.Image.Output(display_name="saliency", tooltip="Which tokens of the last run stand out, frame by frame."),
             ],
         )
 
     @classmethod
-    def execute(cls, model: Any) -> io.NodeOutput:
-        """Make it."""
+    def execute(cls, model: Any, samples: Any = None) -> io.NodeOutput:
+        """Make it; `samples` only say that a run has ended."""
         known = comfy_model.quantized(model)
         if known is None:
             raise ModelError("this MODEL is not quantized by SeDialect; connect SeDialect Quantize or SeDialect Load")
-        text = str(comfy_model.report(model, known))
+        seen = comfy_model.run_seen(model, known)
+        text = "\n".join([str(comfy_model.report(model, known)), *seen.notes])
         use = Use(comfy_model.dialect_use(model, known), f"the weights of this {known.plan.model}")
-        return io.NodeOutput(text, chart(known.record.formatbook, use), ui=ui.PreviewText(text))
+        pictures = (chart(known.record.formatbook, use), saliency(seen.values, seen.says))
+        return io.NodeOutput(text, *pictures, ui=ui.PreviewText(text))

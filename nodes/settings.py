@@ -3,42 +3,107 @@
 Every setting starts as "preset": the chosen preset decides, until the user does. A number has -1 for that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..sedialect_core.config import BLOCK_SIZES, MODULATIONS, PRECISIONS, PRESETS, ROTATIONS, SeDialectConfig
+from ..sedialect_core.config import (
+    BLOCK_SIZES,
+    MODULATIONS,
+    PRECISIONS,
+    PRESETS,
+    ROTATIONS,
+    SALIENCES,
+    SALIENT_LAYERS,
+    SeDialectConfig,
+)
 
 AS_PRESET = "preset"
-UNSET = -1.0
+UNSET = -1
+SWITCH = {True: "on", False: "off"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A field of the settings as an input: a choice, or a number from 0 to `highest`."""
+    """A field of the settings as an input: a choice, a number from 0 to `highest`, or a whole one.
+
+    place  where in the field's value the input's stands, for a field of several
+    """
 
     name: str
     tooltip: str
     choices: tuple[Any, ...] = ()
     highest: float = 1.0
     advanced: bool = False
+    field: str = ""
+    place: int = 0
 
-    def input(self) -> Any:
-        """The input of the node."""
-        said: dict[str, Any] = {"optional": True, "tooltip": self.tooltip, "advanced": self.advanced}
+    def input(self, unset: str = AS_PRESET, hidden: bool = False) -> Any:
+        """The input of the node.
+
+        Args:
+            unset: the choice that decides nothing.
+            hidden: among the advanced inputs, even where it is not by itself.
+        """
+        said: dict[str, Any] = {"optional": True, "tooltip": self.tooltip, "advanced": self.advanced or hidden}
         if self.choices:
-            return io.Combo.Input(self.name, options=[AS_PRESET, *map(str, self.choices)], default=AS_PRESET, **said)
-        return io.Float.Input(self.name, default=UNSET, min=UNSET, max=self.highest, step=0.01, **said)
+            return io.Combo.Input(self.name, options=[unset, *map(_word, self.choices)], default=unset, **said)
+        if isinstance(self.highest, int):
+            return io.Int.Input(self.name, default=UNSET, min=UNSET, max=self.highest, **said)
+        return io.Float.Input(self.name, default=float(UNSET), min=float(UNSET), max=self.highest, step=0.01, **said)
 
     def value(self, given: Any) -> Any:
         """The setting's own value for what the input holds, or None where the preset decides."""
         if self.choices:
-            return next((choice for choice in self.choices if str(choice) == given), None)
+            return next((choice for choice in self.choices if _word(choice) == given), None)
         return None if given is None or given < 0 else given
 
 
+def _word(choice: Any) -> str:
+    return SWITCH[choice] if isinstance(choice, bool) else str(choice)
+
+
+TOKEN_SETTINGS = (
+    Setting(
+        "salient_ratio",
+        "The part of the video tokens that get a second 4-bit term, 0 to 1: nearer to 16 bit, for that much more work. "
+        "-1: as preset or file have it.",
+    ),
+    Setting(
+        "semantic",
+        "Lets tokens that belong together, as attention shows, choose their formats together.",
+        (True, False),
+    ),
+    Setting(
+        "protected_first",
+        "So many steps from pure noise run with 8-bit activations; -1: as preset or file have it.",
+        highest=10000,
+        field="protected_steps",
+    ),
+    Setting(
+        "protected_last",
+        "So many steps before the finished video run with 8-bit activations; -1: as preset or file have it.",
+        highest=10000,
+        field="protected_steps",
+        place=1,
+    ),
+    Setting(
+        "salient_by",
+        "How the tokens with a second term are chosen: the largest, the worst encoded, or the most attended.",
+        SALIENCES,
+        advanced=True,
+    ),
+    Setting("salient_layers", "Which layers give tokens a second term.", SALIENT_LAYERS, advanced=True),
+    Setting(
+        "refresh_every",
+        "Attention is looked at in every such step of a sampler; 0: in the first only; -1: as preset or file have it.",
+        highest=10000,
+        advanced=True,
+    ),
+)
+"""What layers do while the model runs; the encoded weights are the same."""
 SETTINGS = (
     Setting(
         "precision",
@@ -47,6 +112,7 @@ SETTINGS = (
         PRECISIONS,
     ),
     Setting("block_size", "Numbers that share one dialect: 16 takes 4.5 bits a weight, 32 takes 4.25.", BLOCK_SIZES),
+    *TOKEN_SETTINGS,
     Setting(
         "rotation",
         "Rotates weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0 does not.",
@@ -82,7 +148,22 @@ def config_from(preset: str, given: Mapping[str, Any], skip: str) -> SeDialectCo
     Raises:
         ConfigError: they do not exist, or a pattern is no regular expression.
     """
-    values = {setting.name: setting.value(given.get(setting.name)) for setting in SETTINGS}
-    chosen = {name: value for name, value in values.items() if value is not None}
     patterns = tuple(line.strip() for line in skip.splitlines() if line.strip())
-    return SeDialectConfig.preset(preset, **chosen, **({"skip": patterns} if patterns else {}))
+    config = with_settings(SeDialectConfig.preset(preset), given, SETTINGS)
+    return config.override(skip=patterns) if patterns else config
+
+
+def with_settings(config: SeDialectConfig, given: Mapping[str, Any], settings: Sequence[Setting]) -> SeDialectConfig:
+    """The configuration with what the inputs of `settings` decide."""
+    chosen: dict[str, Any] = {}
+    for setting in settings:
+        value = setting.value(given.get(setting.name))
+        if value is None:
+            continue
+        if setting.field:
+            several = list(chosen.get(setting.field, getattr(config, setting.field)))
+            several[setting.place] = value
+            chosen[setting.field] = tuple(several)
+        else:
+            chosen[setting.name] = value
+    return config.override(**chosen)

@@ -5,11 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from .atomic import replacing
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from PIL import ImageDraw
+    from PIL import Image, ImageDraw
 
 SCALE = 2  # everything is drawn at twice its size and scaled down, for Pillow's shapes have hard edges
 INK, PALE, PAPER, GRID = "#1d2433", "#8a93a6", "#ffffff", "#e6e9f0"
@@ -28,7 +31,7 @@ def picture(path: Path, width: int, height: int) -> Iterator["Pen"]:
     except ImportError:
         raise InputError("drawing needs Pillow; install it: pip install 'sedialect[demo]'") from None
     canvas = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
-    yield Pen(ImageDraw.Draw(canvas))
+    yield Pen(canvas, ImageDraw.Draw(canvas))
     with replacing(path) as temporary:
         canvas.resize((width, height), Image.Resampling.LANCZOS).save(temporary, format="PNG")
 
@@ -36,8 +39,8 @@ def picture(path: Path, width: int, height: int) -> Iterator["Pen"]:
 class Pen:
     """Draws in units of the finished picture."""
 
-    def __init__(self, draw: "ImageDraw.ImageDraw") -> None:
-        self._draw = draw
+    def __init__(self, canvas: "Image.Image", draw: "ImageDraw.ImageDraw") -> None:
+        self._canvas, self._draw = canvas, draw
 
     def text(self, x: float, y: float, text: str, size: int = 13, fill: str = INK, anchor: str = "lm") -> None:
         from PIL import ImageFont
@@ -54,3 +57,11 @@ class Pen:
     def bar(self, x: float, y: float, width: float, height: float, fill: str) -> None:
         box = tuple(value * SCALE for value in (x, y - height / 2, x + width, y + height / 2))
         self._draw.rounded_rectangle(box, radius=3 * SCALE, fill=fill)
+
+    def pixels(self, x: float, y: float, width: float, height: float, colours: npt.NDArray[np.uint8]) -> None:
+        """A picture [H, W, 3], each of its pixels a rectangle with sharp edges."""
+        from PIL import Image
+
+        size = (round(width * SCALE), round(height * SCALE))
+        image = Image.fromarray(np.ascontiguousarray(colours)).resize(size, Image.Resampling.NEAREST)
+        self._canvas.paste(image, (round(x * SCALE), round(y * SCALE)))

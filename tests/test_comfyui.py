@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import comfyui_models
 import pytest
 import torch
 from comfyui_graphs import to_api, without
-from comfyui_server import Graph, Server, python_of_comfyui
+from comfyui_server import Server, python_of_comfyui
+from comfyui_workflows import DEMO, PROMPT, Workflow, base_folder, distance, samples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -28,74 +28,17 @@ from sedialect.sedialect_core.wan_keys import to_authors, to_diffusers
 
 COMFYUI = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
-PROMPT = "a striped purple star moves right, over an orange background with clouds, the camera pans down"
-DEMO = "bundled_wan.safetensors"
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """ComfyUI's base folder, with models."""
-    base = tmp_path_factory.mktemp("comfyui")
-    models = base / "models"
-    for folder in ("diffusion_models", "loras"):
-        (models / folder).mkdir(parents=True)
-    bundled = comfyui_models.bundled(models / "diffusion_models")
-    comfyui_models.embeddings(base / "prompts.safetensors", [PROMPT, ""])
-    comfyui_models.lora(models / "loras" / "lora.safetensors", bundled)
-    comfyui_models.lora(models / "loras" / "second.safetensors", bundled, seed=1)
-    comfyui_models.lora(models / "loras" / "weak.safetensors", bundled, scale=0.01)
-    comfyui_models.lora(models / "loras" / "dora.safetensors", bundled, dora=True)
-    comfyui_models.tiny_wan(models / "diffusion_models" / "tiny_high.safetensors", blocks=2)
-    comfyui_models.tiny_wan(models / "diffusion_models" / "tiny_low.safetensors", blocks=3)
-    comfyui_models.tiny_wan(models / "diffusion_models" / "wide.safetensors", blocks=1, dim=1024, hidden=4096)
-    return base
+    return base_folder(tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="module")
 def server(base):
     with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
         yield running
-
-
-class Workflow(Graph):
-    """A graph with the steps that most tests need."""
-
-    def __init__(self, base: Path) -> None:
-        super().__init__()
-        self.base = base
-
-    def model(self, file: str = DEMO) -> list:
-        return self.add("UNETLoader", unet_name=file, weight_dtype="default")
-
-    def quantize(self, model: list, **settings: object) -> list:
-        return self.add("SeDialectQuantize", model=model, **{"preset": "default", **settings})
-
-    def lora(self, model: list, file: str = "lora.safetensors", strength: float = 1.0, bypass: bool = False) -> list:
-        kind = "LoraLoaderBypassModelOnly" if bypass else "LoraLoaderModelOnly"
-        return self.add(kind, model=model, lora_name=file, strength_model=strength)
-
-    def prompt(self, text: str) -> list:
-        return self.add(
-            "SeDialectTestConditioning", text=text, file="prompts.safetensors", tokens=1, dim=1, pooled=0, mask=False
-        )
-
-    def latent(self, frames: int = 5, size: int = 64) -> list:
-        return self.add("EmptyHunyuanLatentVideo", width=size, height=size, length=frames, batch_size=1)
-
-    def sample(self, model: list, steps: int = 2, latent: list | None = None, **other: object) -> list:
-        said = {"positive": self.prompt(PROMPT), "negative": self.prompt(""), "latent_image": latent or self.latent()}
-        sampler = {"seed": 7, "steps": steps, "cfg": 2.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-        return self.add("KSampler", model=model, **{**said, **sampler, **other})
-
-    def keep(self, samples: list, name: str) -> Path:
-        path = self.base / "temp" / f"{name}.safetensors"
-        self.add("SeDialectTestLatents", samples=samples, file=str(path))
-        return path
-
-    def layers(self, model: list, name: str, budget: int = 0) -> Path:
-        path = self.base / "temp" / f"{name}.safetensors"
-        self.add("SeDialectTestLayers", model=model, file=str(path), budget=budget)
-        return path
 
 
 @pytest.fixture(scope="module")
@@ -114,17 +57,9 @@ def graph(base) -> Workflow:
     return Workflow(base)
 
 
-def samples(path: Path) -> torch.Tensor:
-    return load_file(path)["samples"]
-
-
 def answers(path: Path) -> dict[str, torch.Tensor]:
     """What each layer answered, by name."""
     return {key.removesuffix("|y"): value for key, value in load_file(path).items() if key.endswith("|y")}
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())
 
 
 @pytest.fixture(scope="module")
@@ -531,6 +466,8 @@ def test_cancelling_leaves_a_usable_server(server, graph):
         ),
         (lambda g: g.quantize(g.add("UNETLoader", unet_name=DEMO, weight_dtype="fp8_e4m3fn")), "quantized already"),
         (lambda g: g.quantize(g.model(), skip="("), "no regular expression"),
+        (lambda g: g.quantize(g.add("SeDialectTestForeign", of="image", file="")), "Flux is not a video model"),
+        (lambda g: g.quantize(g.add("SeDialectTestForeign", of="gguf", file=DEMO)), "quantized already (GGUF)"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_in_a_sentence(server, graph, chain, says):

@@ -667,6 +667,7 @@ HUNYUAN_NAMES = [
     *(f"single_blocks.0.{part}" for part in ("linear1", "linear2", "modulation.lin")),
 ]
 REFINER = [f"txt_in.individual_token_refiner.blocks.0.{part}" for part in ("self_attn.qkv", "mlp.0")]
+COG_BLOCK = [f"blocks.0.{part}" for part in ("q", "k", "v", "attn_out", "ff_proj", "ff_out")]
 LTX_BLOCK = [f"transformer_blocks.0.{part}" for part in ("attn1.to_q", "attn1.to_k", "attn2.to_k", "ff.net.2")]
 
 
@@ -680,6 +681,11 @@ LTX_BLOCK = [f"transformer_blocks.0.{part}" for part in ("attn1.to_q", "attn1.to
             [name for name in HUNYUAN_NAMES if not name.endswith(".lin")],
         ),
         ("LTX-Video (original names)", [*LTX_BLOCK, "patchify_proj", "adaln_single.linear", "proj_out"], LTX_BLOCK),
+        (
+            "CogVideoX (ComfyUI's names)",
+            [*COG_BLOCK, "blocks.0.norm1.linear", "patch_embed.text_proj", "proj_out"],
+            COG_BLOCK,
+        ),
     ],
 )
 def test_tell_tale_names(family: str, names: list[str], quantizable: list[str]) -> None:

@@ -33,6 +33,7 @@ LEVELS = [
         "sedialect_core/dialect_use.py",
         "sedialect_core/dialect_trace.py",
         "sedialect_core/dialect_chart.py",
+        "sedialect_core/saliency_chart.py",
     ],
     ["sedialect_core/checkpoint.py"],
     ["sedialect_core/quantize.py"],

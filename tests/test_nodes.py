@@ -135,9 +135,13 @@ class TestSettings:
     def test_every_choice_overrides_the_preset(self, base):
         settings = importlib.import_module("sedialect.nodes.settings")
         for setting in settings.SETTINGS:
-            for choice in setting.choices:
-                config = settings.config_from("compact", {setting.name: str(choice)}, "")
-                assert getattr(config, setting.name) == choice
+            offered = setting.input().said
+            words = [word for word in offered["options"] if word != "preset"] if setting.choices else [0, offered["max"]]
+            for number, word in enumerate(words):
+                value = getattr(settings.config_from("compact", {setting.name: word}, ""), setting.field or setting.name)
+                assert (value[setting.place] if setting.field else value) == (setting.choices or words)[number]
+        both = settings.config_from("default", {"protected_first": 2, "protected_last": 1, "semantic": "on"}, "")
+        assert both.protected_steps == (2, 1) and both.semantic is True
         assert settings.config_from("default", {}, " a+ \n\n b$ \n").skip == ("a+", "b$")
         with pytest.raises(ConfigError, match="no regular expression"):
             settings.config_from("default", {}, "(")
@@ -169,6 +173,14 @@ def test_what_is_not_quantized_is_neither_saved_nor_reported(base):
     for name, inputs in (("SeDialectSave", {"filename_prefix": "x", "names": "ComfyUI"}), ("SeDialectReport", {})):
         with pytest.raises(ModelError, match="not quantized by SeDialect"):
             node(name).execute(SimpleNamespace(), **inputs)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(base):
+    node("SeDialectSave")
+    load_save = importlib.import_module("sedialect.nodes.load_save")
+    with pytest.raises(InputError, match=r"the file takes 1000000000000.0 MB; .* MB free: make room first"):
+        load_save._check_room(base, 10**18)
+    load_save._check_room(base, 1)
 
 
 class TestFormatbook:

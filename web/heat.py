@@ -9,11 +9,10 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
+from ..sedialect_core.saliency_chart import colours
 from ..sedialect_core.video import Frames
 
 Numbers = npt.NDArray[np.floating]
-# Dark blue over teal to yellow: ordered by lightness, so that it also reads without colours.
-STOPS = np.array([(22, 20, 60), (48, 62, 138), (34, 120, 142), (62, 178, 120), (246, 226, 88)], dtype=float)
 NONE = (118, 124, 138)  # of what belongs to no group
 GOLDEN = 0.61803398875  # hues of numbers that name things: neighbours far apart
 
@@ -23,14 +22,6 @@ def pictures(values: Numbers) -> Frames:
     values = np.nan_to_num(values.astype(float))
     low, high = values.min(), values.max()
     return colours((values - low) / (high - low if high > low else 1.0))
-
-
-def colours(shares: Numbers) -> Frames:
-    """Numbers in 0..1 as colours, one axis more."""
-    place = np.clip(shares, 0, 1) * (len(STOPS) - 1)
-    lower = np.minimum(place.astype(int), len(STOPS) - 2)
-    part = (place - lower)[..., None]
-    return (STOPS[lower] * (1 - part) + STOPS[lower + 1] * part).round().astype(np.uint8)
 
 
 def named(values: Numbers) -> Frames:

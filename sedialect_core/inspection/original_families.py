@@ -1,4 +1,4 @@
-"""Video transformers by the names their authors gave, which ComfyUI keeps for Wan, HunyuanVideo and LTX-Video."""
+"""Video transformers by the names their authors gave, which ComfyUI keeps for all but CogVideoX, and ComfyUI's for that."""
 
 from __future__ import annotations
 
@@ -52,6 +52,29 @@ WAN = (
     Rule(r"ffn\.[02]", "feed_forward", "video"),
 )
 
+COGVIDEOX = (
+    Rule(r"norm[12]\.linear", "modulation", "vector"),
+    Rule(r"[qkv]", "attention", "joint", reads="attention"),
+    Rule(r"attn_out", "attention", "joint"),
+    Rule(r"ff_(proj|out)", "feed_forward", "joint"),
+)
+
+COSMOS_PREDICT2 = (
+    Rule(r"adaln_modulation_\w+\.[12]", "modulation", "vector"),
+    Rule(r"self_attn\.[qkv]_proj", "attention", "video", reads="self"),
+    Rule(r"cross_attn\.[kv]_proj", "attention", "text", reads="text"),
+    Rule(r"cross_attn\.q_proj|(self|cross)_attn\.output_proj", "attention", "video"),
+    Rule(r"mlp\.layer[12]", "feed_forward", "video"),
+)
+
+MOCHI = (
+    Rule(r"mod_[xy]", "modulation", "vector"),
+    Rule(r"attn\.(qkv|proj)_x", "attention", "video"),
+    Rule(r"attn\.(qkv|proj)_y", "attention", "text"),
+    Rule(r"mlp_x\.w[12]", "feed_forward", "video"),
+    Rule(r"mlp_y\.w[12]", "feed_forward", "text"),
+)
+
 ORIGINAL_FAMILIES: tuple[Family, ...] = (
     Family(
         "Open-Sora 2.0",
@@ -95,5 +118,24 @@ ORIGINAL_FAMILIES: tuple[Family, ...] = (
         (BlockKind(("transformer_blocks",), CROSS),),
         TokenLayout("video", patch=(1, 1, 1), sources=("x",)),
         telltales=(r"transformer_blocks\.0\.attn2\.to_k", r"patchify_proj", r"adaln_single\.linear"),
+    ),
+    Family(
+        "CogVideoX (ComfyUI's names)",
+        (),  # the class has the name of diffusers' own
+        (BlockKind(("blocks",), COGVIDEOX),),
+        TokenLayout("text_video", patch=(1, 2, 2), sources=("x",)),
+        telltales=(r"blocks\.0\.norm1\.linear", r"blocks\.0\.ff_proj", r"patch_embed\.text_proj"),
+    ),
+    Family(
+        "Cosmos Predict2 (original names)",
+        ("MiniTrainDIT",),
+        (BlockKind(("blocks",), COSMOS_PREDICT2),),
+        TokenLayout("video", patch=(1, 2, 2), sources=("x",)),
+    ),
+    Family(
+        "Mochi (original names)",
+        ("AsymmDiTJoint",),
+        (BlockKind(("blocks",), MOCHI),),
+        TokenLayout("video_text", patch=(1, 2, 2), sources=("x",)),
     ),
 )

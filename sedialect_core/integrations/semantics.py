@@ -4,13 +4,14 @@ import inspect
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..config import SEMANTICS, SeDialectConfig
 from ..errors import ConfigError, ModelError
+from ..formatbook import Formatbook
 from ..linear import Guide, SeDialectLinear
 from ..plan import LayerPlan, Plan, guided
 from ..semantics.decisions import attention_modules, is_guided, needs_profile
@@ -20,7 +21,7 @@ from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.placement import Placement, attention_placement, placement_of
 from ..semantics.probe import Watched, remove, watch_module, watch_torch_and_diffusers
 from ..semantics.saliency import BY_ATTENTION, CHOSEN_BY_PROFILE, Encoding
-from ..semantics.state import BlockState, GroupState
+from ..semantics.state import BlockState, Flags, GroupState
 
 HOOK, HANDLES = "_sedialect_steps", "_sedialect_hooks"  # attributes of a model
 
@@ -47,7 +48,7 @@ def attach(model: nn.Module, plan: Plan) -> None:
     for entry, layer in _guided_layers(model, plan):
         key = (entry.shared_input or entry.name, layer.block_size, layer.rotation, entry.salient, entry.grouped)
         if key not in guides:
-            guides[key] = _guide(entry, layer, plan, hook)
+            guides[key] = guide_for(entry, layer, plan, hook)
         layer.guide = guides[key]
     setattr(model, HOOK, hook)
     setattr(model, HANDLES, handles)
@@ -139,13 +140,41 @@ def _guided_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[LayerPlan, Se
     """The layers that have anything to be told."""
     for entry in plan.quantized:
         layer = model.get_submodule(entry.name)
-        protects = any(plan.config.protected_steps)
-        told = entry.salient or entry.grouped or (protects and entry.block is not None)
-        if isinstance(layer, SeDialectLinear) and layer.precision == "w4a4" and told:
+        if isinstance(layer, SeDialectLinear) and layer.precision == "w4a4" and is_told(entry, plan.config):
             yield entry, layer
 
 
-def _guide(entry: LayerPlan, layer: SeDialectLinear, plan: Plan, hook: StepHook) -> Guide:
+def is_told(entry: LayerPlan, config: SeDialectConfig) -> bool:
+    """Whether a layer of 4-bit activations is told anything about its rows."""
+    protects = any(config.protected_steps) and entry.block is not None
+    return bool(entry.salient) or entry.grouped or protects
+
+
+class GuidedLayer(Protocol):
+    """What of an encoded layer, which nobody changes, a guide is made from."""
+
+    @property
+    def formatbook(self) -> Formatbook: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def candidates(self) -> str: ...
+    @property
+    def rotation(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+
+
+class Told(Protocol):
+    """Where guides read what a forward is told: the step hook of a model, or what stands for it elsewhere."""
+
+    flags: Flags
+    blocks: dict[str, BlockState]
+    groups: list[GroupState]
+
+
+def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> Guide:
+    """The guide of a layer, by the plan's entry for it."""
     config = plan.config
     protects = config.protected_precision if any(config.protected_steps) else ""
     if entry.salient == "text" or not (entry.salient or entry.grouped):
@@ -174,7 +203,7 @@ def _guide(entry: LayerPlan, layer: SeDialectLinear, plan: Plan, hook: StepHook)
     return guide
 
 
-def sub_formatbooks(layer: SeDialectLinear) -> torch.Tensor:
+def sub_formatbooks(layer: GuidedLayer) -> torch.Tensor:
     """Shapes of each of the book's sub-formatbooks as bits, uint8 [P].
 
     Raises:

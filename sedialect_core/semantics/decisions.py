@@ -94,14 +94,19 @@ def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str,
 
     Blocks without one, or where the video's keys cannot be told from others, are left out.
     """
+    return {block: PARTS.sub("", name.rpartition(".")[0]) for block, name in key_linears(layers, layout).items()}
+
+
+def key_linears(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
+    """The same, but the dotted name of the keys' linear itself, without what peft puts around it."""
     found: dict[str, str] = {}
     if not grid_is_told(layout) or not isinstance(attention_placement(layout), Placement):
         return found
     for layer in layers:
-        parent, _, leaf = layer.name.replace(".base_layer", "").rpartition(".")
+        name = layer.name.replace(".base_layer", "")
         looked_at = layer.stream in VIDEO_KEYS and layer.role in ("attention", "feed_forward") and not layer.linear
-        if layer.block is not None and looked_at and KEYS.search(leaf):
-            found.setdefault(layer.block, PARTS.sub("", parent))
+        if layer.block is not None and looked_at and KEYS.search(name.rpartition(".")[2]):
+            found.setdefault(layer.block, name)
     return found
 
 

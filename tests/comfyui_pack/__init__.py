@@ -1,13 +1,19 @@
 """Nodes for the tests alone, in place of text encoder, VAE and eyes: they make inputs, and look into what comes out."""
 
+import functools
 import importlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
@@ -119,12 +125,139 @@ class TestLayers(io.ComfyNode):
         for name, layer in model.model.diffusion_model.named_modules():
             if isinstance(layer, kind) and layer.encoded:
                 x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
+                guide, layer.guide = layer.guide, None  # there is no forward to tell it anything
                 found[f"{name}|y"] = layer(x).contiguous()
+                layer.guide = guide
                 for suffix, tensor in layer.weight.state_dict("weight").items():
                     found[f"{name}|{suffix}"] = tensor.contiguous()
         model.detach()
         save_file(found, file)
         return io.NodeOutput()
+
+
+RECORDED = {}  # what the layers of a watched model read, were told and answered, forward by forward
+
+
+class Recorder:
+    """A guide that notes what another one says."""
+
+    def __init__(self, name, guide):
+        self.name, self.guide = name, guide
+
+    def __call__(self, x):
+        guidance = self.guide(x)
+        for part, tensor in guidance._asdict().items():
+            if tensor is not None:
+                note(f"{self.name}|{part}", tensor)
+        return guidance
+
+
+def note(key, tensor):
+    forward = RECORDED["forwards"] - 1
+    RECORDED[f"{forward}|{key}"] = tensor.detach().clone().contiguous()
+
+
+class TestOverride(io.ComfyNode):
+    """Another node's attention override: counts its calls, and changes nothing."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestOverride",
+            category=CATEGORY,
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        def override(function, *args, **kwargs):
+            RECORDED["calls"] += 1
+            return function(*args, **kwargs)
+
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return io.NodeOutput(model)
+
+
+def note_answer(name, module, args, y):
+    note(f"{name}|x", args[0])
+    note(f"{name}|y", y)
+
+
+class TestRecord(io.ComfyNode):
+    """Notes what every guided layer reads, is told and answers from now on, until `SeDialectTestRecorded`."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestRecord",
+            category=CATEGORY,
+            not_idempotent=True,
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **kwargs):
+        return time.time()
+
+    @classmethod
+    def execute(cls, model):
+        RECORDED.clear()
+        RECORDED["forwards"], RECORDED["handles"], RECORDED["calls"] = 0, [], 0
+        network = model.model.diffusion_model
+
+        def begin(module, args, kwargs):
+            RECORDED["forwards"] += 1
+            for name, tensor in (("x", args[0]), ("t", args[1]), ("context", kwargs["context"])):
+                note(name, tensor)
+            options = kwargs["transformer_options"]
+            note("sigma", options["sigmas"])
+            note("cond_or_uncond", torch.tensor(options["cond_or_uncond"]))
+
+        RECORDED["handles"].append(network.register_forward_pre_hook(begin, with_kwargs=True))
+        for name, layer in network.named_modules():
+            if getattr(layer, "guide", None) is None:
+                continue
+            RECORDED["handles"].append(layer.register_forward_hook(functools.partial(note_answer, name)))
+            layer.guide = Recorder(name, layer.guide)
+        return io.NodeOutput(model)
+
+
+class TestRecorded(io.ComfyNode):
+    """Writes what was noted, and the picture of saliency."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestRecorded",
+            category=CATEGORY,
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[io.Model.Input("model"), io.Latent.Input("samples"), io.String.Input("file")],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, model, samples, file):
+        for handle in RECORDED.pop("handles"):
+            handle.remove()
+        for layer in model.model.diffusion_model.modules():
+            if isinstance(getattr(layer, "guide", None), Recorder):
+                layer.guide = layer.guide.guide
+        forwards, calls = RECORDED.pop("forwards"), RECORDED.pop("calls")
+        tokens = sedialect("nodes.comfy_guides").tokens_of(model.model)
+        if tokens.map is not None:
+            RECORDED["map"] = tokens.map.values
+        save_file({**RECORDED, "forwards": torch.tensor(forwards), "samples": samples["samples"].contiguous()}, file)
+        said = {
+            "map": tokens.map.says if tokens.map else "",
+            "unseen": tokens.unseen,
+            "rooms": len(tokens.rooms),
+            "overridden": calls,
+        }
+        return io.NodeOutput(ui={"text": (json.dumps(said),)})
 
 
 def families():
@@ -230,6 +363,212 @@ class TestFamilies(io.ComfyNode):
         return io.NodeOutput(ui={"text": (json.dumps(found),)})
 
 
+def small_networks():
+    """A small network of every family whose tokens are told apart, with inputs: name, class, settings, latents, the rest."""
+    from comfy.ldm.cogvideo.model import CogVideoXTransformer3DModel
+    from comfy.ldm.cosmos.model import GeneralDIT
+    from comfy.ldm.cosmos.predict2 import MiniTrainDIT
+    from comfy.ldm.genmo.joint_model.asymm_models_joint import AsymmDiTJoint
+    from comfy.ldm.hunyuan_video.model import HunyuanVideo
+    from comfy.ldm.kandinsky5.model import Kandinsky5
+    from comfy.ldm.lightricks.model import LTXVModel
+    from comfy.ldm.wan.model import WanModel
+
+    text, mask = torch.randn(2, 7, 64), torch.ones(2, 7, dtype=torch.long)
+    wan = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 2, "text_dim": 64, "model_type": "t2v"}
+    yield WanModel, wan, (2, 16, 3, 7, 8), {}, text
+    hunyuan = {
+        "image_model": "hunyuan_video",
+        "in_channels": 16,
+        "out_channels": 16,
+        "vec_in_dim": 64,
+        "context_in_dim": 64,
+        "hidden_size": 256,
+        "mlp_ratio": 4.0,
+        "num_heads": 2,
+        "depth": 2,
+        "depth_single_blocks": 2,
+        "axes_dim": [16, 56, 56],
+        "theta": 256,
+        "patch_size": [1, 2, 2],
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "byt5": False,
+        "meanflow": False,
+        "use_cond_type_embedding": False,
+        "vision_in_dim": None,
+        "meanflow_sum": False,
+    }
+    said = {"y": torch.randn(2, 64), "guidance": torch.full((2,), 6.0)}
+    yield HunyuanVideo, hunyuan, (2, 16, 3, 8, 8), said, text
+    ltx = {"cross_attention_dim": 128, "num_attention_heads": 2, "caption_channels": 64, "num_layers": 2}
+    yield LTXVModel, ltx, (2, 128, 3, 4, 4), {"attention_mask": mask}, text
+    cog = {"num_attention_heads": 2, "num_layers": 2, "text_embed_dim": 64, "use_rotary_positional_embeddings": True}
+    yield CogVideoXTransformer3DModel, cog, (2, 16, 3, 8, 8), {}, text
+    mochi = {
+        "depth": 3,
+        "patch_size": 2,
+        "num_heads": 2,
+        "hidden_size_x": 256,
+        "hidden_size_y": 128,
+        "mlp_ratio_x": 48.0,  # the class insists on the width of its feed-forward
+        "mlp_ratio_y": 48.0,
+        "qk_norm": True,
+        "qkv_bias": False,
+        "out_bias": True,
+        "use_t5": True,
+        "t5_feat_dim": 64,
+        "t5_token_length": 7,
+        "learn_sigma": False,
+        "in_channels": 12,
+    }
+    yield AsymmDiTJoint, mochi, (2, 12, 3, 8, 8), {"attention_mask": mask.bool(), "num_tokens": 7}, text
+    cosmos = {
+        "max_img_h": 32,
+        "max_img_w": 32,
+        "max_frames": 16,
+        "in_channels": 16,
+        "out_channels": 16,
+        "patch_spatial": 2,
+        "patch_temporal": 1,
+        "model_channels": 256,
+        "num_blocks": 2,
+        "num_heads": 2,
+        "crossattn_emb_channels": 64,
+        "concat_padding_mask": True,
+        "pos_emb_cls": "rope3d",
+        "use_adaln_lora": True,
+        "adaln_lora_dim": 64,
+    }
+    yield MiniTrainDIT, cosmos, (2, 16, 3, 8, 8), {}, text
+    first = {**cosmos, "block_config": "FA-CA-MLP", "block_x_format": "THWBD", "extra_per_block_abs_pos_emb": True}
+    first["extra_per_block_abs_pos_emb_type"] = "learnable"
+    yield GeneralDIT, first, (2, 16, 3, 8, 8), {"fps": None, "padding_mask": None}, text
+    kandinsky = {
+        "in_text_dim": 64,
+        "in_text_dim2": 64,
+        "time_dim": 64,
+        "model_dim": 128,
+        "ff_dim": 256,
+        "visual_embed_dim": 64,
+        "num_text_blocks": 1,
+        "num_visual_blocks": 2,
+    }
+    yield Kandinsky5, kandinsky, (2, 16, 3, 8, 8), {"y": torch.randn(2, 64)}, text
+
+
+class TestTokenFamilies(io.ComfyNode):
+    """For every family: what a quantized network of it does in two steps, of which the first looks at attention."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestTokenFamilies",
+            category=CATEGORY,
+            is_output_node=True,
+            inputs=[io.String.Input("settings")],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, settings):
+        config = sedialect("sedialect_core.config").SeDialectConfig(**json.loads(settings))
+        return io.NodeOutput(ui={"text": (json.dumps(dict(map(functools.partial(cls.run, config), small_networks()))),)})
+
+    @classmethod
+    def run(cls, config, family):
+        kind, settings, shape, said, text = family
+        comfy_model, linear = sedialect("nodes.comfy_model"), sedialect("nodes.comfy_linear")
+        linear.register()
+        torch.manual_seed(0)
+        common = {"dtype": torch.float32, "device": "cpu"}
+        plain = kind(**settings, **common, operations=comfy.ops.disable_weight_init).requires_grad_(False).eval()
+        for parameter in plain.parameters():
+            parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
+        try:
+            types = sedialect("nodes.comfy_checks").linear_types(plain)
+            plan = sedialect("sedialect_core.plan").make_plan(plain, config, linear_types=types)
+        except ValueError as error:
+            return kind.__name__, {"refused": str(error)}
+        weights = dict(plain.state_dict())
+        comfy_model._encode(
+            weights, plan, sedialect("sedialect_core.formatbook").Formatbook.builtin(), lambda *_: None, None
+        )
+        model = SimpleNamespace(model_sampling=SimpleNamespace(sigma_max=torch.tensor(1.0)))
+        model.diffusion_model = kind(**settings, **common, operations=linear.operations(torch.float32)).eval()
+        model.diffusion_model.load_state_dict(weights, strict=False, assign=True)
+        guides = sedialect("nodes.comfy_guides")
+        guides.attach(model, plan)
+        told, x, schedule = {}, torch.randn(shape), torch.tensor([1.0, 0.5, 0.0])
+        for name, layer in model.diffusion_model.named_modules():
+            if getattr(layer, "guide", None) is not None:
+                layer.guide = Counted(name, layer.guide, told)
+
+        def executor(x, t, concat, context, control, options):
+            y = model.diffusion_model(x, t, context=context, transformer_options=dict(options), **said)
+            assert y.shape == x.shape and y.isfinite().all(), kind.__name__
+            return y
+
+        executor.class_obj = model
+        tokens = guides.tokens_of(model)
+        for sigma in schedule[:-1]:
+            options = {"sample_sigmas": schedule, "sigmas": sigma[None], "uuids": [1, 2], "cond_or_uncond": [0, 1]}
+            guides.run_guided(executor, x, sigma.expand(2), None, text, None, options)
+        tokens.finish()
+        found = tokens.map
+        return kind.__name__, {
+            "family": plan.family,
+            "notes": plan.notes,
+            "blocks": len(tokens.watched),
+            "unseen": tokens.unseen,
+            "map": list(found.values.shape) if found else None,
+            "spread": float(found.values.std()) if found else 0.0,
+            "salient": {name: count for name, (count, _) in told.items()},
+            "grouped": sum(groups for _, groups in told.values()),
+        }
+
+
+class Counted:
+    """A guide that notes how many rows it names in the last forward."""
+
+    def __init__(self, name, guide, told):
+        self.name, self.guide, self.told = name, guide, told
+
+    def __call__(self, x):
+        guidance = self.guide(x)
+        salient = 0 if guidance.salient is None else guidance.salient.unique().numel()
+        groups = 0 if guidance.group is None else int((guidance.group >= 0).sum())
+        self.told[self.name] = (salient, groups)
+        return guidance
+
+
+class TestForeign(io.ComfyNode):
+    """MODELs that cannot be quantized: of an image model, and one whose weights are marked as GGUF's loader marks them."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestForeign",
+            category=CATEGORY,
+            inputs=[io.Combo.Input("of", options=["image", "gguf"]), io.String.Input("file")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, of, file):
+        if of == "gguf":
+            patcher = comfy.sd.load_diffusion_model(folder_paths.get_full_path_or_raise("diffusion_models", file))
+            patcher.model.diffusion_model.blocks[0].ffn[0].weight.tensor_type = 2
+            return io.NodeOutput(patcher)
+        flux = {"image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 64}
+        flux |= {"context_in_dim": 64, "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "theta": 10000}
+        flux |= {"depth_single_blocks": 1, "axes_dim": [16, 24, 24], "qkv_bias": True, "guidance_embed": False}
+        flux["txt_ids_dims"] = []
+        config = comfy.supported_models.Flux({**flux, "dtype": torch.float32})
+        device = torch.device("cpu")
+        return io.NodeOutput(comfy.model_patcher.ModelPatcher(config.get_model({}, "", device=device), device, device))
+
+
 class TestMemory(io.ComfyNode):
     """Resident memory of the server in bytes: now, and its peak since the last such node."""
 
@@ -259,7 +598,19 @@ class TestMemory(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
-        return [TestConditioning, TestDecode, TestLatents, TestLayers, TestFamilies, TestMemory]
+        return [
+            TestConditioning,
+            TestDecode,
+            TestLatents,
+            TestLayers,
+            TestOverride,
+            TestRecord,
+            TestRecorded,
+            TestTokenFamilies,
+            TestFamilies,
+            TestForeign,
+            TestMemory,
+        ]
 
 
 async def comfy_entrypoint():

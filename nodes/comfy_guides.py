@@ -1,0 +1,142 @@
+"""The guides of encoded layers in ComfyUI. Only the comfy_*.py files touch ComfyUI's internals.
+
+They are the library's own; what differs is who tells them of a forward, which is `comfy_tokens.py`'s, and in which shapes
+ComfyUI's networks hand rows over.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..sedialect_core.errors import ModelError
+from ..sedialect_core.formatbook import Formatbook
+from ..sedialect_core.integrations.semantics import guide_for, is_told
+from ..sedialect_core.linear import Guidance, Guide
+from ..sedialect_core.plan import Plan
+from ..sedialect_core.semantics.decisions import is_guided, key_linears, needs_profile
+from ..sedialect_core.semantics.guides import TokenGuide
+from ..sedialect_core.semantics.hook import fixed_layout
+from ..sedialect_core.semantics.placement import Placement, attention_placement
+from ..sedialect_core.semantics.probe import Watched
+from ..sedialect_core.semantics.saliency import BY_ATTENTION, CHOSEN_BY_PROFILE
+from ..sedialect_core.semantics.state import BlockState
+from . import layout
+from .comfy_tokens import Tokens
+
+TOKENS = "sedialect_tokens"  # the attribute of a model of ComfyUI's
+
+
+class Settings(NamedTuple):
+    """What a guide is made from, of an encoded layer."""
+
+    formatbook: Formatbook
+    block_size: int
+    candidates: str
+    rotation: int
+    in_features: int
+
+
+@dataclass
+class RowGuide:
+    """A guide behind the shapes in which ComfyUI's networks hand rows over."""
+
+    tokens: "Tokens"
+    guide: Guide
+
+    def __call__(self, x: torch.Tensor) -> Guidance:
+        """Guidance for x [B, ..., K], or [..., B, K] as Cosmos 1 has it."""
+        self.tokens.ran = True
+        batch = self.tokens.samples
+        if x.ndim > 2 and x.shape[0] == batch:
+            return self._told(x.flatten(1, -2))
+        if x.ndim > 2 and x.shape[-2] == batch:
+            guidance = self._told(x.reshape(-1, batch, x.shape[-1]).transpose(0, 1))
+            length = x.numel() // (batch * x.shape[-1])
+            rows = guidance.salient
+            return guidance if rows is None else guidance._replace(salient=rows % length * batch + rows // length)
+        return self._told(x)
+
+    def _told(self, x: torch.Tensor) -> Guidance:
+        try:
+            guidance = self.guide(x)
+        except ModelError as error:
+            raise ModelError(
+                f"{error}. In ComfyUI reference and guide frames lengthen it: set salient_by to norm and semantic to off"
+            ) from None
+        if self.tokens.counting and guidance.salient is not None and isinstance(self.guide, TokenGuide):
+            self.tokens.count(guidance.salient, x.shape[-2], self.guide.placement)
+        return guidance
+
+
+def attach(model: Any, plan: Plan) -> None:
+    """Give the encoded layers of a model of ComfyUI's their guides, as the plan says."""
+    if not is_guided(plan.config):
+        return
+    with torch.inference_mode(False):
+        tokens = Tokens(plan, fixed_layout(plan.token_layout))
+    network, config = model.diffusion_model, plan.config
+    if needs_profile(config):
+        placement = attention_placement(plan.token_layout)
+        for block, name in key_linears(plan.layers, plan.token_layout).items():
+            assert isinstance(placement, Placement)
+            chooses = config.salient_by in CHOSEN_BY_PROFILE
+            state = tokens.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
+            peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
+            tokens.watched[block] = Watched(tokens.flags, placement, config.semantic_quantile, peak, megabytes, state)
+            network.get_submodule(name).register_forward_pre_hook(tokens.enter_block(block))
+    _guide_layers(network, plan, tokens)
+    setattr(model, TOKENS, tokens)
+
+
+def _guide_layers(network: torch.nn.Module, plan: Plan, tokens: Tokens) -> None:
+    made: dict[object, RowGuide] = {}
+    for entry in plan.quantized:
+        layer: Any = network.get_submodule(entry.name)
+        if not is_told(entry, plan.config) or not layout.is_encoded(layer.weight):
+            continue
+        params = layer.weight._params
+        if params.precision != "w4a4":
+            continue
+        settings = Settings(params.book, params.block_size, params.candidates, params.rotation, entry.in_features)
+        shared = (entry.shared_input or entry.name, settings[1:], entry.salient, entry.grouped)
+        if shared not in made:
+            made[shared] = RowGuide(tokens, _guide(guide_for(entry, settings, plan, tokens), entry.block or "", tokens))
+        layer.guide = made[shared]
+
+
+def _guide(guide: Guide, block: str, tokens: Tokens) -> Guide:
+    if not isinstance(guide, TokenGuide):
+        return guide
+    if guide.block is not None:
+        tokens.guides.append((block, guide))
+    by_input = guide.by not in BY_ATTENTION or not guide.ratio
+    if by_input and guide.among is not None and guide.among.where == "all":
+        guide.among = None  # reference and guide frames stand in the sequence too, and no grid is needed to choose from all
+    return guide
+
+
+def tokens_of(model: Any) -> Tokens | None:
+    """What `attach` made for this model."""
+    found: Tokens | None = getattr(model, TOKENS, None)
+    return found
+
+
+def run_guided(
+    executor: Any,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    c_concat: Any = None,
+    c_crossattn: Any = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Any:
+    """A wrapper for ComfyUI's APPLY_MODEL; the executor knows which model it is that runs."""
+    model, options = executor.class_obj, transformer_options or {}
+    tokens = tokens_of(model)
+    if tokens is None:
+        return executor(x, t, c_concat, c_crossattn, control, options, **more)
+    with tokens.forward(tuple(x.shape), x.device, options, model.model_sampling) as told:
+        return executor(x, t, c_concat, c_crossattn, control, told, **more)

@@ -1,0 +1,359 @@
+"""What layers in ComfyUI are told, forward by forward, without ComfyUI: test_comfyui_tokens.py has it whole."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from sedialect import Formatbook, SeDialectConfig
+from sedialect.nodes import layout
+from sedialect.nodes.comfy_guides import attach, run_guided, tokens_of
+from sedialect.nodes.comfy_steps import step_of
+from sedialect.nodes.comfy_tokens import ROOMS
+from sedialect.sedialect_core.errors import ModelError
+from sedialect.sedialect_core.plan import make_plan
+
+layout.register()
+SIGMAS = (1.0, 0.75, 0.5, 0.25, 0.0)
+HEADS, WIDTH, TEXT = 2, 64, 5
+BOOK = Formatbook.builtin()
+
+
+class TestSteps:
+    @pytest.mark.parametrize(
+        ("sigma", "number"), [(1.0, 0), (0.9, 0), (0.75, 1), (0.7499999, 1), (0.3, 2), (0.25, 3), (0.01, 3), (1.2, 0)]
+    )
+    def test_a_forward_belongs_to_the_step_that_begins_at_or_above_its_sigma(self, sigma, number):
+        assert step_of(sigma, SIGMAS, 1.0).number == number
+
+    def test_first_and_last_steps_are_those_of_the_video(self):
+        def protected(sigmas, noisiest=1.0):
+            return [step_of(sigma, sigmas, noisiest).is_protected(1, 2) for sigma in sigmas[:-1]]
+
+        assert protected(SIGMAS) == [True, False, True, True]
+        assert protected(SIGMAS[:3]) == [True, False], "the call stops before the video is done"
+        assert protected(SIGMAS[1:]) == [False, True, True], "the call goes on where another has stopped"
+        assert protected((80.0, 10.0, 1.0, 0.0), 80.0) == [True, True, True]
+
+    def test_a_steep_schedule_has_one_first_step(self):
+        shifted = [12 * t / (1 + 11 * t) for t in (1 - number / 100 for number in range(101))]
+        assert not step_of(shifted[1], shifted[1:], 1.0).opens and step_of(shifted[0], shifted, 1.0).opens
+
+
+class Attention(nn.Module):
+    """As ComfyUI writes it: attention is a function that `transformer_options` may replace."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x, context, options):
+        q, k, v = self.q(x), self.k(context), self.v(context)
+        override = options.get("optimized_attention_override")
+        if override is not None:
+            return self.o(override(plain_attention, q, k, v, HEADS, transformer_options=options))
+        return self.o(plain_attention(q, k, v, HEADS))
+
+
+def plain_attention(q, k, v, heads, **_):
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.self_attn, self.cross_attn = Attention(), Attention()
+        self.ffn = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH))
+
+    def forward(self, x, context, options):
+        x = x + self.self_attn(x, x, options)
+        x = x + self.cross_attn(x, context, options)
+        return x + self.ffn(x)
+
+
+class WanModel(nn.Module):
+    """As much of Wan as its tokens need."""
+
+    patch_size = (1, 2, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.patch_embedding = nn.Conv3d(4, WIDTH, (1, 2, 2), (1, 2, 2))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.skips, self.references = False, 0
+
+    def forward(self, x, context, options):
+        if self.skips:
+            return x
+        x = self.patch_embedding(x).flatten(2).transpose(1, 2)
+        x = torch.cat([x, x[:, : self.references]], dim=1)
+        for block in self.blocks:
+            x = block(x, context, options)
+        return x
+
+
+class Guided(nn.Module):
+    """A layer with an encoded weight, as `comfy_linear.py` makes ComfyUI's."""
+
+    guide = None
+
+    def __init__(self, linear: nn.Linear, block_size: int):
+        super().__init__()
+        settings = {"book": BOOK, "block_size": block_size}
+        encoded = layout.QuantizedTensor.from_float(linear.weight.detach(), layout.LAYOUT, **settings)
+        self.weight, self.bias = nn.Parameter(encoded, requires_grad=False), linear.bias.detach()
+        self.told = []
+
+    def forward(self, x):
+        guidance = None if self.guide is None else self.guide(x)
+        if self.told is not None:
+            self.told.append(guidance and type(guidance)(*(None if part is None else part.clone() for part in guidance)))
+        return layout.multiply(x, self.weight, self.bias, guidance)
+
+
+class Model:
+    """A BaseModel of ComfyUI's, guided as the settings say, and what its sampler says of each forward."""
+
+    def __init__(self, **settings):
+        torch.manual_seed(0)
+        config = SeDialectConfig(**{"salient_ratio": 0.0, **settings})
+        self.diffusion_model, self.model_sampling = WanModel().eval(), SimpleNamespace(sigma_max=torch.tensor(1.0))
+        self.plan = make_plan(self.diffusion_model, config)
+        for entry in self.plan.quantized:
+            parent, _, leaf = entry.name.rpartition(".")
+            linear = self.diffusion_model.get_submodule(entry.name)
+            setattr(self.diffusion_model.get_submodule(parent), leaf, Guided(linear, entry.block_size))
+        attach(self, self.plan)
+        self.schedule = torch.tensor(SIGMAS)
+
+    def __call__(self, step: int, uuids=("a", "b"), kinds=(0, 1), size=(3, 4, 4), seed=0, **options):
+        random = torch.Generator().manual_seed(seed)
+        x = torch.randn(len(uuids), 4, size[0], 2 * size[1], 2 * size[2], generator=random)
+        said = {"sample_sigmas": self.schedule, "sigmas": self.schedule[step : step + 1], "uuids": list(uuids)}
+
+        def executor(x, t, concat, context, control, options):
+            return self.diffusion_model(x, context, options)
+
+        executor.class_obj = self
+        with torch.inference_mode():
+            context = torch.randn(len(uuids), TEXT, WIDTH, generator=random)
+            said |= {"cond_or_uncond": list(kinds), **options}
+            return run_guided(executor, x, said["sigmas"], None, context, None, said)
+
+    @property
+    def tokens(self):
+        return tokens_of(self)
+
+    def told(self, name: str):
+        return self.diffusion_model.get_submodule(name).told
+
+
+BY_NORM = {"salient_ratio": 0.25, "salient_layers": "all"}
+BY_ATTENTION = {**BY_NORM, "salient_by": "attention", "refresh_every": 2}
+GROUPS = {"semantic": True, "semantic_window": (1, 2, 2), "semantic_similarity": -1.0, "refresh_every": 2}
+
+
+def chosen(guidance, samples=2, tokens=48):
+    return [set(row.tolist()) for row in (guidance.salient.view(samples, -1) % tokens)]
+
+
+def test_a_plain_plan_tells_nothing():
+    model = Model()
+    model(0)
+    assert model.tokens is None and model.told("blocks.0.ffn.0") == [None]
+
+
+def test_the_largest_tokens_of_each_sample_are_chosen():
+    model = Model(**BY_NORM)
+    model(0)
+    (guidance,) = model.told("blocks.0.ffn.0")
+    assert guidance.salient.shape == (2 * 12,) and all(len(row) == 12 for row in chosen(guidance))
+    (text,) = model.told("blocks.0.cross_attn.k")
+    assert text.salient.tolist() == list(range(2 * TEXT))
+
+
+def test_frames_that_are_appended_do_not_disturb_what_needs_no_grid():
+    model = Model(**BY_NORM)
+    model.diffusion_model.references = 16
+    model(0)
+    assert model.told("blocks.0.ffn.0")[0].salient.shape == (2 * 16,)
+    model = Model(**BY_ATTENTION)
+    model.diffusion_model.references = 16
+    with pytest.raises(ModelError, match="reference and guide frames"):
+        model(0)
+
+
+def test_attention_is_seen_when_it_is_time_and_chooses_until_then():
+    model = Model(**BY_ATTENTION)
+    seen = []
+    for step in range(4):
+        model(step, seed=step)
+        room = next(iter(model.tokens.rooms.values()))
+        seen.append(room.profiled)
+        state = room.blocks["blocks.0"]
+        assert torch.allclose(state.received.sum(2), torch.ones(1, 2), atol=1e-5)
+        assert chosen(model.told("blocks.0.ffn.0")[-1]) == [set(row.topk(12).indices.tolist()) for row in state.received[0]]
+    assert seen == [0, 0, 2, 2] and not model.tokens.unseen
+
+
+def test_attention_is_seen_at_parts_of_the_sampler_call():
+    model = Model(**{**BY_ATTENTION, "refresh_at": (0.0, 0.5)})
+    seen = []
+    for step in range(4):
+        model(step, seed=step)
+        seen.append(next(iter(model.tokens.rooms.values())).profiled)
+    assert seen == [0, 0, 2, 2]
+
+
+def test_groups_are_formed_in_the_forward_behind_the_one_that_looked():
+    model = Model(**GROUPS)
+    for step in range(3):
+        model(step)
+    groups = [guidance.group for guidance in model.told("blocks.1.ffn.0")]
+    assert (groups[0] == -1).all() and (groups[1] >= 0).any() and torch.equal(groups[2], groups[1])
+    choice = [guidance.choice for guidance in model.told("blocks.1.ffn.0")]
+    assert (choice[0] == 255).all() and (choice[1] != 255).any()
+
+
+def test_conditionings_windows_and_sizes_have_rooms_of_their_own():
+    model = Model(**BY_ATTENTION)
+    model(0, ("a",), (0,))
+    model(0, ("b",), (1,), seed=1)
+    model(1, ("a",), (0,))
+    assert len(model.tokens.rooms) == 2 and chosen(model.told("blocks.0.ffn.0")[2], 1) == chosen(
+        model.told("blocks.0.ffn.0")[0], 1
+    )
+    model(1, ("a",), (0,), size=(2, 4, 4))
+    model(1, ("a",), (0,), context_window=SimpleNamespace(index_list=[1, 2, 3]))
+    model(1, ("a", "b"))
+    assert len(model.tokens.rooms) == 5 and all(room.profiled >= 0 for room in model.tokens.rooms.values())
+    for number in range(ROOMS):
+        model(1, (f"c{number}",), (0,))
+    assert len(model.tokens.rooms) == ROOMS
+
+
+def test_a_new_list_of_sigmas_or_a_new_run_begins_anew():
+    model = Model(**BY_ATTENTION)
+    model(3)
+    model.schedule = model.schedule.clone()
+    model(3)
+    assert [room.profiled for room in model.tokens.rooms.values()] == [3] and len(model.tokens.rooms) == 1
+    model.tokens.restart()
+    assert not model.tokens.rooms
+
+
+def test_a_forward_that_a_cache_leaves_out_shows_nothing():
+    model = Model(**BY_ATTENTION)
+    model.diffusion_model.skips = True
+    model(0)
+    (room,) = model.tokens.rooms.values()
+    assert room.profiled == -1 and not model.tokens.unseen
+    model.diffusion_model.skips = False
+    model(1)
+    assert room.profiled == 1
+
+
+def test_a_forward_that_is_broken_off_leaves_the_next_one_right():
+    model = Model(**GROUPS)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    handle = model.diffusion_model.blocks[1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(0)
+    handle.remove()
+    model.tokens.finish()
+    fresh = Model(**GROUPS)
+    for step in range(2):
+        assert torch.equal(model(step), fresh(step))
+
+
+def test_attention_that_passes_by_unseen_is_told_once():
+    model = Model(**BY_ATTENTION)
+
+    def elsewhere(x, context, options):
+        return model.diffusion_model.blocks[0].self_attn.o(plain_attention(x, context, context, HEADS))
+
+    model.diffusion_model.blocks[0].self_attn.forward = elsewhere
+    with pytest.warns(UserWarning, match=r"the attention of blocks.0 \(1 blocks in all\) was not seen"):
+        model(0)
+    assert "was not seen" in model.tokens.unseen
+
+
+def test_another_override_is_called_for_every_attention():
+    calls = []
+
+    def other(function, *args, **kwargs):
+        calls.append(function)
+        return function(*args, **kwargs)
+
+    model, plain = Model(**BY_ATTENTION), Model(**BY_ATTENTION)
+    for step in range(2):
+        assert torch.equal(model(step, optimized_attention_override=other), plain(step))
+    assert calls == [plain_attention] * 8
+
+
+def test_protected_steps_need_sigmas():
+    model = Model(protected_steps=(1, 1))
+    for step in range(4):
+        model(step)
+    assert [bool(guidance.protected) for guidance in model.told("blocks.0.ffn.0")] == [True, False, False, True]
+    exact = Model(protected_steps=(1, 1), protected_precision="w4a16")
+    for step in range(4):
+        exact(step)
+    assert [bool(guidance.exact) for guidance in exact.told("blocks.0.ffn.0")] == [True, False, False, True]
+    with pytest.raises(ModelError, match="need a sampler that tells its sigmas"):
+        model(0, sample_sigmas=None)
+
+
+@pytest.mark.parametrize("settings", [BY_NORM, BY_ATTENTION], ids=["norm", "attention"])
+def test_a_run_leaves_a_map(settings):
+    model = Model(**settings)
+    assert model.tokens.map is None
+    model(0)
+    model.tokens.finish()
+    found = model.tokens.map
+    assert found.values.shape == (3, 4, 4) and float(found.values.std()) > 0
+    assert ("by norm" in found.says) == (settings is BY_NORM)
+
+
+def test_rows_in_the_order_of_cosmos_are_chosen_for_each_sample():
+    """There a sequence is [T, H, W, B, K], and only the number of samples tells."""
+    model = Model(**{**BY_NORM, "salient_layers": "feed_forward"})
+    guide = model.diffusion_model.get_submodule("blocks.0.ffn.0").guide
+    guide.tokens.samples = 2
+    x = torch.randn(3, 4, 4, 2, WIDTH)
+    rows = guide(x).salient
+    norms = x.flatten(0, 2).norm(dim=2)
+    assert {(int(row) // 2, int(row) % 2) for row in rows} == {
+        (int(place), sample) for sample in range(2) for place in norms[:, sample].topk(12).indices
+    }
+    five = torch.randn(2, 3, 4, 4, WIDTH)
+    assert set(guide(five).salient.tolist()) == set(guide(five.flatten(1, 3)).salient.tolist())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [BY_NORM, BY_ATTENTION, GROUPS, {"protected_steps": (1, 1)}],
+    ids=["norm", "attention", "groups", "protected"],
+)
+def test_a_compiled_network_has_one_graph_that_looks_and_one_that_does_not(settings):
+    torch._dynamo.reset()
+    plain, compiled, counter = Model(**settings), Model(**settings), CompileCounter()
+    network = compiled.diffusion_model
+    for module in network.modules():
+        if isinstance(module, Guided):
+            module.told = None
+    compiled.diffusion_model = torch.compile(network, backend=counter)
+    for step in range(4):
+        for uuid, kind in (("a", 0), ("b", 1)):
+            given = (step, (uuid,), (kind,))
+            assert torch.equal(plain(*given, seed=step), compiled(*given, seed=step))
+    assert counter.frame_count <= 2
+    assert [room.profiled for room in compiled.tokens.rooms.values()] == [
+        room.profiled for room in plain.tokens.rooms.values()
+    ]
