@@ -131,6 +131,22 @@ def test_velocity_errors_rank_arms_and_are_resumed(tmp_path, monkeypatch):
     assert measured == ["FP8"] and again[1].pairs == fp8.pairs
 
 
+def test_an_arm_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    pipe, _ = tiny_pipelines.build("wan")
+    real, failed = measuring.measure_batch, {}
+
+    def broken(pipe, job, arm, reference):
+        if arm is FP8:
+            raise RuntimeError("no such kernel")
+        return real(pipe, job, arm, reference)
+
+    monkeypatch.setattr(runner, "measure_batch", broken)
+    (ours,) = quality.run(tiny_job(), (FP8, W4A4), tmp_path, pipe, failed)
+    assert ours.arm is W4A4 and failed == {FP8.name: "RuntimeError: no such kernel"}
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        quality.run(tiny_job(), (FP8, W4A4), tmp_path, pipe)
+
+
 def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
     pipe, _ = tiny_pipelines.build("wan")
     job, real = tiny_job(), measuring.measure_batch

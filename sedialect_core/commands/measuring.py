@@ -1,6 +1,7 @@
 """`sedialect bench …`: the numbers of the docs, measured again."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
     from ..bench import quality
     from ..comparison import check_writable
+    from ..errors import InputError
 
     base = parsed.base or quality.BASE
     if parsed.list:
@@ -126,13 +128,18 @@ def run_quality(parsed: argparse.Namespace) -> int:
     arms = quality.choose(parsed.arms, base, parsed.quick)
     job = _job_of(parsed)
     check_writable(parsed.output)
-    results = quality.run(job, arms, parsed.output)
+    failed: dict[str, str] = {}
+    results = quality.run(job, arms, parsed.output, failed=failed)
+    if base in failed:
+        raise InputError(f"{base}, which the others are held against, failed: {failed[base]}")
     table = quality.markdown(job, results, base)
     print(table)
     print("written:", *quality.write_results(job, results, base, parsed.output), sep="\n  ")
     if parsed.write is not None:
         quality.write_between_marks(parsed.write, table)
-    return 0
+    for name, reason in failed.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _job_of(parsed: argparse.Namespace) -> "Job":

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ...atomic import write_text
 from ...calibration.moments import calibrate
-from ...errors import InputError
+from ...errors import InputError, first_line
 from ...sampling import load_pipeline
 from .arms import Arm, EffectiveBits, installed
 from .job import Job
@@ -44,12 +44,14 @@ class Result:
         return [sum(column) / len(column) for column in zip(*rows, strict=True)]
 
 
-def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None) -> list[Result]:
-    """Measure what has not been measured yet, and return the results of all arms.
+def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: dict[str, str] | None = None) -> list[Result]:
+    """Measure what has not been measured yet, and return the results of all arms that have them.
 
     Args:
         output: results lie in a folder of it that is named by the job's digest.
         pipe: the job's pipeline, where it is loaded already.
+        failed: where given, an arm that fails is put here with the reason, and the others go on: a run may take an hour, and
+            arms are independent of one another.
 
     Raises:
         InputError: the folder cannot be written, or the pipeline cannot be loaded or refuses the requests.
@@ -72,9 +74,16 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None) -> list[R
                 calibration = calibrate(pipe, folder=folder / "calibration", progress=False)
             for arm in arms:
                 bar.set_description(arm.name)
-                with installed(pipe, arm, calibration) if missing[arm.name] else nullcontext() as bits:
-                    _measure(pipe, job, arm, bits, {number: references[number] for number in missing[arm.name]}, folder, bar)
-    return [_result(arm, [place(folder, arm, number) for number in range(len(chunks))]) for arm in arms]
+                try:
+                    with installed(pipe, arm, calibration) if missing[arm.name] else nullcontext() as bits:
+                        wanted = {number: references[number] for number in missing[arm.name]}
+                        _measure(pipe, job, arm, bits, wanted, folder, bar)
+                except Exception as error:  # whatever it is, the other arms do not depend on it
+                    if failed is None:
+                        raise
+                    failed[arm.name] = f"{type(error).__name__}: {first_line(error)}"
+    whole = [arm for arm in arms if failed is None or arm.name not in failed]
+    return [_result(arm, [place(folder, arm, number) for number in range(len(chunks))]) for arm in whole]
 
 
 def place(folder: Path, arm: Arm, number: int) -> Path:
