@@ -34,7 +34,7 @@ lint: $(VENV)/installed-dev
 
 # The tables of docs/demo.md, measured again; those of docs/quality.md want a GPU: sedialect bench quality --write docs/quality.md
 docs: $(VENV)/installed-demo
-	$(BIN)/sedialect bench quality --pairs 8 --arms '^(fp8|w4)' --metrics velocity,psnr,ssim --write docs/demo.md
+	$(BIN)/sedialect bench quality --pairs 8 --arms '^(FP8 rows|w4a[0-9]+ B=[0-9]+|preset default)$$' --metrics velocity,psnr,ssim --write docs/demo.md
 
 # The table of docs/compatibility.md, from the outcomes of its tests.
 compatibility: $(VENV)/installed-dev
