@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from .errors import ConfigError
 
 CONFIG_VERSION = 2
-# The version that first had a setting; 1 where it is not named. A setting with its default is not written, and the version
-# written is the lowest that has all that are: what an older sedialect can read, it reads.
+# The version that first had a setting; 1 where it is not named. What is as it was before the setting came is not written,
+# and the version written is the lowest that has all that is: what an older sedialect can read, it reads. `BEFORE` says how
+# it was where that is not today's default.
 SEMANTICS = (
     "salient_ratio",
     "salient_by",
@@ -30,6 +31,7 @@ SEMANTICS = (
     "protected_precision",
 )
 SINCE: Mapping[str, int] = {"rotation": 2, **dict.fromkeys(SEMANTICS, 2)}
+BEFORE: Mapping[str, Any] = {"salient_ratio": 0.0}
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
@@ -40,8 +42,10 @@ SALIENT_LAYERS = ("feed_forward", "all")
 SHARINGS = ("sub-formatbook", "dialect")
 PROTECTIONS = ("w4a8", "w4a16")
 
+# What each is worth is measured in docs/quality.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
+    "plain": {"formatbook": "sedialect-32", "salient_ratio": 0.0},
     "compact": {"block_size": 32},
     "quality": {"precision": "w4a8"},
     "weight-only": {"precision": "w4a16"},
@@ -102,14 +106,14 @@ class SeDialectConfig:
 
     precision: str = "w4a4"
     block_size: int = 16
-    formatbook: str = "sedialect-32"
+    formatbook: str = "universal-32"
     candidates: str = "max"
     modulation: str = "w4a16"
     skip: tuple[str, ...] = ()
     layer_precisions: tuple[tuple[str, str], ...] = ()
     formatbook_digest: str = ""
     rotation: int = 0
-    salient_ratio: float = 0.0
+    salient_ratio: float = 0.25
     salient_by: str = "norm"
     salient_layers: str = "feed_forward"
     semantic: bool = False
@@ -211,14 +215,14 @@ class SeDialectConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the version of this form and the name that diffusers looks for."""
-        defaults = _defaults()
-        settings = {key: value for key, value in asdict(self).items() if key not in SINCE or value != defaults[key]}
+        before = _before()
+        settings = {key: value for key, value in asdict(self).items() if key not in before or value != before[key]}
         version = max([1, *(SINCE[key] for key in settings if key in SINCE)])
         return {"quant_method": self.quant_method.value, "version": version, **settings}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """`to_dict` without what has its default."""
-        defaults = _defaults()
+        """`to_dict` without what has its default and is written by every version."""
+        defaults = {key: value for key, value in _defaults().items() if key not in SINCE}
         return {key: value for key, value in self.to_dict().items() if key not in defaults or value != defaults[key]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -241,7 +245,13 @@ class SeDialectConfig:
             raise ConfigError(
                 f"settings of version {version!r}; this sedialect reads 1 to {CONFIG_VERSION}: update sedialect"
             )
-        return cls().override(**settings)
+        return cls().override(**{**_before(), **settings})
+
+
+def _before() -> dict[str, Any]:
+    """What a file means that does not name a setting which came later."""
+    defaults = _defaults()
+    return {key: BEFORE.get(key, defaults[key]) for key in SINCE}
 
 
 def _defaults() -> dict[str, Any]:

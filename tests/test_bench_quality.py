@@ -18,19 +18,19 @@ from torch import nn
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.bench import quality
 from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
-from sedialect.sedialect_core.bench.quality import codes, measuring, rendering, runner, statistics
+from sedialect.sedialect_core.bench.quality import catalogue, codes, measuring, rendering, runner, statistics
 from sedialect.sedialect_core.bench.quality import job as jobs
 from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
 from sedialect.sedialect_core.bench.quality.catalogue import PLAIN
 from sedialect.sedialect_core.bench.quality.job import Job, metrics_of
 from sedialect.sedialect_core.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
 from sedialect.sedialect_core.cli import main
-from sedialect.sedialect_core.config import SeDialectConfig
+from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.integrations.pipelines import denoisers
 from sedialect.sedialect_core.sampling import Request
 
-W4A4 = Arm(quality.BASE, "ours", SeDialectConfig())
+W4A4 = Arm(quality.BASE, "ours", SeDialectConfig.preset("plain"))
 FP8 = Arm("FP8", "peers", peer=FP8_ROWS)
 REPEAT = Arm("repeat", "16 bit", parts=2)
 
@@ -397,7 +397,10 @@ def test_arms_of_the_table_are_about_the_precision_they_name():
             named = re.search(r"\bw4a\d+(?! steps)\b", arm.name.split("steps in")[0])
             assert named is None or named[0] == arm.config.precision, arm.name
             assert ("calibrated" in arm.name) == arm.calibrated and ("B=32" in arm.name) <= (arm.config.block_size == 32)
+    for name, settings in catalogue.PRESETS.items():
+        assert SeDialectConfig(**{**PLAIN, **settings}) == SeDialectConfig.preset(name)
+    assert {*catalogue.PRESETS, "plain"} == set(PRESETS)
     base = next(arm for arm in quality.arms() if arm.name == quality.BASE)
-    assert base.config == SeDialectConfig(**PLAIN) and base.config.salient_ratio == 0 and not base.config.semantic
+    assert base.config == SeDialectConfig(**PLAIN) == SeDialectConfig.preset("plain")
     assert replace(W4A4, sampled=False).digest() == W4A4.digest() != FP8.digest()
     assert Path(quality.bundled_job(2, {}, metrics="velocity", forced_steps=1, batch=1, device="cpu").model).is_dir()

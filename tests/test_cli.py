@@ -77,7 +77,7 @@ def test_the_seed_decides_the_noise(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--preset", "best"], "no preset 'best'; there are default, compact, quality, weight-only"),
+        (["--preset", "best"], "no preset 'best'; there are default, plain, compact, quality, weight-only"),
         (["--formatbook", "nowhere"], "no formatbook 'nowhere': it is neither a file nor one of"),
         (["--block-size", "7"], "block_size is 7; choose one of 16, 32"),
         (["--prompt", "  "], "the prompt is empty; say what the video shows"),

@@ -314,11 +314,11 @@ def test_auto_finds_the_book_of_the_model_and_the_settings_can_be_saved():
 def test_auto_says_so_where_there_is_no_book(spoil, message):
     pipe, _ = build("wan")
     spoil(pipe.transformer, matching._cached(matching.weights_digest(pipe.transformer), 16))
-    with pytest.warns(UserWarning, match="using sedialect-32. Fit one: sedialect formatbook fit") as caught:
+    with pytest.warns(UserWarning, match="using universal-32. Fit one: sedialect formatbook fit") as caught:
         pipe.enable_sedialect(formatbook="auto", progress=False)
     assert message in str(caught[0].message)
     (report,) = pipe.sedialect_report().models
-    assert report.plan.config.formatbook == "sedialect-32" and message in str(report)
+    assert report.plan.config.formatbook == "universal-32" and message in str(report)
 
 
 def test_auto_asks_the_hub_repository_that_it_is_given(hub, monkeypatch):
@@ -330,7 +330,7 @@ def test_auto_asks_the_hub_repository_that_it_is_given(hub, monkeypatch):
     first.enable_sedialect(formatbook="auto:me/book", progress=False)
     (report,) = first.sedialect_report().models
     assert report.plan.config.formatbook == "me/book" and "fitted to these weights, from me/book" in str(report)
-    with pytest.warns(UserWarning, match="me/book was fitted to other weights .Tiny.*using sedialect-32"):
+    with pytest.warns(UserWarning, match="me/book was fitted to other weights .Tiny.*using universal-32"):
         second.enable_sedialect(formatbook="auto:me/book", progress=False)
     with pytest.warns(UserWarning, match="me/nothing cannot be used"):
         build("wan")[0].enable_sedialect(formatbook="auto:me/nothing", progress=False)

@@ -157,7 +157,8 @@ def test_fusing_encodes_the_sum_and_unfusing_restores_every_bit(order, safe):
     a, b = lora(), lora(seed=6)
     key = "transformer.blocks.1.attn1.to_k.lora_{}.weight"
     delta = sum(weight * x[key.format("B")] @ x[key.format("A")] for weight, x in ((0.5, a), (0.7, b)))
-    wanted = encode(layer.base_layer.dequantize(torch.float32) + delta).dequantize()
+    total = layer.base_layer.dequantize(torch.float32) + delta
+    wanted = encode(total, formatbook=layer.base_layer.formatbook).dequantize()
     pipe.fuse_lora(adapter_names=["a", "b"], safe_fusing=safe)
     assert torch.allclose(layer.base_layer.dequantize(torch.float32), wanted, atol=1e-6)
     assert pipe.fused_loras == {"a", "b"}

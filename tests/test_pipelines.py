@@ -55,7 +55,7 @@ def test_the_report_counts_what_is_there():
     weights = sum(layer.in_features * layer.out_features for layer in layers(pipe.transformer))
     assert model.weight_bits == pytest.approx(8 * stored / weights)
     text = str(pipe.sedialect_report())
-    for part in ("20 in w4a4, 6 left in 16 bit", "sedialect-32", "cpu, reference", "blocks.*.attn1.to_q", "output head"):
+    for part in ("20 in w4a4, 6 left in 16 bit", "universal-32", "cpu, reference", "blocks.*.attn1.to_q", "output head"):
         assert part in text
 
 

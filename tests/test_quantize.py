@@ -217,7 +217,7 @@ def test_settings_survive_as_json():
     assert SeDialectConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(ConfigError, match="update sedialect"):
         SeDialectConfig.from_dict({**config.to_dict(), "version": 99})
-    with pytest.raises(ConfigError, match="no preset 'tiny'; there are default, compact"):
+    with pytest.raises(ConfigError, match="no preset 'tiny'; there are default, plain, compact"):
         SeDialectConfig.preset("tiny")
 
 

@@ -61,7 +61,10 @@ SHOW_STATUS = """() => {
   const block = innerWidth < 700 ? "start" : "nearest";  // on a phone what grows there is wanted, and the inputs are not
   document.querySelector("#sd-status").scrollIntoView({ behavior: "smooth", block });
 }"""
-PRESETS_SAY = "compact: blocks of 32; quality: 8-bit activations; weight-only: 16-bit activations"
+PRESETS_SAY = (
+    "default: second terms for a quarter of the tokens; plain: the block format alone; compact: blocks of 32; "
+    "quality: 8-bit activations; weight-only: 16-bit activations"
+)
 HEAD = ("", "16 bit", "quantized", "")
 DOWNLOADS = ("Download 16 bit", "Download quantized", "Download both", "Download numbers")
 

@@ -19,6 +19,7 @@ from ..errors import FormatbookError, InputError
 from .book import Formatbook
 
 AUTO = "auto"
+INSTEAD = "universal-32"  # where no book is fitted: of those built in, the one that suits most models
 SAMPLED = 1024  # elements of each parameter that the digest reads
 BASE_LAYER, ADAPTER = ".base_layer", "lora_"  # peft's names: a loaded LoRA does not make another model
 
@@ -55,7 +56,7 @@ def find_book(model: nn.Module, setting: str, block_size: int) -> Found:
         if reason is None:
             return Found(book, name, (f"formatbook {book.name}, fitted to these weights, from {name}",))
         refused.append(f"{name} {reason}")
-    default = Formatbook.builtin()
+    default = Formatbook.builtin(INSTEAD)
     note = (
         f"formatbook={setting!r}: no book is fitted to this {type(model).__name__} in blocks of {block_size} "
         f"({'; '.join(refused) or f'none in {cache_folder()}'}); using {default.name}. Fit one: sedialect formatbook fit"
