@@ -23,13 +23,18 @@ def traced():
         seen.setdefault("inputs", []).append(args[0].detach().clone())
 
     plain = tiny_pipelines.generate(pipe, arguments, steps=3)
+    hooks = hooks_of(pipe.transformer)
     handle = pipe.transformer.blocks[1].attn1.to_q.register_forward_pre_hook(keep)
     with tracing({"transformer": pipe.transformer}, steps=3) as trace:
         watched = tiny_pipelines.generate(pipe, arguments, steps=3)
     handle.remove()
     assert torch.equal(plain, watched), "looking changes nothing"
-    assert not any(module._forward_pre_hooks for module in pipe.transformer.modules()), "no hook is left behind"
+    assert hooks_of(pipe.transformer) == hooks, "no hook is left behind"
     return pipe, trace, seen["inputs"]
+
+
+def hooks_of(model):
+    return [list(module._forward_pre_hooks.values()) for module in model.modules()]
 
 
 def test_every_quantized_layer_has_its_weights_and_every_step(traced):

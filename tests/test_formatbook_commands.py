@@ -50,7 +50,7 @@ def test_show_prints_every_dialect(capsys, name):
 
 def test_show_counts_the_choices_of_a_models_weights(capsys, model, hub):
     pipe, _ = build("wan")
-    quantize_model(pipe.transformer.bfloat16(), SeDialectConfig(block_size=32))
+    quantize_model(pipe.transformer.bfloat16(), SeDialectConfig(block_size=32, formatbook=BOOK.name))
     layers = [layer for layer in pipe.transformer.modules() if isinstance(layer, SeDialectLinear)]
     expected = sum(np.bincount((layer.weight_meta & 31).flatten().numpy(), minlength=32) for layer in layers)
     assert use_by_model(BOOK, str(model), block_size=32) == expected.tolist()

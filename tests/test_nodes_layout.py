@@ -210,7 +210,8 @@ class TestFiles:
     def test_a_folder_with_diffusers_names_loads_there_and_here(self, model, tmp_path):
         from diffusers import WanTransformer3DModel
 
-        folder = checkpoints.write_folder(tmp_path / "folder", checkpoint_of(model), SeDialectConfig())
+        plain = SeDialectConfig.preset("plain")
+        folder = checkpoints.write_folder(tmp_path / "folder", checkpoint_of(model), plain)
         loaded = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
         state = model.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
