@@ -166,7 +166,7 @@ def model():
     from diffusers import WanTransformer3DModel
 
     model = WanTransformer3DModel.from_config(tiny_config())
-    quantize_model(model, SeDialectConfig(rotation=64))
+    quantize_model(model, SeDialectConfig.preset("plain", rotation=64))
     return model
 
 
