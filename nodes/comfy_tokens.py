@@ -83,6 +83,7 @@ class Tokens:
     _values: tuple[float, ...] = ()
     _noisiest: float = 0.0
     _grid: tuple[int, int, int] | None = None
+    _pictured: tuple[int, int, int] | None = None  # grid of what the picture is made of: context windows differ in theirs
     _counts: torch.Tensor | None = None
     _counted: int = -1  # the step whose tokens are counted
     _positive: Room | None = None  # of the positive conditioning, when it was last profiled
@@ -149,6 +150,7 @@ class Tokens:
         chooses = self.plan.config.salient_ratio and not self.watched
         if self._grid is not None and chooses and self._is_due(step, self._counted):
             self._counts, self._counted = torch.zeros(self.flags.video_tokens, device=device), step.number
+            self._pictured = self._grid
         self.counting = self._counted == step.number
         if not self.watched or layout.grid is None:
             return None
@@ -206,7 +208,7 @@ class Tokens:
         if self.seen:
             room.profiled, room.grouping = step, bool(self.groups)
             if 0 in options.get("cond_or_uncond", (0,)):
-                self._positive = room
+                self._positive, self._pictured = room, self._grid
 
     def _miss(self, lost: list[str]) -> None:
         if not self.unseen:
@@ -284,7 +286,7 @@ class Tokens:
             values, says = self._counts / self._counts.max(), f"how often a layer gave a token a second term, by {by}"
         else:
             return None
-        assert self._grid is not None
-        places = torch.meshgrid(*(torch.arange(size) for size in self._grid), indexing="ij")
-        index = self.layout.with_grid(self._grid).token_index(*places)
+        assert self._pictured is not None
+        places = torch.meshgrid(*(torch.arange(size) for size in self._pictured), indexing="ij")
+        index = self.layout.with_grid(self._pictured).token_index(*places)
         return Map(values.float().cpu()[index], says)

@@ -73,7 +73,7 @@ def reference():
 
 
 def test_every_layer_stores_and_answers_what_the_reference_does(server, graph, reference):
-    path = graph.layers(graph.quantize(graph.model()), "layers")
+    path = graph.layers(graph.quantize(graph.model(), salient_ratio=0.0), "layers")
     server.run(graph.nodes)
     found = load_file(path)
     layers = {to_authors(name): layer for name, layer in reference.named_modules() if isinstance(layer, SeDialectLinear)}
@@ -82,7 +82,9 @@ def test_every_layer_stores_and_answers_what_the_reference_does(server, graph, r
         for suffix in ("weight", "weight_meta", "weight_scale"):
             assert torch.equal(found[f"{name}|{suffix}"], getattr(layer, suffix)), (name, suffix)
         x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
+        guide, layer.guide = layer.guide, None
         torch.testing.assert_close(found[f"{name}|y"], layer(x), rtol=1e-5, atol=1e-5)
+        layer.guide = guide
 
 
 def test_both_branches_run_in_one_workflow_and_the_original_is_not_changed(server, graph):
@@ -287,12 +289,14 @@ def test_caches_and_context_windows_go_on_top(server, graph):
     plain = graph.keep(graph.sample(model, steps=6), "plain6")
     easy = graph.keep(graph.sample(graph.add("EasyCache", model=model, **cache), steps=6), "easy")
     lazy = graph.keep(graph.sample(graph.add("LazyCache", model=model, **cache), steps=6), "lazy")
+    idle = graph.keep(graph.sample(graph.add("EasyCache", model=model, **cache | {"reuse_threshold": 0.0}), steps=6), "idle")
     long = graph.latent(frames=33)
     context = graph.keep(graph.sample(graph.add("WanContextWindowsManual", model=model, **windows), latent=long), "context")
     shifted = graph.keep(graph.sample(graph.add("ModelSamplingSD3", model=model, shift=3.0)), "shifted")
     server.run(graph.nodes)
-    for path in (easy, lazy):
-        assert distance(samples(path), samples(plain)) < 0.7
+    assert torch.equal(samples(idle), samples(plain)), "a cache that reuses nothing changes nothing"
+    assert not torch.equal(samples(easy), samples(plain)), "this one has left a step out"
+    assert samples(easy).isfinite().all() and samples(lazy).isfinite().all()
     assert samples(context).isfinite().all() and samples(shifted).isfinite().all()
 
 
@@ -395,7 +399,8 @@ def output_lost(name: str, stored: dict, weights: dict, seen: Mapping[str, Input
     weight, moment = weights[f"{name}.weight"].double(), seen[name].moment.double()
     parts = (stored[f"{name}|weight{suffix}"] for suffix in ("", "_meta"))
     scale = stored[f"{name}|weight_scale"].view(torch.float32)
-    error = reference_kernels.decode_rows(*parts, sedialect.Formatbook.builtin().tables()).double() * scale - weight
+    book = sedialect.Formatbook.resolve(sedialect.SeDialectConfig().formatbook)
+    error = reference_kernels.decode_rows(*parts, book.tables()).double() * scale - weight
     return float(((error @ moment) * error).sum() / ((weight @ moment) * weight).sum())
 
 

@@ -261,8 +261,11 @@ def test_another_attention_override_still_runs_and_is_not_overwritten(server, gr
 def test_caches_and_context_windows_go_with_what_is_told(server, graph):
     settings = {**BY_ATTENTION, "semantic": "on"}
     model = graph.quantize(graph.model(), **settings)
-    easy = graph.add("EasyCache", model=model, reuse_threshold=0.3, start_percent=0.1, end_percent=0.95, verbose=False)
-    path = graph.keep(graph.sample(easy, steps=6), "cached_tokens")
+    cache = {"start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+    reuses, idle = (
+        graph.keep(graph.sample(graph.add("EasyCache", model=model, reuse_threshold=at, **cache), steps=6), f"cached_{at}")
+        for at in (0.3, 0.0)
+    )
     plain = graph.keep(graph.sample(model, steps=6), "plain_tokens")
     windows = {
         "context_length": 9,
@@ -280,7 +283,8 @@ def test_caches_and_context_windows_go_with_what_is_told(server, graph):
     lora = graph.keep(graph.sample(graph.lora(model)), "lora_tokens")
     report = graph.add("SeDialectReport", model=model)
     text = server.run(graph.nodes).text(report[0])
-    assert distance(samples(path), samples(plain)) < 0.7
+    assert torch.equal(samples(idle), samples(plain)), "a cache that reuses nothing changes nothing"
+    assert samples(reuses).isfinite().all() and not torch.equal(samples(reuses), samples(plain)), "it has left a step out"
     assert samples(long).isfinite().all() and samples(lora).isfinite().all()
     assert "note: the attention of" not in text
 
