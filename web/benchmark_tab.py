@@ -22,7 +22,7 @@ SPEED_PARTS = {"models": "Whole transformers, one step", "blocks": "Transformer 
 SPEED_SAYS = "Milliseconds, each arm in the faster of its modes, and how many times as fast as BF16. Shorter is better."
 QUICK = (
     "The velocity error of a few arms on two evaluation prompts, along a 16-bit trajectory of three steps: a minute or two "
-    "on a CPU. It shows how formats are told apart; the documents have 64 pairs at every step of twenty."
+    "on a CPU. It shows how formats are told apart; docs/quality.md has more pairs, and says how many."
 )
 
 
@@ -55,7 +55,7 @@ class BenchmarkTab:
             gr.HTML(markup.message("Not measured yet on a GPU for this version: sedialect bench quality"))
             return
         base = next((arm.group for arm in quality.arms if arm.name == quality.base), "")
-        first = [group for group in quality.groups if group in ("peers", base)] or list(quality.groups[:1])
+        first = [group for group in quality.groups if group in ("peers", "presets", base)] or list(quality.groups[:1])
         metrics = [(results_charts.label(metric), metric) for metric in quality.metrics]
         with gr.Row(equal_height=False):
             metric = gr.Radio(metrics, value=metrics[0][1], label="Metric")
