@@ -12,16 +12,13 @@ import torch
 
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.integrations.semantics import guide_for, is_told
+from ..sedialect_core.integrations.semantics import guide_for, is_told, watched_block
 from ..sedialect_core.linear import Guidance, Guide
 from ..sedialect_core.plan import Plan
 from ..sedialect_core.semantics.decisions import is_guided, key_linears, needs_profile
 from ..sedialect_core.semantics.guides import TokenGuide
 from ..sedialect_core.semantics.hook import fixed_layout
-from ..sedialect_core.semantics.placement import Placement, attention_placement
-from ..sedialect_core.semantics.probe import Watched
-from ..sedialect_core.semantics.saliency import BY_ATTENTION, CHOSEN_BY_PROFILE
-from ..sedialect_core.semantics.state import BlockState
+from ..sedialect_core.semantics.saliency import BY_ATTENTION
 from . import layout
 from .comfy_tokens import Tokens
 
@@ -76,15 +73,10 @@ def attach(model: Any, plan: Plan) -> None:
         return
     with torch.inference_mode(False):
         tokens = Tokens(plan, fixed_layout(plan.token_layout))
-    network, config = model.diffusion_model, plan.config
-    if needs_profile(config):
-        placement = attention_placement(plan.token_layout)
+    network = model.diffusion_model
+    if needs_profile(plan.config):
         for block, name in key_linears(plan.layers, plan.token_layout).items():
-            assert isinstance(placement, Placement)
-            chooses = config.salient_by in CHOSEN_BY_PROFILE
-            state = tokens.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
-            peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
-            tokens.watched[block] = Watched(tokens.flags, placement, config.semantic_quantile, peak, megabytes, state)
+            tokens.watched[block] = watched_block(block, plan, tokens)
             network.get_submodule(name).register_forward_pre_hook(tokens.enter_block(block))
     _guide_layers(network, plan, tokens)
     setattr(model, TOKENS, tokens)

@@ -36,14 +36,8 @@ def attach(model: nn.Module, plan: Plan) -> None:
     handles = [model.register_forward_pre_hook(hook, with_kwargs=True)]
     if needs_profile(config):
         watch_torch_and_diffusers()
-        placement = attention_placement(plan.token_layout)
         for block, name in attention_modules(plan.layers, plan.token_layout).items():
-            assert isinstance(placement, Placement)
-            chooses = config.salient_by in CHOSEN_BY_PROFILE
-            state = hook.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
-            peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
-            watched = Watched(hook.flags, placement, config.semantic_quantile, peak, megabytes, state)
-            handles += watch_module(model.get_submodule(name), watched)
+            handles += watch_module(model.get_submodule(name), watched_block(block, plan, hook))
     guides: dict[object, Guide] = {}
     for entry, layer in _guided_layers(model, plan):
         key = (entry.shared_input or entry.name, layer.block_size, layer.rotation, entry.salient, entry.grouped)
@@ -171,6 +165,16 @@ class Told(Protocol):
     flags: Flags
     blocks: dict[str, BlockState]
     groups: list[GroupState]
+
+
+def watched_block(block: str, plan: Plan, hook: Told) -> Watched:
+    """What looks at a block's attention, as the plan says; the state that it fills is the hook's of this block."""
+    config, placement = plan.config, attention_placement(plan.token_layout)
+    assert isinstance(placement, Placement)
+    chooses = config.salient_by in CHOSEN_BY_PROFILE
+    state = hook.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
+    peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
+    return Watched(hook.flags, placement, config.semantic_quantile, peak, megabytes, state)
 
 
 def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> Guide:

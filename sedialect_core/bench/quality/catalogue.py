@@ -40,13 +40,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "w4a4, 25 % by norm, feed-forward": {"salient_ratio": 0.25},
 }
 # The presets, spelled out; a test holds them to `SeDialectConfig.preset`.
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {"formatbook": "universal-32", "salient_ratio": 0.25},
-    "compact": {"formatbook": "universal-32", "salient_ratio": 0.25, "block_size": 32},
-    "quality": {"formatbook": "universal-32", "salient_ratio": 0.25, "precision": "w4a8"},
-    "weight-only": {"formatbook": "universal-32", "salient_ratio": 0.25, "precision": "w4a16"},
-}
 UNIVERSAL = "universal-32"
+DEFAULT: dict[str, Any] = {"formatbook": UNIVERSAL, "salient_ratio": 0.25}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": DEFAULT,
+    "compact": {**DEFAULT, "block_size": 32},
+    "quality": {**DEFAULT, "precision": "w4a8"},
+    "weight-only": {**DEFAULT, "precision": "w4a16"},
+}
 
 
 def arms() -> tuple[Arm, ...]:
