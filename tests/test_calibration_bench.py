@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+from sedialect.sedialect_core.bench import calibrating
+from sedialect.sedialect_core.bench.calibrating import Stage, measure_calibrating, render
 from sedialect.sedialect_core.bench.compensated_peers import blocks_of, compensated_weight, rotated
 from sedialect.sedialect_core.bench.compensating import measure_compensating
 from sedialect.sedialect_core.bench.peers import FP8_ROWS, INT4, MXFP4, NVFP4, PeerLinear
 from sedialect.sedialect_core.calibrated import InputStatistics
 from sedialect.sedialect_core.errors import InputError
+from sedialect.sedialect_core.quantize import quantize_layers
 
 
 def random(*shape, seed):
@@ -63,3 +66,28 @@ def test_the_bench_prints_its_table():
     cells = table.splitlines()[-1].split("|")
     assert cells[1].strip() == "64 x 128"
     assert float(cells[8]) < 0.9 * float(cells[7])
+
+
+def test_a_models_time_is_reckoned_from_one_block():
+    stages = measure_calibrating(torch.device("cpu"), quick=True)
+    assert [stage.name for stage in stages][2:] == ["encoding plainly", "encoding with the moments"]
+    assert all(stage.seconds > 0 and stage.bytes is None for stage in stages)
+    minutes = [Stage(str(n), seconds, 5e9) for n, seconds in enumerate((6.0, 12.0, 20.0, 40.0))]
+    text = render(minutes, {"versions": {"torch": "0"}, "device": "none", "date": "today"})
+    assert "| 3 | 40.00 | 5.0 |" in text and "none; torch 0; today." in text
+    assert "40 blocks: encoding 26.7 minutes (13.3 plainly)" in text  # 40 x 40 s, 40 x 20 s
+    assert "branches 1280 minutes, and summing up at every 2nd step 640 minutes more." in text  # 320 and 160 x 40 x 6 s
+
+
+def test_what_calibrates_a_block_is_what_calibrates_a_pipeline():
+    stages = {}
+
+    def note(module, config=None, token_layout=None, *, calibration=None, **rest):
+        plan = quantize_layers(module, config, token_layout, calibration=calibration, **rest)
+        stages[calibration is not None] = [layer.compensated for layer in plan.quantized]
+        return plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrating, "quantize_layers", note)
+        measure_calibrating(torch.device("cpu"), quick=True)
+    assert not any(stages[False]) and all(stages[True]) and len(stages[True]) > 5

@@ -33,11 +33,11 @@ def measure_compensating(rows: int, width: int, tokens: int, device: str, seed: 
         return (normal(count, RANK) @ directions * RANK**-0.5 + 0.5 * normal(count, width)) * sizes
 
     tables = Formatbook.builtin().tables(weight.device)
-    moment, moment_s = _timed(device, lambda: _moment(read, tokens, width, device))
-    plain, plain_s = _timed(device, lambda: reference.encode_weight_rows(weight, tables, 16))
-    factor, factor_s = _timed(device, lambda: factorize(moment, 16, DAMPING))
+    moment, moment_s = timed(device, lambda: _moment(read, tokens, width, device))
+    plain, plain_s = timed(device, lambda: reference.encode_weight_rows(weight, tables, 16))
+    factor, factor_s = timed(device, lambda: factorize(moment, 16, DAMPING))
     assert factor is not None
-    result, encode_s = _timed(device, lambda: encode_compensated_rows(weight, moment, factor, tables, 16))
+    result, encode_s = timed(device, lambda: encode_compensated_rows(weight, moment, factor, tables, 16))
     unseen = read(CHUNK)
     wanted = (unseen @ weight.T).square().sum()
     errors = []
@@ -63,7 +63,7 @@ def _moment(read: Callable[[int], torch.Tensor], tokens: int, width: int, device
     return moment / tokens
 
 
-def _timed(device: str, job: Callable[[], Result]) -> tuple[Result, float]:
+def timed(device: str | torch.device, job: Callable[[], Result]) -> tuple[Result, float]:
     """What a job gives, and its seconds."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

@@ -25,6 +25,10 @@ def add_to(commands: Any) -> None:
     compensating.add_argument("--tokens", type=int, default=32768, help="calibration rows")
     compensating.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     compensating.set_defaults(run=run_compensating)
+    calibrating = bench.add_parser("calibrating", help="what calibrating a block of a 14B model takes")
+    calibrating.add_argument("--quick", action="store_true", help="a tiny block: tests the command, says nothing")
+    calibrating.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    calibrating.set_defaults(run=run_calibrating)
     sharing = bench.add_parser("sharing", help="what neighbouring tokens gain and lose by sharing formats")
     sharing.add_argument("--prompts", type=int, default=2, help="how many of the 64 evaluation prompts")
     sharing.set_defaults(run=run_sharing)
@@ -55,6 +59,19 @@ def run_compensating(parsed: argparse.Namespace) -> int:
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
     where = environment()
     print(f"\n{where['device']}; torch {where['versions']['torch']}; {where['date']}.")
+    return 0
+
+
+def run_calibrating(parsed: argparse.Namespace) -> int:
+    """Print the table of docs/calibration.md, with the machine."""
+    import torch
+
+    from ..bench.calibrating import measure_calibrating, render
+    from ..comparison import environment
+    from ..sampling import pick_device
+
+    stages = measure_calibrating(torch.device(pick_device(parsed.device)), parsed.quick)
+    print(render(stages, environment(), parsed.quick))
     return 0
 
 
