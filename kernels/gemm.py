@@ -104,12 +104,12 @@ def multiply(
         return float_product(operand, row_scale, weight, bias)
 
     try:
+        if salient is None or not len(salient):
+            return product(operand, row_scale, bias).to(dtype)
         y = product(operand[:rows], None if row_scale is None else row_scale[:rows], bias)
-        if salient is not None and len(salient):
-            # Copied, for the product wants scales that begin at a multiple of 16 bytes.
-            extra_scale = None if row_scale is None else row_scale[rows:].clone()
-            y = add_rows(y, product(operand[rows:], extra_scale, None), salient)
-        return y.to(dtype)
+        # Copied, for the product wants scales that begin at a multiple of 16 bytes.
+        extra_scale = None if row_scale is None else row_scale[rows:].clone()
+        return add_rows(y, product(operand[rows:], extra_scale, None), salient).to(dtype)
     except torch.OutOfMemoryError as error:
         what = f"multiplying {operand.shape[0]} rows with a weight of {codes.shape[0]} x {operand.shape[1]}"
         raise explain_memory(error, what, operand.shape[0] * codes.shape[0] * dtype.itemsize) from error

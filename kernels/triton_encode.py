@@ -8,6 +8,7 @@ Tiles are [BLOCK, PIECE, ROWS], the elements of a block first: that is the order
 scattered addresses, so that the table's entries arrive in the threads that hold the elements.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -370,6 +371,7 @@ def encode(
     return operand, scale
 
 
+@cache
 def geometry(width: int) -> tuple[int, int, int]:
     """Elements of a piece, rows of a program and its warps, for rows of `width` elements.
 

@@ -141,8 +141,8 @@ class SeDialectLinear(nn.Linear):
             operand, row_scale, salient, exact = self._encoded(x)
             weight = (self.weight, self.weight_meta, self.row_scale)
             rows = None if exact is None else x.reshape(-1, self.in_features)
-            kept = (salient, rows, exact, self.rotation)
-            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, *kept)
+            tables, rotation = self._tables(x), self.rotation
+            y = ops.matmul(operand, row_scale, *weight, self.bias, tables, x.dtype, salient, rows, exact, rotation)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _encoded(self, x: torch.Tensor) -> Encoded:

@@ -65,6 +65,30 @@ print("fine")
     assert run(code).strip() == "fine"
 
 
+def test_two_copies_in_one_program_do_not_take_each_others_operators():
+    code = """
+import sys, torch
+from torch import nn
+linear, x, layers = nn.Linear(64, 48), torch.randn(5, 64), []
+for copy in range(2):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sedialect"]:
+        del sys.modules[name]
+    from sedialect import SeDialectLinear
+    layers.append((SeDialectLinear, SeDialectLinear.from_linear(linear)))
+assert layers[0][0] is not layers[1][0]
+with torch.no_grad():
+    first, second = (layer(x) for _, layer in layers)
+assert torch.equal(first, second)
+x.requires_grad_()
+assert torch.equal(*(torch.autograd.grad(layer(x).sum(), x)[0] for _, layer in layers))
+with torch.no_grad():
+    for _, layer in layers:
+        assert torch.equal(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), first)
+print("equal")
+"""
+    assert run(code) == "equal\n"
+
+
 def test_the_version_stands_in_one_piece():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == sedialect.__version__
