@@ -14,7 +14,7 @@ from sedialect.kernels import reference
 from sedialect.kernels.sharing import ELEMENT_BYTES, book_errors, choose_books, choose_dialects, shape_errors
 from sedialect.sedialect_core.errors import ConfigError, ModelError
 from sedialect.sedialect_core.semantics.attention import received_attention, spread, window_attention
-from sedialect.sedialect_core.semantics.grouping import Windows, claim_tokens, members_alike, windows_of
+from sedialect.sedialect_core.semantics.grouping import COSINE_BYTES, Windows, claim_tokens, members_alike, windows_of
 from sedialect.sedialect_core.semantics.saliency import chance, salient_count
 
 GRID = (3, 4, 5)
@@ -111,6 +111,17 @@ def test_forming_groups_stays_within_the_memory_that_it_may_take():
             few = choose(2_000_000 // ELEMENT_BYTES)
         assert memory.peak < 2.5e6
         assert torch.equal(few, choose(1 << 30))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_comparing_members_stays_within_the_memory_that_it_may_take(dtype):
+    windows = windows_of(TokenLayout("video", patch=(1, 1, 1)).with_grid((5, 20, 20)), (1, 2, 2))
+    x = tokens(1, 2000, 512).to(dtype)
+    claims = claim_tokens(torch.ones(1, *windows.members.shape), windows, 0.0, 2000)
+    with Memory(x, claims, windows.anchors) as memory:
+        few = members_alike(x, claims, windows.anchors, 0.0, 1_000_000 // (COSINE_BYTES * 512))
+    assert memory.peak < 1.3e6  # a few numbers a token are beside it
+    assert torch.equal(few, members_alike(x, claims, windows.anchors, 0.0, 2000))
 
 
 @pytest.mark.parametrize("spacing", [(0, 0, 0), (1, 2, 2), (2, 1, 3)])

@@ -8,6 +8,8 @@ from ..errors import ModelError
 from ..inspection import TokenLayout
 
 NO_GROUP = -1
+COSINE_BYTES = 8  # of temporaries that `members_alike` takes for an element of a row
+TINY = 1e-8  # in place of the length of zeros
 Extent = tuple[int, int, int]
 
 
@@ -91,11 +93,14 @@ def members_alike(
     batch, tokens, _ = x.shape
     sample, token = (claims >= 0).nonzero(as_tuple=True)
     anchor = claims[sample, token].long()
-    near = torch.zeros(len(token), dtype=torch.bool, device=x.device)
+    length = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32).clamp_min(TINY)
+    cosine = torch.empty(len(token), device=x.device)
     for start in range(0, len(token), rows_at_once):
         part = slice(start, start + rows_at_once)
-        own, other = x[sample[part], token[part]].float(), x[sample[part], anchors[anchor[part]]].float()
-        near[part] = torch.cosine_similarity(own, other, dim=1) >= similarity
+        other = anchors[anchor[part]]
+        cosine[part] = x[sample[part], token[part]].float().mul_(x[sample[part], other]).sum(1)
+    cosine /= length[sample, token] * length[sample, anchors[anchor]]
+    near = cosine >= similarity
     near |= token == anchors[anchor]  # rounding may put the cosine with oneself below 1
     group = sample * len(anchors) + anchor
     size = torch.bincount(group[near], minlength=batch * len(anchors))

@@ -10,7 +10,7 @@ from ...kernels.rotation import rotate_rows
 from ...kernels.sharing import ELEMENT_BYTES, choose_books, choose_dialects
 from ...kernels.tables import DialectTables
 from .attention import received_attention, window_attention
-from .grouping import Windows, claim_tokens, members_alike
+from .grouping import COSINE_BYTES, Windows, claim_tokens, members_alike
 from .saliency import top_tokens
 
 OBSERVE_SCHEMA = (
@@ -128,7 +128,8 @@ def assign_groups(
     slot, width = int(call), x.shape[2]
     video = x[:, start : start + claims.shape[2]]
     elements = max(width, int(megabytes * 1e6) // ELEMENT_BYTES)
-    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, elements // width)
+    at_once = max(1, int(megabytes * 1e6) // (COSINE_BYTES * width))
+    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, at_once)
     rows = video.reshape(-1, width)
     rows = rotate_rows(rows, rotation) if rotation else rows
     arguments = (rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size)
