@@ -227,7 +227,8 @@ def _mark(rows: torch.Tensor) -> tuple[float, float]:
 def _product(rows: torch.Tensor) -> torch.Tensor:
     """X^T X of rows [M, K], float32 [K, K]."""
     if rows.is_cuda and rows.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads():
-        # Products of 16-bit numbers are exact in float32, and tensor cores add them up in it: the same, many times faster.
+        # Many times faster. Tensor cores keep fewer digits while they add up: 20,000 rows lose 3e-5 of the moment (H100), a
+        # thousandth of what damping adds to it.
         return torch.mm(rows.T, rows, out_dtype=torch.float32)
     product = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
     for part in rows.split(CHUNK):
