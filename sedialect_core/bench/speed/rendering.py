@@ -112,6 +112,7 @@ def _layer(part: Part, case: str, shape: Layers | None, kernels: Part | None) ->
             [
                 arm,
                 *_times(part, case, eager, compiled),
+                _number(eager, "host ms", ".3f"),
                 _number(best, "TFLOP/s", ".0f"),
                 _ratio(best.numbers["ms"] if best else None, floor),
                 _number(eager or compiled, "error", ".4f"),
@@ -120,7 +121,8 @@ def _layer(part: Part, case: str, shape: Layers | None, kernels: Part | None) ->
                 _notes(eager, compiled),
             ]
         )
-    columns = ["arm", "ms", "x BF16", "compiled, ms", "x BF16", "TFLOP/s", "x floor", "error", "weights, MB", "more, MB", ""]
+    times = ["ms", "x BF16", "compiled, ms", "x BF16", "host, ms"]
+    columns = ["arm", *times, "TFLOP/s", "x floor", "error", "weights, MB", "more, MB", ""]
     return f"{title}\n\n{table(columns, rows)}"
 
 

@@ -13,21 +13,26 @@ import torch
 WARM_UPS = 2
 FEWEST, MOST = 3, 50  # timed calls; on CPUs FEWEST, where only the bench itself is tried
 SECONDS = 0.15  # for the timed calls of one row
+HELD = 1.5  # times what launching all timed calls is reckoned to take: so long the GPU waits before it begins with them
+CYCLES = 2e9  # of a GPU in a second, at most
 
 
 class Timing(NamedTuple):
-    """Milliseconds of the median call and of the quartiles; seconds of the first call, which may have compiled."""
+    """Milliseconds of the median call and of the quartiles; seconds of the first call, which may have compiled; milliseconds
+    that the host takes to launch a call, where that is not the call itself."""
 
     median: float
     lower: float
     upper: float
     calls: int
     first: float
+    host: float | None = None
 
     def numbers(self) -> dict[str, float]:
         """As numbers of a row."""
         spread = {"lower quartile, ms": self.lower, "upper quartile, ms": self.upper}
-        return {"ms": self.median, **spread, "calls": self.calls, "first call, s": self.first}
+        host = {} if self.host is None else {"host ms": self.host}
+        return {"ms": self.median, **spread, "calls": self.calls, "first call, s": self.first, **host}
 
 
 class Clock:
@@ -60,7 +65,8 @@ def time_calls(
     """Time `call(input)` over inputs in turn: CUDA events around each call, on CPUs the clock.
 
     As many calls as fit into `seconds`, at least FEWEST, after a first one, WARM_UPS and one by which their number is
-    reckoned. Results are dropped at once.
+    reckoned. Results are dropped at once. A GPU is made to wait until the calls have been launched, so that it finds each
+    one ready, as it does in a large model; what launching takes the host is told apart.
     """
     started = time.perf_counter()
     call(inputs[0])
@@ -71,10 +77,18 @@ def time_calls(
     synchronize(device)
     started = time.perf_counter()
     call(inputs[-1])
+    launching = time.perf_counter() - started
     synchronize(device)
     most = FEWEST if device.type == "cpu" else MOST
     count = max(FEWEST, min(most, int(seconds / (time.perf_counter() - started))))
-    return summary(time_each(call, islice(cycle(inputs), count), device), first)
+    turns = islice(cycle(inputs), count)
+    if device.type == "cpu":
+        return summary(_on_cpu(call, turns), first)
+    torch.cuda._sleep(int(HELD * launching * count * CYCLES))
+    started = time.perf_counter()
+    events = _launch(call, turns)
+    host = 1e3 * (time.perf_counter() - started) / count
+    return summary(_elapsed(events, device), first)._replace(host=host)
 
 
 def time_long_calls(
@@ -92,7 +106,7 @@ def time_long_calls(
 
 def time_each(call: Callable[[Any], Any], turns: Iterable[Any], device: torch.device) -> list[float]:
     """Milliseconds of each call."""
-    return _on_cpu(call, turns) if device.type == "cpu" else _on_gpu(call, turns, device)
+    return _on_cpu(call, turns) if device.type == "cpu" else _elapsed(_launch(call, turns), device)
 
 
 def summary(spent: list[float], first: float) -> Timing:
@@ -110,7 +124,7 @@ def _on_cpu(call: Callable[[Any], Any], turns: Any) -> list[float]:
     return spent
 
 
-def _on_gpu(call: Callable[[Any], Any], turns: Any, device: torch.device) -> list[float]:
+def _launch(call: Callable[[Any], Any], turns: Iterable[Any]) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
     """All calls are put into the stream before the first result is read, so that it does not run empty in between."""
     events = []
     for x in turns:
@@ -119,6 +133,10 @@ def _on_gpu(call: Callable[[Any], Any], turns: Any, device: torch.device) -> lis
         call(x)
         pair[1].record()
         events.append(pair)
+    return events
+
+
+def _elapsed(events: list[tuple[torch.cuda.Event, torch.cuda.Event]], device: torch.device) -> list[float]:
     synchronize(device)
     return [start.elapsed_time(end) for start, end in events]
 
