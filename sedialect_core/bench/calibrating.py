@@ -20,7 +20,7 @@ from .speed.block_kinds import make_model
 from .speed.models import MODELS, QUICK_MODELS, WholeModel, model_inputs
 from .speed.timing import peak_memory
 
-FORWARDS = 4
+FORWARDS = 4, 8  # two runs, so that what comes once can be told from what comes with each forward
 SAMPLED = {"prompts": 8, "steps": 20, "branches": 2, "every": 2}  # of a calibration that is asked for nothing else
 
 
@@ -41,24 +41,28 @@ def measure_calibrating(device: torch.device, quick: bool = False) -> list[Stage
     """
     (whole,) = QUICK_MODELS if quick else MODELS
     model: Any = make_model(whole.blocks, device)
-    inputs = [model_inputs(whole, device, seed) for seed in range(FORWARDS)]
+    inputs = [model_inputs(whole, device, seed) for seed in range(FORWARDS[1])]
 
     @torch.no_grad()
     def forward(number: int) -> None:
         model(**inputs[number])
 
     forward(0)  # the first one chooses the kernels of all products
-    spent = [_stage("forward", device, partial(forward, number)) for number in range(FORWARDS)]
+    spent = [_stage("forward", device, partial(forward, number)) for number in range(FORWARDS[0])]
     ordinary = Stage("a forward", median(stage.seconds for stage in spent), spent[0].bytes)
-    cache = CalibrationCache({}, (None, None, None), tuple(inputs_of("block", model, SeDialectConfig())))
-    run = Run({"block": model}, range(FORWARDS), forward, every=1)
-    summed = _stage("the same, inputs summed up", device, lambda: gather(run, cache, device, progress=False))
-    summed = Stage(summed.name, summed.seconds / FORWARDS, summed.bytes)
+    runs, caches = [], []
+    for count in (FORWARDS[0], *FORWARDS):  # the first of all chooses the kernels of the moments
+        caches.append(CalibrationCache({}, (None, None, None), tuple(inputs_of("block", model, SeDialectConfig()))))
+        run = Run({"block": model}, range(count), forward, every=1)
+        runs.append(_stage("gathering", device, partial(gather, run, caches[-1], device, progress=False)))
+    each = (runs[2].seconds - runs[1].seconds) / (FORWARDS[1] - FORWARDS[0])
+    summed = Stage("the same, inputs summed up", each, runs[2].bytes)
+    kept = Stage("moving the moments to main memory", runs[1].seconds - FORWARDS[0] * each, None)
     _plainly(whole, device)  # the first time compiles kernels
     plain = _plainly(whole, device)
-    statistics = cache.component("block")
+    statistics = caches[-1].component("block")
     calibrated = _stage("encoding with the moments", device, lambda: quantize_layers(model, calibration=statistics))
-    return [ordinary, summed, plain, calibrated]
+    return [ordinary, summed, kept, plain, calibrated]
 
 
 def _plainly(whole: WholeModel, device: torch.device) -> Stage:
@@ -78,14 +82,14 @@ def render(stages: list[Stage], where: dict[str, Any], quick: bool = False) -> s
 
 def _whole_model(whole: WholeModel, stages: list[Stage]) -> str:
     """Minutes of all blocks, by what one took."""
-    forward, summed, plain, calibrated = (stage.seconds * whole.count / 60 for stage in stages)
+    forward, summed, kept, plain, calibrated = (stage.seconds * whole.count / 60 for stage in stages)
     all_forwards = SAMPLED["prompts"] * SAMPLED["steps"] * SAMPLED["branches"]
     watched = all_forwards // SAMPLED["every"]
     return (
         f"Reckoned for {whole.count} blocks: encoding {calibrated:.1f} minutes ({plain:.1f} plainly); sampling "
         f"{SAMPLED['prompts']} prompts in {SAMPLED['steps']} steps and {SAMPLED['branches']} branches "
         f"{all_forwards * forward:.0f} minutes, and summing up at every {SAMPLED['every']}nd step "
-        f"{watched * (summed - forward):.0f} minutes more."
+        f"{watched * (summed - forward) + kept:.0f} minutes more."
     )
 
 
