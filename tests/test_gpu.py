@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -313,29 +315,36 @@ def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch):
     assert "no ptxas here" in dispatch.implementation("cuda").reason
 
 
+@contextmanager
+def little_memory(megabytes: int) -> Iterator[None]:
+    """So much is left to allocate; what other tests have left in the allocator's cache is taken, too."""
+    total, held = torch.cuda.get_device_properties(0).total_memory, []
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(torch.cuda.memory_reserved() / total)
+    for size in (1 << 28, 1 << 24, 1 << 20):
+        with suppress(torch.OutOfMemoryError):
+            while True:
+                held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (megabytes << 20)) / total)
+    try:
+        yield
+    finally:
+        held.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 def test_running_out_of_memory_says_of_what():
     layer = SeDialectLinear.from_linear(nn.Linear(4096, 4096).cuda().bfloat16())
     x = torch.randn(1 << 16, 4096, device="cuda", dtype=torch.bfloat16)
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (300 << 20)) / total)
-    try:
-        with pytest.raises(torch.OutOfMemoryError, match=r"out of GPU memory while .* MB\. Offload"):
-            layer(x)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    with little_memory(300), pytest.raises(torch.OutOfMemoryError, match=r"out of GPU memory while .* MB\. Offload"):
+        layer(x)
 
 
 def test_running_out_of_memory_while_quantizing_says_how_to_quantize():
     weight = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (16 << 20)) / total)
-    try:
-        with pytest.raises(torch.OutOfMemoryError, match="encoding a weight of 8192 x 8192, 34 MB. Quantize while .* CPU"):
-            encode(weight)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    message = "encoding a weight of 8192 x 8192, 34 MB. Quantize while .* CPU"
+    with little_memory(16), pytest.raises(torch.OutOfMemoryError, match=message):
+        encode(weight)
 
 
 def test_inputs_on_another_device_are_refused_by_name():
