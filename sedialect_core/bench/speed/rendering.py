@@ -6,7 +6,7 @@ from typing import Any
 
 from ...atomic import write_text
 from ...errors import InputError
-from .arms import BASELINE
+from .arms import ARMS, BASELINE
 from .blocks import ATTENTION
 from .floors import BF16_PEAK, COPY, DEVICE, FP8_PEAK
 from .layers import AGAIN
@@ -230,7 +230,10 @@ def write_sections(path: Path, sections: dict[str, str]) -> None:
 
 
 def _arms(part: Part, case: str) -> list[str]:
-    return list(dict.fromkeys(row.arm for row in part.rows if row.case == case))
+    """In the order in which one run measures them, whatever runs the rows came from."""
+    order = {name: number for number, name in enumerate([ATTENTION, *(arm.name for arm in ARMS), AGAIN])}
+    arms = dict.fromkeys(row.arm for row in part.rows if row.case == case)
+    return sorted(arms, key=lambda name: order.get(name, len(order)))
 
 
 def _times(part: Part, case: str, *rows: Row | None) -> list[str]:
