@@ -404,3 +404,27 @@ def test_arms_of_the_table_are_about_the_precision_they_name():
     assert base.config == SeDialectConfig(**PLAIN) == SeDialectConfig.preset("plain")
     assert replace(W4A4, sampled=False).digest() == W4A4.digest() != FP8.digest()
     assert Path(quality.bundled_job(2, {}, metrics="velocity", forced_steps=1, batch=1, device="cpu").model).is_dir()
+
+
+def test_two_arms_are_held_against_each_other(tmp_path):
+    job, pipe = tiny_job(), tiny_pipelines.build("wan")[0]
+    results = {result.arm.name: result for result in quality.run(job, (FP8, W4A4), tmp_path, pipe)}
+    path = quality.write_results(job, list(results.values()), FP8.name, tmp_path)[0]
+    line = quality.held_against(path, [(W4A4.name, FP8.name)]).splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    ours, theirs = (results[arm.name].column("velocity") for arm in (W4A4, FP8))
+    assert cells[:2] == [W4A4.name, FP8.name]
+    assert float(cells[2]) == pytest.approx(sum(ours) / sum(theirs), abs=1e-3)
+    mean, low, high = (float(number) for number in cells[3].replace("[", "").replace("]", "").replace(",", "").split())
+    assert mean == pytest.approx(sum(a - b for a, b in zip(ours, theirs, strict=True)) / len(ours), abs=1e-4)
+    assert low <= mean <= high
+    with pytest.raises(InputError, match=rf"no arm 'none' was measured; there are .*{W4A4.name}"):
+        quality.held_against(path, [("none", FP8.name)])
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no result of `sedialect bench quality`"):
+        quality.held_against(path, [(W4A4.name, FP8.name)])
+
+
+def test_arms_are_named_two_by_two(tmp_path, capsys):
+    assert main(["bench", "pairs", str(tmp_path), "one", "two", "three"]) == 2
+    assert "3 names of arms were given" in capsys.readouterr().err

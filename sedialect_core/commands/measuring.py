@@ -17,6 +17,10 @@ def add_to(commands: Any) -> None:
     """Add the command and what it measures."""
     bench = commands.add_parser("bench", help="measure").add_subparsers(required=True, metavar="WHAT")
     _add_quality(bench)
+    pairs = bench.add_parser("pairs", help="two arms of `bench quality` held against each other, from its results")
+    pairs.add_argument("results", type=Path, help="quality.json, as `bench quality` writes it")
+    pairs.add_argument("arms", nargs="+", metavar="ARM AGAINST", help="names of arms, two by two")
+    pairs.set_defaults(run=run_pairs)
     fusing = bench.add_parser("fusing", help="what 4-bit rounding leaves of a LoRA that is fused")
     fusing.set_defaults(run=run_fusing)
     compensating = bench.add_parser("compensating", help="what encoding a weight by calibration takes and brings")
@@ -40,6 +44,17 @@ def add_to(commands: Any) -> None:
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
     measuring_speed.add_to(bench)
+
+
+def run_pairs(parsed: argparse.Namespace) -> int:
+    """Print the table of paired differences."""
+    from ..bench.quality import held_against
+    from ..errors import InputError
+
+    if len(parsed.arms) % 2:
+        raise InputError(f"{len(parsed.arms)} names of arms were given; give them two by two, each arm and its opponent")
+    print(held_against(parsed.results, list(zip(parsed.arms[::2], parsed.arms[1::2], strict=True))))
+    return 0
 
 
 def run_fusing(parsed: argparse.Namespace) -> int:

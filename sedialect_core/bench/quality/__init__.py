@@ -3,6 +3,7 @@
 from .arms import Arm
 from .catalogue import BASE, arms, choose
 from .job import Job, bundled_job, job_of, read_prompts, requests_of
+from .pairs import held_against
 from .rendering import markdown, write_between_marks, write_results
 from .runner import Result, run
 
@@ -14,6 +15,7 @@ __all__ = [
     "arms",
     "bundled_job",
     "choose",
+    "held_against",
     "job_of",
     "markdown",
     "read_prompts",

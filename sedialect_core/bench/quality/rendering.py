@@ -117,10 +117,10 @@ def _cells(result: Result, columns: Sequence[Column], base: Result) -> list[str]
     cells = [result.arm.name, f"{result.bits.weight:.2f}", f"{result.bits.activation:.2f}"]
     for column in columns:
         values = result.column(column.metric)
-        cells.append(_interval(bootstrap(values), column.digits) if values else "")
+        cells.append(interval_text(bootstrap(values), column.digits) if values else "")
         if column.paired:
             apart = difference(result, base, column.metric)
-            cells.append(_interval(apart, column.digits, sign="+") if apart else "base" if result is base else "")
+            cells.append(interval_text(apart, column.digits, sign="+") if apart else "base" if result is base else "")
         if column.metric == "velocity":
             cells.append(" / ".join(f"{value:.3f}" for value in _thirds(result.curve())))
     return cells
@@ -132,7 +132,8 @@ def _thirds(curve: Sequence[float]) -> list[float]:
     return [sum(part) / len(part) for part in parts if part]
 
 
-def _interval(interval: Interval, digits: int, sign: str = "") -> str:
+def interval_text(interval: Interval, digits: int, sign: str = "") -> str:
+    """A mean and its interval."""
     mean, low, high = (f"{value:{sign}.{digits}f}" for value in interval)
     return f"{mean} [{low}, {high}]"
 
