@@ -112,7 +112,7 @@ def _layer(part: Part, case: str, shape: Layers | None, kernels: Part | None) ->
             [
                 arm,
                 *_times(part, case, eager, compiled),
-                _number(eager, "host ms", ".3f"),
+                _number(eager, "launching, ms", ".3f"),
                 _number(best, "TFLOP/s", ".0f"),
                 _ratio(best.numbers["ms"] if best else None, floor),
                 _number(eager or compiled, "error", ".4f"),
@@ -121,7 +121,7 @@ def _layer(part: Part, case: str, shape: Layers | None, kernels: Part | None) ->
                 _notes(eager, compiled),
             ]
         )
-    times = ["ms", "x BF16", "compiled, ms", "x BF16", "host, ms"]
+    times = ["ms", "x BF16", "compiled, ms", "x BF16", "launching, ms"]
     columns = ["arm", *times, "TFLOP/s", "x floor", "error", "weights, MB", "more, MB", ""]
     return f"{title}\n\n{table(columns, rows)}"
 

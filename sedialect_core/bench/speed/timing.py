@@ -19,7 +19,7 @@ CYCLES = 2e9  # of a GPU in a second, at most
 
 class Timing(NamedTuple):
     """Milliseconds of the median call and of the quartiles; seconds of the first call, which may have compiled; milliseconds
-    that the host takes to launch a call, where that is not the call itself."""
+    that the host takes to launch the median call, where that is not the call itself."""
 
     median: float
     lower: float
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
     def numbers(self) -> dict[str, float]:
         """As numbers of a row."""
         spread = {"lower quartile, ms": self.lower, "upper quartile, ms": self.upper}
-        host = {} if self.host is None else {"host ms": self.host}
+        host = {} if self.host is None else {"launching, ms": self.host}
         return {"ms": self.median, **spread, "calls": self.calls, "first call, s": self.first, **host}
 
 
@@ -85,9 +85,7 @@ def time_calls(
     if device.type == "cpu":
         return summary(_on_cpu(call, turns), first)
     torch.cuda._sleep(int(HELD * launching * count * CYCLES))
-    started = time.perf_counter()
-    events = _launch(call, turns)
-    host = 1e3 * (time.perf_counter() - started) / count
+    events, host = _launch(call, turns)
     return summary(_elapsed(events, device), first)._replace(host=host)
 
 
@@ -106,7 +104,7 @@ def time_long_calls(
 
 def time_each(call: Callable[[Any], Any], turns: Iterable[Any], device: torch.device) -> list[float]:
     """Milliseconds of each call."""
-    return _on_cpu(call, turns) if device.type == "cpu" else _elapsed(_launch(call, turns), device)
+    return _on_cpu(call, turns) if device.type == "cpu" else _elapsed(_launch(call, turns)[0], device)
 
 
 def summary(spent: list[float], first: float) -> Timing:
@@ -124,16 +122,23 @@ def _on_cpu(call: Callable[[Any], Any], turns: Any) -> list[float]:
     return spent
 
 
-def _launch(call: Callable[[Any], Any], turns: Iterable[Any]) -> list[tuple[torch.cuda.Event, torch.cuda.Event]]:
-    """All calls are put into the stream before the first result is read, so that it does not run empty in between."""
-    events = []
+def _launch(
+    call: Callable[[Any], Any], turns: Iterable[Any]
+) -> tuple[list[tuple[torch.cuda.Event, torch.cuda.Event]], float]:
+    """All calls are put into the stream before the first result is read, so that it does not run empty in between.
+
+    Gives their events, and the milliseconds that launching the median call took: a few wait until the stream has room.
+    """
+    events, spent = [], []
     for x in turns:
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         pair[0].record()
+        started = time.perf_counter()
         call(x)
+        spent.append(1e3 * (time.perf_counter() - started))
         pair[1].record()
         events.append(pair)
-    return events
+    return events, statistics.median(spent)
 
 
 def _elapsed(events: list[tuple[torch.cuda.Event, torch.cuda.Event]], device: torch.device) -> list[float]:
