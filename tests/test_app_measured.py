@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sedialect.sedialect_core.cli import main
+from sedialect.sedialect_core.bench.speed.results import Part, Row
 from sedialect.sedialect_core.errors import InputError
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
@@ -63,6 +64,18 @@ def test_layers_are_drawn_with_how_many_times_as_fast_they_are(kept):
     case = part.cases[0]
     ours, base = (part.number(case, arm, "ms") for arm in ("w4a4", "BF16"))
     assert f"{base / ours:.2f}x" in page and page.count("<svg") == len(part.cases)
+
+
+def test_many_pictures_are_shown_when_they_are_asked_for_and_ours_stand_together():
+    arms = ("BF16", "torchao FP8 rows", "w4a4", "GGUF Q4_0", "w4a8")
+    cases = [f"case {number}" for number in range(benchmark_tab.MANY + 1)]
+    rows = [Row(case, arm, numbers={"ms": 1.0 + number}) for case in cases for number, arm in enumerate(arms)]
+    where = {"device": "none", "date": "today"}
+    few = benchmark_tab.measured_speed({"layers": Part("layers", where, [row for row in rows if row.case in cases[1:]])})
+    many = benchmark_tab.measured_speed({"layers": Part("layers", where, rows)})
+    assert "<details>" not in few and f"<summary>{len(cases)} shapes</summary>" in many
+    shown = [row.arm for row in results_charts.fastest(Part("layers", where, rows), cases[0])]
+    assert shown == ["BF16", "w4a4", "w4a8", "torchao FP8 rows", "GGUF Q4_0"]
 
 
 def test_without_results_the_page_says_which_command_makes_them(tmp_path):

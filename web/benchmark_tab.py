@@ -19,6 +19,7 @@ from .studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
 SPEED_PARTS = {"models": "Whole transformers, one step", "blocks": "Transformer blocks", "layers": "Linear layers"}
+MANY = 6  # pictures of one kind that are shown unasked
 SPEED_SAYS = "Milliseconds, each arm in the faster of its modes, and how many times as fast as BF16. Shorter is better."
 QUICK = (
     "The velocity error of a few arms on two evaluation prompts, along a 16-bit trajectory of three steps: a minute or two "
@@ -132,7 +133,9 @@ def measured_speed(parts: dict[str, Part]) -> str:
         cases = [] if part is None else [(case, results_charts.bars(part, case)) for case in part.cases]
         pictures = "".join(f"<div><h4>{escape(case)}</h4>{picture}</div>" for case, picture in cases if picture)
         if part is not None and pictures:
-            found.append(f'<h3>{escape(title)}</h3><div class="sd-panels">{pictures}</div>')
+            panels = f'<div class="sd-panels">{pictures}</div>'
+            many = f"<details><summary>{len(cases)} shapes</summary>{panels}</details>" if len(cases) > MANY else panels
+            found.append(f"<h3>{escape(title)}</h3>{many}")
             machines[machine(part.where)] = None
     if not found:
         return markup.message("Not measured yet on a GPU for this version: sedialect bench speed")
