@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.bench.speed.results import Part, Row
+from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.errors import InputError
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
