@@ -18,7 +18,7 @@ from torch import nn
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.bench import quality
 from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
-from sedialect.sedialect_core.bench.quality import catalogue, codes, measuring, rendering, runner, statistics
+from sedialect.sedialect_core.bench.quality import catalogue, chart, codes, measuring, rendering, runner, statistics
 from sedialect.sedialect_core.bench.quality import job as jobs
 from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
 from sedialect.sedialect_core.bench.quality.catalogue import PLAIN
@@ -428,3 +428,23 @@ def test_two_arms_are_held_against_each_other(tmp_path):
 def test_arms_are_named_two_by_two(tmp_path, capsys):
     assert main(["bench", "pairs", str(tmp_path), "one", "two", "three"]) == 2
     assert "3 names of arms were given" in capsys.readouterr().err
+
+
+def test_16_bit_does_not_stretch_the_axes_of_the_others():
+    class Seen:
+        def __init__(self) -> None:
+            self.texts, self.dots = [], []
+
+        def text(self, x: float, y: float, text: str, **_: object) -> None:
+            self.texts.append(text)
+
+        def dot(self, x: float, *_: object, **__: object) -> None:
+            self.dots.append(x)
+
+        def line(self, *_: object, **__: object) -> None: ...
+
+    floor = quality.Result(REPEAT, EffectiveBits(16, 16), ({"psnr": 60.0}, {"psnr": 62.0}), 1.0)
+    pen, shown = Seen(), [floor, *results()]
+    chart._draw_panel(pen, chart.PANELS[1], shown, [0.0, 1.0, 2.0], 100.0, 50.0, quality.BASE)
+    assert "61" in pen.texts and len(pen.dots) == 2
+    assert all(100 <= x <= 100 + chart.PANEL for x in pen.dots) and "40" not in pen.texts

@@ -11,7 +11,7 @@ from .statistics import bootstrap
 
 MARGIN, HEAD, FOOT = 40, 112, 56
 ROW, GROUP = 26, 34
-NAMES, BITS, PANEL, GAP = 270, 110, 430, 60
+NAMES, BITS, PANEL, GAP = 400, 110, 430, 60
 DOT = 5
 
 
@@ -79,7 +79,8 @@ def _draw_panel(
     columns = [(result, y, result.column(panel.metric)) for result, y in zip(results, places, strict=True)]
     found = [(result, y, bootstrap(values)) for result, y, values in columns if values]
     groups = list(dict.fromkeys(result.arm.group for result in results))
-    shown = [value for _, _, interval in found for value in interval if value > 0 or not panel.logarithmic]
+    rounded = [one for one in found if min(one[0].bits) < 16] or found  # 16 bit itself is far from all others
+    shown = [value for _, _, interval in rounded for value in interval if value > 0 or not panel.logarithmic]
     ticks = _ticks(min(shown), max(shown), panel.logarithmic)
     ends = min(*ticks, *shown), max(*ticks, *shown)
 
@@ -96,8 +97,9 @@ def _draw_panel(
         colour = _colour(result, groups)
         if result.arm.name == base:
             _dash(pen, place(interval.mean), HEAD + 8, height - FOOT, colour)
-        if panel.logarithmic and interval.mean <= 0:
-            pen.text(left, y, "0", fill=colour)
+        if not ends[0] <= interval.mean <= ends[1]:
+            low = interval.mean < ends[0]
+            pen.text(left if low else left + PANEL, y, f"{interval.mean:.3g}", fill=colour, anchor="lm" if low else "rm")
             continue
         pen.line(place(interval.low), y, place(interval.high), y, fill=colour, width=2)
         pen.dot(place(interval.mean), y, DOT, fill=colour, ring=colour)
