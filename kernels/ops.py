@@ -23,14 +23,16 @@ TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
 def _free_namespace() -> str:
-    """Where this copy of the package registers its operators: ComfyUI may load one beside the one that is installed."""
+    """Where this copy of the package registers its operators: ComfyUI may load one beside the one that is installed, and
+    what torch registers again under one name, it takes away from whoever had it."""
     name, number = "sedialect", 1
     while hasattr(getattr(torch.ops, name), "encode"):
         name, number = f"sedialect_{number}", number + 1
     return name
 
 
-LIBRARY = torch.library.Library(_free_namespace(), "FRAGMENT")
+NAMESPACE = _free_namespace()
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def without_autocast(operator: Operator) -> Operator:
@@ -57,7 +59,7 @@ def _operator(schema: str) -> Callable[[Operator], Operator]:
         name = function.__name__
         LIBRARY.define(name + schema, tags=TAGS)
         LIBRARY.impl(name, without_autocast(function), "CompositeExplicitAutograd")
-        operator: Operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
+        operator: Operator = getattr(getattr(torch.ops, NAMESPACE), name).default
         return operator
 
     return register
@@ -65,7 +67,7 @@ def _operator(schema: str) -> Callable[[Operator], Operator]:
 
 def _fake(name: str) -> Callable[[Operator], Operator]:
     """What an operator's outputs are like, for compilers."""
-    return torch.library.register_fake(f"{LIBRARY.ns}::{name}", lib=LIBRARY)
+    return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=LIBRARY)
 
 
 # Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
@@ -213,7 +215,7 @@ LINEAR_SCHEMA = (
 )
 
 
-@torch.library.custom_op("sedialect::linear", mutates_args=(), schema=LINEAR_SCHEMA)
+@torch.library.custom_op(f"{NAMESPACE}::linear", mutates_args=(), schema=LINEAR_SCHEMA)
 @without_autocast
 def linear(
     x: torch.Tensor,

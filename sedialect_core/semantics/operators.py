@@ -6,6 +6,7 @@ profile, and no layer waits for the GPU.
 
 import torch
 
+from ...kernels.ops import NAMESPACE
 from ...kernels.rotation import rotate_rows
 from ...kernels.sharing import ELEMENT_BYTES, choose_books, choose_dialects
 from ...kernels.tables import DialectTables
@@ -21,7 +22,7 @@ OBSERVE_SCHEMA = (
 
 
 @torch.library.custom_op(
-    "sedialect::observe_attention", mutates_args=("received", "salient", "claims"), schema=OBSERVE_SCHEMA
+    f"{NAMESPACE}::observe_attention", mutates_args=("received", "salient", "claims"), schema=OBSERVE_SCHEMA
 )
 def observe_attention(
     query: torch.Tensor,
@@ -96,7 +97,7 @@ ASSIGN_SCHEMA = (
 )
 
 
-@torch.library.custom_op("sedialect::assign_groups", mutates_args=("group", "choice"), schema=ASSIGN_SCHEMA)
+@torch.library.custom_op(f"{NAMESPACE}::assign_groups", mutates_args=("group", "choice"), schema=ASSIGN_SCHEMA)
 def assign_groups(
     x: torch.Tensor,
     tables: list[torch.Tensor],
