@@ -274,7 +274,8 @@ def test_a_lora_by_hooks_on_the_conditioning_works(server, graph):
 
 def test_caches_and_context_windows_go_on_top(server, graph):
     model = graph.quantize(graph.model())
-    cache = {"reuse_threshold": 0.3, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+    # ComfyUI lets either branch of guidance decide what is reused, now this one and now that: enough for both to leave a step out.
+    cache = {"reuse_threshold": 1.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
     windows = {
         "context_length": 9,
         "context_overlap": 4,
@@ -295,7 +296,8 @@ def test_caches_and_context_windows_go_on_top(server, graph):
     shifted = graph.keep(graph.sample(graph.add("ModelSamplingSD3", model=model, shift=3.0)), "shifted")
     server.run(graph.nodes)
     assert torch.equal(samples(idle), samples(plain)), "a cache that reuses nothing changes nothing"
-    assert not torch.equal(samples(easy), samples(plain)), "this one has left a step out"
+    for reusing in (easy, lazy):
+        assert not torch.equal(samples(reusing), samples(plain)), "this one has left a step out"
     assert samples(easy).isfinite().all() and samples(lazy).isfinite().all()
     assert samples(context).isfinite().all() and samples(shifted).isfinite().all()
 
