@@ -274,7 +274,7 @@ def test_a_lora_by_hooks_on_the_conditioning_works(server, graph):
 
 def test_caches_and_context_windows_go_on_top(server, graph):
     model = graph.quantize(graph.model())
-    # ComfyUI lets either branch of guidance decide what is reused, now this one and now that: enough for both to leave a step out.
+    # Now one branch of guidance decides what is reused, now the other: enough for both to leave a step out.
     cache = {"reuse_threshold": 1.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
     windows = {
         "context_length": 9,
