@@ -95,7 +95,6 @@ def multiply(
     if not fp8 and operand.dtype == FP8:
         operand = operand.to(torch.bfloat16)  # exact
     weight, scale = decode(codes, meta, scale, tables, operand.dtype, scaled=not fp8)
-    rows = operand.shape[0] - (0 if salient is None else salient.shape[0])
 
     def product(operand: torch.Tensor, row_scale: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
         if fp8:
@@ -106,6 +105,7 @@ def multiply(
     try:
         if salient is None or not len(salient):
             return product(operand, row_scale, bias).to(dtype)
+        rows = operand.shape[0] - len(salient)
         y = product(operand[:rows], None if row_scale is None else row_scale[:rows], bias)
         # Copied, for the product wants scales that begin at a multiple of 16 bytes.
         extra_scale = None if row_scale is None else row_scale[rows:].clone()

@@ -93,15 +93,15 @@ def members_alike(
     batch, tokens, _ = x.shape
     sample, token = (claims >= 0).nonzero(as_tuple=True)
     anchor = claims[sample, token].long()
+    middle = anchors[anchor]
     length = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32).clamp_min(TINY)
     cosine = torch.empty(len(token), device=x.device)
     for start in range(0, len(token), rows_at_once):
         part = slice(start, start + rows_at_once)
-        other = anchors[anchor[part]]
-        cosine[part] = x[sample[part], token[part]].float().mul_(x[sample[part], other]).sum(1)
-    cosine /= length[sample, token] * length[sample, anchors[anchor]]
+        cosine[part] = x[sample[part], token[part]].float().mul_(x[sample[part], middle[part]]).sum(1)
+    cosine /= length[sample, token] * length[sample, middle]
     near = cosine >= similarity
-    near |= token == anchors[anchor]  # rounding may put the cosine with oneself below 1
+    near |= token == middle  # rounding may put the cosine with oneself below 1
     group = sample * len(anchors) + anchor
     size = torch.bincount(group[near], minlength=batch * len(anchors))
     near &= size[group] > 1
