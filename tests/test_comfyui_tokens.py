@@ -264,7 +264,7 @@ def test_caches_and_context_windows_go_with_what_is_told(server, graph):
     cache = {"start_percent": 0.1, "end_percent": 0.95, "verbose": False}
     reuses, idle = (
         graph.keep(graph.sample(graph.add("EasyCache", model=model, reuse_threshold=at, **cache), steps=6), f"cached_{at}")
-        for at in (0.3, 0.0)
+        for at in (1.0, 0.0)  # with less, only one of both branches of guidance leaves a step out, and either may decide
     )
     plain = graph.keep(graph.sample(model, steps=6), "plain_tokens")
     windows = {
