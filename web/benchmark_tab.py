@@ -130,11 +130,15 @@ def measured_speed(parts: dict[str, Part]) -> str:
     machines: dict[str, None] = {}
     for name, title in SPEED_PARTS.items():
         part = parts.get(name)
-        cases = [] if part is None else [(case, results_charts.bars(part, case)) for case in part.cases]
-        pictures = "".join(f"<div><h4>{escape(case)}</h4>{picture}</div>" for case, picture in cases if picture)
-        if part is not None and pictures:
-            panels = f'<div class="sd-panels">{pictures}</div>'
-            many = f"<details><summary>{len(cases)} shapes</summary>{panels}</details>" if len(cases) > MANY else panels
+        if part is None:
+            continue
+        drawn = ((case, results_charts.bars(part, case)) for case in part.cases)
+        pictures = [f"<div><h4>{escape(case)}</h4>{picture}</div>" for case, picture in drawn if picture]
+        if pictures:
+            panels = f'<div class="sd-panels">{"".join(pictures)}</div>'
+            many = (
+                f"<details><summary>{len(pictures)} shapes</summary>{panels}</details>" if len(pictures) > MANY else panels
+            )
             found.append(f"<h3>{escape(title)}</h3>{many}")
             machines[machine(part.where)] = None
     if not found:
