@@ -3,10 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...errors import InputError
-from .rendering import COLUMNS, interval_text
+from .measuring import Values
+from .rendering import COLUMNS, interval_text, table_line
+from .runner import column
 from .statistics import paired_difference
 
 METRICS = ("velocity", "psnr", "cvvdp", "flicker", "warping")
@@ -23,22 +24,22 @@ def held_against(path: Path, arms: Sequence[tuple[str, str]]) -> str:
         InputError: it is no such file, or knows no such arm.
     """
     known = _read(path)
-    columns = [COLUMNS[name] for name in METRICS]
-    heads = ["arm", "against", "velocity error, ratio", *(column.heading for column in columns)]
+    heads = ["arm", "against", "velocity error, ratio", *(COLUMNS[metric].heading for metric in METRICS)]
     lines = [heads, ["---"] * len(heads)]
     for names in arms:
-        first, second = (_values(known, name) for name in names)
-        ratio = sum(first["velocity"]) / sum(second["velocity"]) if first["velocity"] and second["velocity"] else None
-        cells = [*names, "" if ratio is None else f"{ratio:.3f}"]
-        for column in columns:
-            values, others = first[column.metric], second[column.metric]
+        first, second = (_pairs(known, name) for name in names)
+        cells = list(names)
+        for metric in METRICS:
+            values, others = column(first, metric), column(second, metric)
             apart = paired_difference(values, others) if values and others else None
-            cells.append("" if apart is None else interval_text(apart, column.digits, sign="+"))
+            if metric == "velocity":
+                cells.append("" if apart is None else f"{sum(values) / sum(others):.3f}")
+            cells.append("" if apart is None else interval_text(apart, COLUMNS[metric].digits, sign="+"))
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(table_line, lines))
 
 
-def _read(path: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+def _read(path: Path) -> Mapping[str, Sequence[Values]]:
     """The values of each arm, pair by pair."""
     try:
         return {arm["name"]: arm["pairs"] for arm in json.loads(path.read_text(encoding="utf-8"))["arms"]}
@@ -46,9 +47,7 @@ def _read(path: Path) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         raise InputError(f"{path} is no result of `sedialect bench quality`: {error}") from None
 
 
-def _values(known: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> dict[str, list[float]]:
-    """Metrics that all pairs of an arm have; empty lists for the others."""
+def _pairs(known: Mapping[str, Sequence[Values]], name: str) -> Sequence[Values]:
     if name not in known:
         raise InputError(f"no arm {name!r} was measured; there are {', '.join(known)}")
-    pairs = known[name]
-    return {metric: [pair[metric] for pair in pairs] if all(metric in pair for pair in pairs) else [] for metric in METRICS}
+    return known[name]

@@ -103,13 +103,13 @@ def _table(results: Sequence[Result], columns: Sequence[Column], base: Result) -
         heads += [column.heading]
         heads += ["minus base"] if column.paired else []
         heads += ["by thirds"] if column.metric == "velocity" else []
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [table_line(heads), table_line(["---"] * len(heads))]
     group = None
     for result in results:
         if result.arm.group != group:
             group = result.arm.group
-            lines.append(_line([f"**{group}**", *[""] * (len(heads) - 1)]))
-        lines.append(_line(_cells(result, columns, base)))
+            lines.append(table_line([f"**{group}**", *[""] * (len(heads) - 1)]))
+        lines.append(table_line(_cells(result, columns, base)))
     return "\n".join(lines)
 
 
@@ -138,7 +138,8 @@ def interval_text(interval: Interval, digits: int, sign: str = "") -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 

@@ -35,13 +35,18 @@ class Result:
 
     def column(self, name: str) -> list[float]:
         """One metric of every pair; empty where the arm has not all of it."""
-        values = [pair[name] for pair in self.pairs if name in pair]
-        return [float(value) for value in values if not isinstance(value, list)] if len(values) == len(self.pairs) else []
+        return column(self.pairs, name)
 
     def curve(self) -> list[float]:
         """The velocity error at each step that was looked at, the mean over the pairs."""
         rows = [row for pair in self.pairs if isinstance(row := pair.get("velocity_by_step"), list)]
         return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+
+
+def column(pairs: Sequence[Values], name: str) -> list[float]:
+    """One metric of every pair; empty where not all have it."""
+    values = [pair[name] for pair in pairs if name in pair]
+    return [float(value) for value in values if not isinstance(value, list)] if len(values) == len(pairs) else []
 
 
 def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: dict[str, str] | None = None) -> list[Result]:
