@@ -15,10 +15,10 @@ from ..calibration.cache import CalibrationCache
 from ..calibration.gathering import Run, gather, inputs_of
 from ..config import SeDialectConfig
 from ..quantize import quantize_layers
-from .compensating import timed
 from .speed.block_kinds import make_model
-from .speed.models import MODELS, QUICK_MODELS, WholeModel, model_inputs
-from .speed.timing import peak_memory
+from .speed.machine import measured_on
+from .speed.models import WholeModel, model_inputs, model_of
+from .speed.timing import peak_memory, timed
 
 FORWARDS = 4, 8  # two runs, so that what comes once can be told from what comes with each forward
 SAMPLED = {"prompts": 8, "steps": 20, "branches": 2, "every": 2}  # of a calibration that is asked for nothing else
@@ -39,7 +39,7 @@ def measure_calibrating(device: torch.device, quick: bool = False) -> list[Stage
     Args:
         quick: a tiny block, which says nothing of the cost.
     """
-    (whole,) = QUICK_MODELS if quick else MODELS
+    whole = model_of(quick)
     model: Any = make_model(whole.blocks, device)
     inputs = [model_inputs(whole, device, seed) for seed in range(FORWARDS[1])]
 
@@ -72,12 +72,12 @@ def _plainly(whole: WholeModel, device: torch.device) -> Stage:
 
 def render(stages: list[Stage], where: dict[str, Any], quick: bool = False) -> str:
     """A Markdown table, what follows for the whole model, and what it was measured on."""
-    (whole,) = QUICK_MODELS if quick else MODELS
+    whole = model_of(quick)
     lines = [f"| one block of {whole.name} | s | peak memory, GB |", "|---|---|---|"]
     for stage in stages:
         memory = "-" if stage.bytes is None else f"{stage.bytes / 1e9:.1f}"
         lines.append(f"| {stage.name} | {stage.seconds:.2f} | {memory} |")
-    return "\n".join([*lines, "", _whole_model(whole, stages), "", _place(where)])
+    return "\n".join([*lines, "", _whole_model(whole, stages), "", measured_on(where)])
 
 
 def _whole_model(whole: WholeModel, stages: list[Stage]) -> str:
@@ -93,11 +93,7 @@ def _whole_model(whole: WholeModel, stages: list[Stage]) -> str:
     )
 
 
-def _place(where: dict[str, Any]) -> str:
-    return f"{where['device']}; torch {where['versions']['torch']}; {where['date']}."
-
-
 def _stage(name: str, device: torch.device, job: Callable[[], Any]) -> Stage:
     spent: list[float] = []
-    memory = peak_memory(lambda: spent.append(timed(device, job)[1]), device)
+    memory = peak_memory(lambda: spent.append(timed(job, device)[1]), device)
     return Stage(name, spent[0], memory.get("peak bytes"))

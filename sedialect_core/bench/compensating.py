@@ -1,8 +1,6 @@
 """How long a layer's compensated encoding takes, and what it brings, on random correlated inputs."""
 
-import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 
@@ -10,10 +8,10 @@ from ...kernels import reference
 from ...kernels.compensation import DAMPING, factorize
 from ...kernels.dialect_blocks import encode_compensated_rows
 from ..formatbook import Formatbook
+from .speed.timing import timed
 
 RANK = 64  # directions that most of the inputs' energy lies in
 CHUNK = 4096
-Result = TypeVar("Result")
 
 
 def measure_compensating(rows: int, width: int, tokens: int, device: str, seed: int = 0) -> str:
@@ -33,11 +31,11 @@ def measure_compensating(rows: int, width: int, tokens: int, device: str, seed: 
         return (normal(count, RANK) @ directions * RANK**-0.5 + 0.5 * normal(count, width)) * sizes
 
     tables = Formatbook.builtin().tables(weight.device)
-    moment, moment_s = timed(device, lambda: _moment(read, tokens, width, device))
-    plain, plain_s = timed(device, lambda: reference.encode_weight_rows(weight, tables, 16))
-    factor, factor_s = timed(device, lambda: factorize(moment, 16, DAMPING))
+    moment, moment_s = timed(lambda: _moment(read, tokens, width, device), weight.device)
+    plain, plain_s = timed(lambda: reference.encode_weight_rows(weight, tables, 16), weight.device)
+    factor, factor_s = timed(lambda: factorize(moment, 16, DAMPING), weight.device)
     assert factor is not None
-    result, encode_s = timed(device, lambda: encode_compensated_rows(weight, moment, factor, tables, 16))
+    result, encode_s = timed(lambda: encode_compensated_rows(weight, moment, factor, tables, 16), weight.device)
     unseen = read(CHUNK)
     wanted = (unseen @ weight.T).square().sum()
     errors = []
@@ -61,14 +59,3 @@ def _moment(read: Callable[[int], torch.Tensor], tokens: int, width: int, device
         part = read(min(CHUNK, tokens - start))
         moment.addmm_(part.T, part)
     return moment / tokens
-
-
-def timed(device: str | torch.device, job: Callable[[], Result]) -> tuple[Result, float]:
-    """What a job gives, and its seconds."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    value = job()
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-    return value, time.perf_counter() - started

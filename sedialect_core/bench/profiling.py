@@ -1,6 +1,5 @@
 """What looking at attention, and acting on it, adds to a step: one block of a large model at a video's length."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
@@ -12,8 +11,9 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..integrations.models import quantize_model
 from .speed.block_kinds import make_model
-from .speed.models import MODELS, QUICK_MODELS, WholeModel, model_inputs
-from .speed.timing import peak_memory, synchronize
+from .speed.machine import measured_on
+from .speed.models import WholeModel, model_inputs, model_of
+from .speed.timing import peak_memory, timed
 
 ROUNDS = 6
 WATCHED: dict[str, Any] = {"semantic": True, "salient_by": "attention", "salient_ratio": 0.1}
@@ -36,7 +36,7 @@ def measure_profiling(device: torch.device, quick: bool = False) -> list[Cost]:
     Args:
         quick: a tiny block, which says nothing of the cost.
     """
-    (whole,) = QUICK_MODELS if quick else MODELS
+    whole = model_of(quick)
     plain, watched = (_model(whole, device, settings) for settings in ({}, WATCHED))
     clock = _Clock(whole, device)
     alone = clock.costs(plain, ["w4a4 alone"])
@@ -50,7 +50,7 @@ def render(costs: list[Cost], where: dict[str, Any]) -> str:
     for cost in costs:
         memory = "-" if cost.bytes is None else f"{cost.bytes / 1e6:.0f}"
         lines.append(f"| {cost.name} | {cost.ms:.2f} | {cost.ms / ordinary:.2f} | {memory} |")
-    return "\n".join([*lines, "", f"{where['device']}; torch {where['versions']['torch']}; {where['date']}."])
+    return "\n".join([*lines, "", measured_on(where)])
 
 
 def _model(whole: WholeModel, device: torch.device, settings: dict[str, Any]) -> nn.Module:
@@ -81,11 +81,7 @@ class _Clock:
 
     @torch.no_grad()
     def _time(self, forward: Callable[[], Any]) -> float:
-        synchronize(self.device)
-        started = time.perf_counter()
-        forward()
-        synchronize(self.device)
-        return 1e3 * (time.perf_counter() - started)
+        return 1e3 * timed(forward, self.device)[1]
 
     def _forward(self, model: nn.Module, timestep: int) -> Callable[[], Any]:
         inputs = self.inputs | {"timestep": torch.full((1,), timestep, device=self.device)}

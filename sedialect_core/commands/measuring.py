@@ -68,12 +68,12 @@ def run_fusing(parsed: argparse.Namespace) -> int:
 def run_compensating(parsed: argparse.Namespace) -> int:
     """Print the table, with the machine."""
     from ..bench.compensating import measure_compensating
+    from ..bench.speed.machine import measured_on
     from ..comparison import environment
     from ..sampling import pick_device
 
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
-    where = environment()
-    print(f"\n{where['device']}; torch {where['versions']['torch']}; {where['date']}.")
+    print(f"\n{measured_on(environment())}")
     return 0
 
 

@@ -13,7 +13,7 @@ from ...plan import make_plan
 from ...report import model_bytes
 from .block_kinds import Blocks, make_model
 from .models import WholeModel
-from .timing import collect, peak_memory, synchronize
+from .timing import collect, peak_memory, timed
 from .trials import EAGER, Numbers, Trials
 
 OURS = "w4a4"
@@ -49,13 +49,12 @@ def encoding(model: WholeModel, block_size: int, trials: Trials) -> Numbers:
 
 
 def _encode(linears: list[nn.Module], block_size: int, device: torch.device) -> float:
-    synchronize(device)
-    started = time.perf_counter()
-    for linear in linears:
-        assert isinstance(linear, nn.Linear)
-        SeDialectLinear.from_linear(linear, block_size=block_size)
-    synchronize(device)
-    return time.perf_counter() - started
+    def encode() -> None:
+        for linear in linears:
+            assert isinstance(linear, nn.Linear)
+            SeDialectLinear.from_linear(linear, block_size=block_size)
+
+    return timed(encode, device)[1]
 
 
 def enabling(kind: Blocks, lies_on: torch.device, device: torch.device) -> Numbers:

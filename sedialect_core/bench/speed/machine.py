@@ -37,3 +37,8 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def measured_on(where: dict[str, Any]) -> str:
+    """The line below a table: of a machine, versions and a date, what most decides how long torch alone takes."""
+    return f"{where['device']}; torch {where['versions']['torch']}; {where['date']}."

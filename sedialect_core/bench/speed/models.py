@@ -4,7 +4,6 @@ They are built on the GPU block by block, so the quantized ones never lie there 
 nothing here is about quality.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ from .block_kinds import Blocks, make_model, wan, wan_config
 from .blocks import stored_bytes
 from .results import NOT_MEASURED
 from .shapes import WAN_480P, WAN_TEXT, Video
-from .timing import collect, synchronize, time_long_calls
+from .timing import collect, time_long_calls, timed
 from .trials import COMPILED, EAGER, Numbers, Trials, backend, fresh_compiler
 
 TEXT_WIDTH, CHANNELS = 4096, 16
@@ -47,6 +46,12 @@ MODELS = (
 _TINY = Video(64, 64, 9)
 _TINY_WAN = wan("tiny-wan", _TINY, WAN_TEXT, wan_config(64, 128, 32))
 QUICK_MODELS = (WholeModel("tiny-wan", _TINY_WAN, 3, _TINY, replace(_TINY_WAN, name="small")),)
+
+
+def model_of(quick: bool) -> WholeModel:
+    """The one large model whose block stands for it in other benches; `quick`: a tiny one, which says nothing of it."""
+    (whole,) = QUICK_MODELS if quick else MODELS
+    return whole
 
 
 def measure_models(trials: Trials, models: Iterable[WholeModel], arms: tuple[Arm, ...], to_compile: set[str]) -> None:
@@ -82,11 +87,7 @@ def build(model: WholeModel, arm: Arm, device: torch.device) -> tuple[Any, float
     seconds = 0.0
     for _ in range(model.count):
         part: Any = make_model(model.blocks, device)
-        synchronize(device)
-        started = time.perf_counter()
-        arm.model(part, model.blocks.rows)
-        synchronize(device)
-        seconds += time.perf_counter() - started
+        seconds += timed(partial(arm.model, part, model.blocks.rows), device)[1]
         if whole is None:
             whole = part
         else:

@@ -6,12 +6,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 WARM_UPS = 2
 FEWEST, MOST = 3, 50  # timed calls; on CPUs FEWEST, where only the bench itself is tried
+Result = TypeVar("Result")
 SECONDS = 0.15  # for the timed calls of one row
 HELD = 1.5  # times what launching all timed calls is reckoned to take: so long the GPU waits before it begins with them
 CYCLES = 2e9  # of a GPU in a second, at most
@@ -144,6 +145,15 @@ def _launch(
 def _elapsed(events: list[tuple[torch.cuda.Event, torch.cuda.Event]], device: torch.device) -> list[float]:
     synchronize(device)
     return [start.elapsed_time(end) for start, end in events]
+
+
+def timed(call: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What one call gives, and its seconds, all that it told the device included."""
+    synchronize(device)
+    started = time.perf_counter()
+    value = call()
+    synchronize(device)
+    return value, time.perf_counter() - started
 
 
 def collect(device: torch.device) -> None:
