@@ -14,13 +14,17 @@ if TYPE_CHECKING:
         EncodedTensor,
         Formatbook,
         Plan,
+        Request,
         SeDialectConfig,
         SeDialectError,
         SeDialectLinear,
+        Seen,
         TokenLayout,
         calibrate,
         encode,
+        fit_formatbook,
         quantize_model,
+        watch_function,
     )
 
 __version__ = "0.1.0"
@@ -30,13 +34,17 @@ __all__ = [
     "EncodedTensor",
     "Formatbook",
     "Plan",
+    "Request",
     "SeDialectConfig",
     "SeDialectError",
     "SeDialectLinear",
+    "Seen",
     "TokenLayout",
     "calibrate",
     "encode",
+    "fit_formatbook",
     "quantize_model",
+    "watch_function",
 ]
 
 WEB_DIRECTORY = "./web"  # served by ComfyUI: js/ holds the player, docs/ the help of each node

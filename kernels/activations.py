@@ -1,7 +1,7 @@
 """What happens to a linear layer's input before the product, on every path: the specification of `ops.encode`.
 
-Rotation, encoding, the choice of shapes that a group of tokens shares (DESIGN 2.5), and the residual rows of salient
-tokens (DESIGN 2.4).
+Rotation, encoding, the choice of shapes that a group of tokens shares, and the residual rows of salient tokens, both of
+docs/semantics.md.
 """
 
 import torch

@@ -101,10 +101,10 @@ def encode(
         tables: the tensors of a `DialectTables`.
         bits: 4, dialects; 8, E4M3 with a row scale; 16, as they are.
         candidates: for 4 bits, "max" or "all".
-        salient: int32 [E], rows of x whose residual is appended as further rows (DESIGN 2.4).
+        salient: int32 [E], rows of x whose residual is appended as further rows (docs/semantics.md).
         group: int32 [M], the group of each row, -1 for none; choice: uint8 [G, K/B], a bit for each shape that a group may
-            take in a block, or `reference.SHARED_DIALECT` plus the dialect that it takes (DESIGN 2.5). Both or neither; for
-            4 bits.
+            take in a block, or `reference.SHARED_DIALECT` plus the dialect that it takes (docs/semantics.md). Both or
+            neither; for 4 bits.
         protected: bool [1]. Where it holds True when the operator runs, 4 bits count as 8: a protected step.
         exact: bool [1], on the CPU. Where it holds True, nothing is encoded and what is returned means nothing: `matmul`
             will take x itself.

@@ -1,4 +1,4 @@
-"""The specification of DESIGN 2.2 in plain torch. Also the path on CPUs, hence vectorised and chunked.
+"""docs/format.md in plain torch, the specification. Also the path on CPUs, hence vectorised and chunked.
 
 Words: a *row* [K] is cut into blocks of B along K; `s` is its row scale; n = |x| / s lies in [0, 16); a block's exponent
 offset `delta` lifts its maximum into [8, 16); q = floor(2 * n * 2^delta), 0..31, is the 5-bit intermediate. An *operand* is
@@ -90,7 +90,7 @@ def quantize_rows(
 
     Args:
         allowed: uint8 [M, K/B], the shapes that each block may take, as bits, or SHARED_DIALECT plus the dialect that it
-            must take: DESIGN 2.5. None: all of them.
+            must take: docs/semantics.md. None: all of them.
     """
     scale = activation_scale(x)
     value = tables.half_units.gather(1, tables.indices.long()).float().view(-1)  # [D * 32]: (dialect, q) -> magnitude

@@ -1,4 +1,4 @@
-"""What groups share: the sub-formatbook, or the dialect, that DESIGN 2.5 chooses for each (group, channel block)."""
+"""What groups share: the sub-formatbook, or the dialect, that each (group, channel block) takes: docs/semantics.md."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The lookup tables that every kernel takes as an argument (DESIGN 2.2). Built from a formatbook, never written here."""
+"""The lookup tables that every kernel takes as an argument (docs/format.md). Built from a formatbook, never written here."""
 
 from typing import NamedTuple
 
@@ -43,7 +43,7 @@ class DialectTables(NamedTuple):
 
 
 def build_tables(half_units: torch.Tensor) -> DialectTables:
-    """Tables of the dialects `half_units`, integer [D, 8], as DESIGN 2.2 defines them."""
+    """Tables of the dialects `half_units`, integer [D, 8], as docs/format.md defines them."""
     hu = half_units.to(torch.int64)
     centre = 2 * torch.arange(Q_VALUES) + 1  # of q's bin, in quarters of a half-unit
     distance = (4 * hu[:, :, None] - centre).abs()  # [D, 8, 32]

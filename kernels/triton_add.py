@@ -1,4 +1,4 @@
-"""Rows added to chosen rows: the results of residual rows to those of their tokens (DESIGN 2.4)."""
+"""Rows added to chosen rows: the results of residual rows to those of their tokens (docs/semantics.md)."""
 
 import torch
 import triton

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .calibration.cache import CalibrationCache
+    from .calibration.fit import fit_formatbook
     from .calibration.moments import calibrate
     from .codec import EncodedTensor, encode
     from .config import SeDialectConfig
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from .integrations.models import quantize_model
     from .linear import SeDialectLinear
     from .plan import Plan
+    from .sampling import Request
+    from .semantics.probe import Seen, watch_function
 
 _HOME = {
     "CalibrationCache": ".calibration.cache",
@@ -21,13 +24,17 @@ _HOME = {
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
     "Plan": ".plan",
+    "Request": ".sampling",
     "SeDialectConfig": ".config",
     "SeDialectError": ".errors",
     "SeDialectLinear": ".linear",
+    "Seen": ".semantics.probe",
     "TokenLayout": ".inspection",
     "calibrate": ".calibration.moments",
     "encode": ".codec",
+    "fit_formatbook": ".calibration.fit",
     "quantize_model": ".integrations.models",
+    "watch_function": ".semantics.probe",
 }
 __all__ = [
     "CalibrationCache",
@@ -35,13 +42,17 @@ __all__ = [
     "EncodedTensor",
     "Formatbook",
     "Plan",
+    "Request",
     "SeDialectConfig",
     "SeDialectError",
     "SeDialectLinear",
+    "Seen",
     "TokenLayout",
     "calibrate",
     "encode",
+    "fit_formatbook",
     "quantize_model",
+    "watch_function",
 ]
 
 

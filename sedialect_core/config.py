@@ -64,7 +64,7 @@ class SeDialectConfig:
 
     Args:
         precision: of the layers in the transformer blocks: "w4a4" (the method), "w4a8" (E4M3 activations) or "w4a16"
-            (weights only). DESIGN 2.6.
+            (weights only); docs/quality.md compares them.
         block_size: 16 (4.5 bits a weight) or 32 (4.25 bits).
         formatbook: a built-in book's name or a file that `Formatbook.save` wrote.
         candidates: which dialects an activation block chooses from: "max", those of its maximum; "all", every one.
@@ -73,13 +73,13 @@ class SeDialectConfig:
         layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
         rotation: rotate weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0: do
             not. With calibration, only the layers that it brings nearer to 16 bit.
-        salient_ratio: the part of the video tokens, 0..1, whose residual is encoded as well (DESIGN 2.4), and with them all
-            text tokens; 0: none.
+        salient_ratio: the part of the video tokens, 0..1, whose residual is encoded as well (docs/semantics.md), and with
+            them all text tokens; 0: none.
         salient_by: which tokens those are: of the largest "norm" or encoding "error" of the layer's input; those that
             received most "attention" when the block was last profiled, or the highest single one, "peak-attention"; of the
             largest error times received attention, "attention-error"; or, for comparison, "random" ones.
         salient_layers: "feed_forward", where a second term brings most for what it costs (docs/quality.md), or "all".
-        semantic: let tokens that belong together share what `semantic_sharing` says (DESIGN 2.5).
+        semantic: let tokens that belong together share what `semantic_sharing` says (docs/semantics.md).
         semantic_window: frames, rows and columns around an anchor whose tokens may join it.
         semantic_spacing: frames, rows and columns from one anchor to the next; zeros: as the window, so that none overlap.
         semantic_quantile: a member's attention from the anchor lies at or above this quantile of the window's, 0..1.

@@ -212,7 +212,7 @@ def test_what_cannot_be_encoded_is_refused_with_its_value(x, arguments, message)
 
 
 def test_operands_need_no_more_than_e4m3():
-    """The promise behind FP8 matrix products (DESIGN 2.3): times 2^4, every operand survives the cast."""
+    """The promise behind FP8 matrix products (docs/format.md): times 2^4, every operand survives the cast."""
     x = torch.randn(64, 256, generator=torch.Generator().manual_seed(7)) * torch.logspace(-6, 3, 256)
     for candidates in ("max", "all"):
         operand, _ = reference.quantize_rows(x, Formatbook.builtin().tables(), 16, candidates)

@@ -1,4 +1,4 @@
-"""Attention, windows, groups and sub-formatbooks against brute-force readings of DESIGN 2.4 and 2.5."""
+"""Attention, windows, groups and sub-formatbooks against brute-force readings of docs/semantics.md."""
 
 import itertools
 import weakref

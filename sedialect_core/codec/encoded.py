@@ -1,4 +1,4 @@
-"""`encode` and what it returns (DESIGN 2.2, 2.4)."""
+"""`encode` and what it returns (docs/format.md)."""
 
 import math
 from dataclasses import dataclass, replace
@@ -111,7 +111,7 @@ def all_finite(x: torch.Tensor) -> bool:
 
 
 def encode_residual(x: torch.Tensor, encoded: EncodedTensor, candidates: Candidates | None = None) -> EncodedTensor:
-    """Encode what an encoding lost: x - Q(x), one more row each with its own scale and dialects (DESIGN 2.4).
+    """Encode what an encoding lost: x - Q(x), one more row each with its own scale and dialects (docs/format.md).
 
     Args:
         x: [..., K], the rows that `encoded` was made from.

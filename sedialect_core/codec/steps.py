@@ -25,7 +25,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BlockSteps:
-    """One block of B numbers on its way through DESIGN 2.2. Magnitudes are in half-units."""
+    """One block of B numbers on its way through the encoding of docs/format.md. Magnitudes are in half-units."""
 
     values: tuple[float, ...]
     scale: float

@@ -1,4 +1,4 @@
-"""Dialects and formatbooks (DESIGN 2.1). Pure values: no tensor is made until a table is asked for.
+"""Dialects and formatbooks (docs/format.md). Pure values: no tensor is made until a table is asked for.
 
 A *dialect* is a 4-bit number format: a sign and one of 8 ascending magnitudes, counted in *half-units* (integers 0..15;
 one half-unit is 0.5 in the papers). A *formatbook* has 8 maxima (15 down to 8), each with the same number of *shapes*
@@ -133,7 +133,7 @@ class Formatbook:
         return hashlib.sha256(json.dumps(numbers, separators=(",", ":")).encode()).hexdigest()
 
     def tables(self, device: "torch.device | str" = "cpu") -> "DialectTables":
-        """The lookup tables of DESIGN 2.2 on `device`; made once for each book and device."""
+        """The lookup tables of docs/format.md on `device`; made once for each book and device."""
         return _tables(self.digest, str(device), self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Which tokens matter and which belong together: attention, saliency, groups, when to look (DESIGN 2.4, 2.5)."""
+"""Which tokens matter and which belong together: attention, saliency, groups, when to look (docs/semantics.md)."""

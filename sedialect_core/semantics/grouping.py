@@ -1,4 +1,4 @@
-"""Groups of tokens that attend to each other and are nearly equal (DESIGN 2.5), for the video tokens of a grid."""
+"""Groups of tokens that attend to each other and are nearly equal (docs/semantics.md), for the video tokens of a grid."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Which tokens are worth a second term (DESIGN 2.4): scores that need nothing but the layer's own input, and the choice."""
+"""Which tokens are worth a second term (docs/semantics.md): scores from the layer's own input alone, and the choice."""
 
 import math
 from dataclasses import dataclass

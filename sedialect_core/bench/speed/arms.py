@@ -80,7 +80,7 @@ class Readers(nn.Module):
 
 
 class FixedRows:
-    """A layer's guide for timing: always the same share of the rows is salient, evenly spread (DESIGN 2.4).
+    """A layer's guide for timing: always the same share of the rows is salient, evenly spread (docs/semantics.md).
 
     What it costs to find salient tokens is not in it.
     """
