@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 BEGIN, END = "<!-- messages -->", "<!-- end -->"
-ROOMS = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli")
+ROOMS = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli", "training")
 # Functions and tables whose strings become messages somewhere else. A raise that forwards a variable is answered here.
 TEXTS = {"REFUSED", "CHECKS", "explain_memory", "fp8_shape_refusal", "_refusals", "_explain", "_explain_status"}
 TEXTS |= {"_quantized", "_compiled", "_hooked", "_commonest_reason", "_none_of_ours"}
