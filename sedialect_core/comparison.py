@@ -16,8 +16,9 @@ from .atomic import staging
 from .bench.metrics import Fidelity, fidelity
 from .config import SeDialectConfig
 from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
+from .progress import Watch, following
 from .report import megabytes
-from .sampling import Request, Sample, Watch, sample
+from .sampling import Request, Sample, computed_in, sample
 from .video import Frames, side_by_side, write_mp4, write_still
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Comparison:
     quantized: Sample
     report: PipelineReport
     fidelity: Fidelity
+    computed: dict[str, str]
+    """The dtypes, and why: `sampling.computed_in`."""
 
     @property
     def weight_bits(self) -> float:
@@ -58,6 +61,7 @@ class Comparison:
             ("activations, effective bits", "16", f"{self.activation_bits:.2f}"),
             ("transformer memory, MB", megabytes(before), megabytes(after)),
             ("seconds a step", f"{self.original.seconds_per_step:.2f}", f"{self.quantized.seconds_per_step:.2f}"),
+            ("computed in", self.computed["dtype"], self.computed["dtype"]),
             ("PSNR to 16 bit, dB", "", f"{self.fidelity.psnr:.1f}"),
             ("SSIM to 16 bit", "", f"{self.fidelity.ssim:.3f}"),
         ]
@@ -74,6 +78,7 @@ class Comparison:
             "seconds_per_step": [self.original.seconds_per_step, self.quantized.seconds_per_step],
             "psnr_db": self.fidelity.psnr,
             "ssim": self.fidelity.ssim,
+            **self.computed,
             "runs_on": [model.implementation for model in self.report.models],
             **environment(),
         }
@@ -98,14 +103,16 @@ def compare(
         restore: leave the pipeline as it was, also after an error; its 16-bit layers wait in CPU memory meanwhile.
         calibration: of this pipeline, by which weights are encoded.
     """
-    models = denoisers(pipe)
-    follow = watch or Watch()
-    original = sample(pipe, models, request, "16 bit", watch)
-    follow.on_stage(QUANTIZING)
-    with quantized_pipeline(pipe, config, restore, progress=watch is None, calibration=calibration) as report:
-        quantized = sample(pipe, models, request, config.precision, watch)
-    follow.on_stage(MEASURING)
-    return Comparison(request, config, original, quantized, report, fidelity(quantized.frames, original.frames))
+    models, computed = denoisers(pipe), computed_in(pipe)
+    with following(watch) as follow:
+        original = sample(pipe, models, request, "16 bit", follow)
+        follow.on_stage(QUANTIZING)
+        with quantized_pipeline(pipe, config, restore, progress=follow, calibration=calibration) as report:
+            quantized = sample(pipe, models, request, config.precision, follow)
+        follow.on_stage(MEASURING)
+        follow.on_phase(MEASURING)
+        found = fidelity(quantized.frames, original.frames)
+    return Comparison(request, config, original, quantized, report, found, computed)
 
 
 @contextmanager
@@ -113,7 +120,7 @@ def quantized_pipeline(
     pipe: Any,
     config: SeDialectConfig,
     restore: bool,
-    progress: bool = True,
+    progress: bool | Watch = True,
     calibration: "CalibrationCache | None" = None,
 ) -> Iterator[PipelineReport]:
     """The pipeline quantized in place, and its report; `restore` puts the 16-bit layers back when the block ends."""

@@ -16,7 +16,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
-from tqdm import tqdm
 
 from .atomic import replacing, write_text
 from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
@@ -24,6 +23,7 @@ from .checkpoint import RECORD, SCALE, Record, Stored, check_contents, layer_sha
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .plan import LayerPlan, Plan, make_plan
+from .progress import shown_bar
 from .source import WEIGHTS, Component
 
 DTYPES = ("bfloat16", "float16", "float32")
@@ -211,7 +211,7 @@ class _Task:
         batch: dict[str, torch.Tensor] = {}
         total = sum(_elements(stored) for stored in self.source.values())
         start = total - sum(_elements(self.source[key]) for key in todo)
-        with tqdm(total=total, initial=start, desc=f"Quantizing {self.where}", unit="w", unit_scale=True) as bar:
+        with shown_bar(f"Quantizing {self.where}", total, "w", initial=start) as bar:
             for key in todo:
                 batch |= self._encoded(key)
                 bar.update(_elements(self.source[key]))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from . import hub
 from .codec import encode
@@ -14,6 +13,7 @@ from .config import SeDialectConfig
 from .errors import InputError, first_line
 from .formatbook import Formatbook
 from .plan import make_plan
+from .progress import shown_bar
 
 GAUSSIAN_SHAPE = (64, 4096)
 
@@ -37,10 +37,12 @@ def use_by_model(book: Formatbook, source: str, block_size: int = 16) -> list[in
     counts = [0] * len(book.dialects)
     for model in _transformers(source):
         plan = make_plan(model, SeDialectConfig(block_size=block_size))
-        for layer in tqdm(plan.quantized, desc=f"Encoding {plan.model}", unit="layer"):
-            linear = model.get_submodule(layer.name)
-            chosen = _count(linear.weight.detach(), book, layer.block_size or block_size, f"{layer.name}.weight")
-            counts = [before + new for before, new in zip(counts, chosen, strict=True)]
+        with shown_bar(f"Encoding {plan.model}", len(plan.quantized), "layer") as bar:
+            for layer in plan.quantized:
+                linear = model.get_submodule(layer.name)
+                chosen = _count(linear.weight.detach(), book, layer.block_size or block_size, f"{layer.name}.weight")
+                counts = [before + new for before, new in zip(counts, chosen, strict=True)]
+                bar.update()
     return counts
 
 

@@ -8,6 +8,7 @@ import torch
 from ..kernels.dispatch import implementation
 from .codec import encode
 from .comparison import package_version
+from .compute_dtype import choose_dtype
 from .formatbook import Formatbook, builtin_names
 from .linear import SeDialectLinear
 
@@ -26,7 +27,13 @@ def examine() -> tuple[list[tuple[str, str]], bool]:
         verdict, passed = self_test(device)
         name, reason = implementation(device)  # after the test: kernels that fail say so then
         sound &= passed
-        rows += [(device, describe(device)), ("  path", f"{name}: {reason}"), ("  self-test", verdict)]
+        computes = str(choose_dtype(device))
+        rows += [
+            (device, describe(device)),
+            ("  path", f"{name}: {reason}"),
+            ("  dtype", computes),
+            ("  self-test", verdict),
+        ]
     return rows, sound
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..kernels.dispatch import refusals
 from .calibrated import Calibration, WeightEncoder, groups_of
@@ -16,6 +15,7 @@ from .formatbook.matching import find_book
 from .inspection import TokenLayout
 from .linear import SeDialectLinear
 from .plan import LayerPlan, Plan, make_plan
+from .progress import Watch, following
 
 ENCODING_BYTES = (
     16  # of free GPU memory an element, before a weight is sent there to be encoded: float32 copies fit, and more
@@ -27,7 +27,7 @@ def quantize_layers(
     config: SeDialectConfig | None = None,
     token_layout: TokenLayout | None = None,
     *,
-    progress: bool = False,
+    progress: bool | Watch = False,
     keep: Callable[[str, nn.Linear], None] | None = None,
     calibration: Calibration | None = None,
     device: torch.device | str | None = None,
@@ -35,6 +35,7 @@ def quantize_layers(
     """Plan, and rewrite the layers in place, one in memory at a time; `sedialect.quantize_model` is the public face.
 
     Args:
+        progress: show a progress bar, or tell a watch how many weights are done.
         keep: called with each name and original layer before it is let go.
         calibration: what the layers read, by which weights are encoded; the plan that is returned says where.
         device: where weights are encoded, one at a time; they come back to where they lay. None: where they lie; from the
@@ -48,13 +49,8 @@ def quantize_layers(
     _check_weights(module, plan)
     book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
     plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
-    with tqdm(
-        total=sum(layer.weights for layer in plan.quantized),
-        desc=f"Quantizing {plan.model}",
-        unit="w",
-        unit_scale=True,
-        disable=not progress,
-    ) as bar:
+    with following(progress if isinstance(progress, Watch) else None, bool(progress)) as watch:
+        watch.on_phase(f"Quantizing {plan.model}", sum(layer.weights for layer in plan.quantized), "w")
         done: dict[str, LayerPlan] = {}
         encoder = WeightEncoder(book, plan.config.candidates, calibration)
 
@@ -81,7 +77,7 @@ def quantize_layers(
                 set_submodule(module, layer.name, new)
                 del linear
                 done[layer.name] = layer
-                bar.update(layer.weights)
+                watch.on_count(sum(layer.weights for layer in done.values()))
     return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers))
 
 

@@ -12,8 +12,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .compute_dtype import DtypeChoice
 from .errors import InputError, SeDialectError, first_line
+from .integrations.denoisers import denoisers
+from .progress import Watch as Watch
+from .progress import following
 from .video import Frames, to_bytes
+
+# In bfloat16 these lose detail, so diffusers' documents load them in float32 beside a bfloat16 transformer.
+FLOAT32_AUTOENCODERS = ("AutoencoderKLWan",)
+CHOICE = "_sedialect_dtype"  # on a pipeline that was loaded here
 
 
 @dataclass(frozen=True)
@@ -44,19 +52,6 @@ class Request:
         return {"prompt": self.prompt, "num_inference_steps": self.steps, **given}
 
 
-class Watch:
-    """Follows a run while it is made. This one does nothing; what a method raises stops the run and reaches the caller."""
-
-    def on_stage(self, label: str) -> None:
-        """A part of the run begins."""
-
-    def on_forward(self) -> None:
-        """A transformer is about to be called: at least once a step, and the finest place to stop at."""
-
-    def on_step(self, step: int, latents: torch.Tensor) -> None:
-        """The sampler has made its step number `step`, from 1, with these latents. Not every pipeline tells its steps."""
-
-
 @dataclass(frozen=True)
 class Sample:
     """A generated video [T, H, W, 3] and the seconds that the transformers took for one step."""
@@ -74,11 +69,11 @@ def sample(pipe: Any, models: dict[str, nn.Module], request: Request, label: str
     Raises:
         InputError: the pipeline refuses the request's size or arguments.
     """
-    if watch is not None:
-        watch.on_stage(label)
-    with _timed(models, watch) as seconds:
-        frames = generate(pipe, request, label, progress=watch is None, watch=watch).frames[0]
-    return Sample(to_bytes(frames), sum(seconds) / request.steps)
+    with following(watch) as follow:
+        follow.on_stage(label)
+        with _timed(models, follow) as seconds:
+            frames = generate(pipe, request, label, watch=follow).frames[0]
+        return Sample(to_bytes(frames), sum(seconds) / request.steps)
 
 
 def generate(
@@ -92,7 +87,7 @@ def generate(
     """What the pipeline returns for a request; `output_type="latent"` leaves the decoding out.
 
     Args:
-        watch: is told the steps, where the pipeline tells them.
+        watch: is told what the pipeline is at, and its steps where it tells them; a progress bar where it is None.
 
     Raises:
         InputError: the pipeline refuses the request's size or arguments.
@@ -102,20 +97,66 @@ def generate(
     unknown = sorted(arguments.keys() - known)
     if unknown:
         raise InputError(f"{type(pipe).__name__} takes no {', '.join(unknown)}; leave it out")
-    pipe.set_progress_bar_config(desc=label, disable=not progress)
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    if watch is not None and "callback_on_step_end" in known:
-        arguments["callback_on_step_end"] = _step_callback(watch)
+    with following(watch, progress) as follow:
+        tells = "callback_on_step_end" in known
+        pipe.set_progress_bar_config(desc=label, disable=tells or watch is not None or not progress)
+        if tells:
+            arguments["callback_on_step_end"] = _step_callback(follow)
+        try:
+            with _phases(pipe, label, request.steps if tells else None, follow):
+                return pipe(**arguments, generator=generator, output_type=output_type)
+        except SeDialectError:  # also a ValueError; it says what it means already
+            raise
+        except ValueError as error:
+            raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
+
+
+@contextmanager
+def _phases(pipe: Any, label: str, steps: int | None, watch: Watch) -> Iterator[None]:
+    """Tell, while the block calls the pipeline, when it encodes the prompt, samples and decodes."""
+    sampling = False
+
+    def begin(*_: object) -> None:
+        nonlocal sampling
+        if not sampling:
+            sampling = True
+            watch.on_phase(label, steps)
+
+    watch.on_phase(f"{label}: encoding the prompt")
+    handles = [model.register_forward_pre_hook(begin) for model in denoisers(pipe).values()]
     try:
-        return pipe(**arguments, generator=generator, output_type=output_type)
-    except SeDialectError:  # also a ValueError; it says what it means already
-        raise
-    except ValueError as error:
-        raise InputError(f"{type(pipe).__name__} refuses this request: {first_line(error)}") from error
+        with _told_of_decoding(getattr(pipe, "vae", None), lambda: watch.on_phase(f"{label}: decoding")):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def load_pipeline(model: str | Path, dtype: torch.dtype, device: str) -> Any:
-    """A diffusers pipeline from a folder or from the Hub, on `device`.
+@contextmanager
+def _told_of_decoding(vae: Any, tell: Callable[[], None]) -> Iterator[None]:
+    """`tell` is called before `vae.decode`, which is no forward that a hook would see."""
+    if not hasattr(vae, "decode"):
+        yield
+        return
+    own, decode = vars(vae).get("decode"), vae.decode
+
+    def telling(*args: Any, **kwargs: Any) -> Any:
+        tell()
+        return decode(*args, **kwargs)
+
+    vae.decode = telling
+    try:
+        yield
+    finally:
+        if own is None:
+            del vae.decode
+        else:
+            vae.decode = own
+
+
+def load_pipeline(model: str | Path, dtype: DtypeChoice | torch.dtype, device: str) -> Any:
+    """A diffusers pipeline from a folder or from the Hub, on `device`; some autoencoders in float32 whatever the dtype.
 
     Raises:
         InputError: there is no such pipeline, or it cannot be loaded.
@@ -127,10 +168,34 @@ def load_pipeline(model: str | Path, dtype: torch.dtype, device: str) -> Any:
         from diffusers import DiffusionPipeline
     except ImportError:
         raise InputError("pipelines need diffusers; install it: pip install 'sedialect[demo]'") from None
+    choice = dtype if isinstance(dtype, DtypeChoice) else DtypeChoice(dtype, "asked for")
     try:
-        return DiffusionPipeline.from_pretrained(str(model), dtype=dtype).to(device)
+        autoencoder = DiffusionPipeline.load_config(str(model)).get("vae") or (None, None)
+        wanted: Any = choice.dtype
+        if autoencoder[1] in FLOAT32_AUTOENCODERS:
+            wanted = {"default": choice.dtype, "vae": torch.float32}
+        pipe = DiffusionPipeline.from_pretrained(str(model), torch_dtype=wanted).to(device)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"cannot load the pipeline {str(model)!r}: {first_line(error)}") from error
+    setattr(pipe, CHOICE, choice)
+    return pipe
+
+
+def computed_in(pipe: Any) -> dict[str, str]:
+    """The dtypes that a pipeline computes in, for results: `dtype`, `dtype_reason`, and `vae_dtype` where it has one."""
+    choice = getattr(pipe, CHOICE, None)
+    transformer, vae = next(iter(denoisers(pipe).values())), getattr(pipe, "vae", None)
+    dtype = str(transformer.dtype).removeprefix("torch.")
+    reason = choice.reason if isinstance(choice, DtypeChoice) and choice.name == dtype else "as the pipeline was given"
+    found = {"dtype": dtype, "dtype_reason": reason}
+    return found if vae is None else {**found, "vae_dtype": str(vae.dtype).removeprefix("torch.")}
+
+
+def in_words(computed: dict[str, str]) -> str:
+    """What `computed_in` gives, as a line for people."""
+    vae = computed.get("vae_dtype", computed["dtype"])
+    other = "" if vae == computed["dtype"] else f"; the autoencoder in {vae}"
+    return f"{computed['dtype']} ({computed['dtype_reason']}){other}"
 
 
 def pick_device(name: str) -> str:
@@ -159,14 +224,13 @@ def _step_callback(watch: Watch) -> Callable[..., dict[str, Any]]:
 
 
 @contextmanager
-def _timed(models: dict[str, nn.Module], watch: Watch | None = None) -> Iterator[list[float]]:
+def _timed(models: dict[str, nn.Module], watch: Watch) -> Iterator[list[float]]:
     """Seconds of every forward of the models while the block runs; `watch` is told before each."""
     seconds: list[float] = []
     started: list[float] = []
 
     def begin(*_: object) -> None:
-        if watch is not None:
-            watch.on_forward()
+        watch.on_forward()
         started.append(_now())
 
     def end(*_: object) -> None:

@@ -45,7 +45,14 @@ LEVELS = [
     ["sedialect_core/codec"],
     ["sedialect_core/formatbook", "sedialect_core/drawing.py"],
     # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
-    ["sedialect_core/config.py", "sedialect_core/atomic.py", "sedialect_core/hub.py", "sedialect_core/wan_keys.py"],
+    [
+        "sedialect_core/config.py",
+        "sedialect_core/atomic.py",
+        "sedialect_core/hub.py",
+        "sedialect_core/wan_keys.py",
+        "sedialect_core/compute_dtype.py",
+        "sedialect_core/progress.py",
+    ],
     ["sedialect_core/errors.py"],
     ["kernels"],
 ]

@@ -27,7 +27,8 @@ class Settings:
     port: int = 7860
     share: bool = False
     device: str = "auto"
-    dtype: str = "bfloat16"
+    dtype: str | None = None
+    """None leaves it to a measurement of the device: `compute_dtype`."""
     calibration: str | None = None
     """The folder of one of this model, as `sedialect quantize --calibrate` leaves it."""
     offer: tuple[tuple[str, Any], ...] = ()
@@ -132,13 +133,12 @@ def make_service(settings: Settings) -> "Service":
     return Service(Studio(load, offer.waiting), offer, Results(), bundled, name, calibration)
 
 
-def _loader(model: str, dtype: str, device: str) -> Callable[[], Any]:
+def _loader(model: str, dtype: str | None, device: str) -> Callable[[], Any]:
     def load() -> Any:
-        import torch
-
+        from ..sedialect_core.compute_dtype import choose_dtype
         from ..sedialect_core.sampling import load_pipeline
 
-        return load_pipeline(model, getattr(torch, dtype), device)
+        return load_pipeline(model, choose_dtype(device, dtype), device)
 
     return load
 

@@ -85,7 +85,8 @@ class Endpoints:
                 if isinstance(news, Finished):
                     yield news.numbers, [str(path) for path in news.files]
                 else:
-                    yield {"stage": news.stage, "step": news.step, "steps": news.steps}, None
+                    told = {"stage": news.stage, "phase": news.phase, "step": news.step, "steps": news.steps}
+                    yield {**told, "seconds": round(news.seconds)}, None
         except SeDialectError as error:
             raise gr.Error(str(error)) from error
         except (Stopped, gr.Error):

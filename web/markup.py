@@ -12,10 +12,12 @@ def message(text: str, kind: str = "note") -> str:
 
 
 def progress(state: Progress, stages: Sequence[str]) -> str:
-    """Where a run stands: its stages, a bar, the seconds that are left, and a preview of each video."""
+    """Where a run stands: its stages, a bar, the seconds that it takes and that are left, and a preview of each video."""
     total = max(1, state.steps)
     share = 100 * state.step / total
     left = "" if state.seconds_left is None else f"about {state.seconds_left:.0f} s left"
+    left = left or (f"{state.seconds:.0f} s" if state.seconds else "")
+    doing = f"<span>{escape(state.phase)}</span>" if state.phase else ""
     step = f"step {state.step} of {state.steps}" if state.step else ""
     bar = (
         f'<div class="sd-bar" role="progressbar" aria-label="{escape(state.stage)}" aria-valuemin="0"'
@@ -23,7 +25,7 @@ def progress(state: Progress, stages: Sequence[str]) -> str:
     )
     line = (
         f'<div class="sd-line"><strong aria-live="polite">{escape(state.stage)}</strong>'
-        f"<span>{step}</span><span>{left}</span></div>"
+        f"{doing}<span>{step}</span><span>{left}</span></div>"
     )
     return f'<div class="sd-progress">{line}{bar}<div class="sd-previews">{_previews(state, stages)}</div></div>'
 

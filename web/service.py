@@ -20,7 +20,7 @@ from ..sedialect_core.dialect_trace import Trace, tracing
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.integrations.pipelines import denoisers
-from ..sedialect_core.sampling import Request, sample
+from ..sedialect_core.sampling import Request, computed_in, sample
 from ..sedialect_core.video import Frames
 from .heat import png
 from .limits import Offer, checked_config, checked_request
@@ -123,6 +123,7 @@ class Service:
         def work(pipe: Any, run: Run[Finished]) -> Finished:
             found = self._calibration(pipe, run) if calibrated else None
             comparison = compare(pipe, request, config, watch=run, restore=True, calibration=found)
+            run.on_stage("writing")
             return self._write(session, comparison, self._notes(pipe, request), calibrated)
 
         yield from self._follow(session, COMPARE, work, steps=request.steps, stages=2)
@@ -156,7 +157,7 @@ class Service:
             models = denoisers(pipe)
             found = self._calibration(pipe, run) if finished.calibrated else None
             run.on_stage(QUANTIZING)
-            quantized = quantized_pipeline(pipe, config, True, progress=False, calibration=found)
+            quantized = quantized_pipeline(pipe, config, True, progress=run, calibration=found)
             with quantized, tracing(models, request.steps) as trace:
                 frames = sample(pipe, models, request, config.precision, run).frames
             shapes = Formatbook.resolve(config.formatbook).shapes
@@ -183,7 +184,13 @@ class Service:
             device = str(pipe.device)
             changes = {"steps": QUICK_STEPS}
             job = quality.bundled_job(
-                QUICK_PAIRS, changes, metrics="velocity", forced_steps=QUICK_STEPS, batch=QUICK_PAIRS, device=device
+                QUICK_PAIRS,
+                changes,
+                metrics="velocity",
+                forced_steps=QUICK_STEPS,
+                batch=QUICK_PAIRS,
+                device=device,
+                dtype=computed_in(pipe)["dtype"],
             )
             run.on_stage(f"measuring {len(arms)} arms")
             with tempfile.TemporaryDirectory() as scratch, counted(denoisers(pipe), run, steps):

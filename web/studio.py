@@ -18,7 +18,7 @@ from ..sedialect_core.errors import InputError, ModelError, SeDialectError
 from ..sedialect_core.integrations.pipelines import denoisers
 from ..sedialect_core.plan import make_plan
 from ..sedialect_core.preview import CleanLatents, LatentPreview
-from ..sedialect_core.sampling import Watch
+from ..sedialect_core.progress import Watch, beating
 from ..sedialect_core.video import Frames
 
 LOG = logging.getLogger(__name__)
@@ -36,9 +36,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `previews` holds a picture, as a data URI, for each stage that has shown one."""
+    """Where a run stands. `previews` holds a picture, as a data URI, for each stage that has shown one.
+
+    `phase` is what is done within the stage, and `seconds` how long the stage or the phase has taken, by the last beat.
+    """
 
     stage: str = WAITING
+    phase: str = ""
+    seconds: float = 0.0
     step: int = 0
     steps: int = 0
     seconds_left: float | None = None
@@ -63,7 +68,8 @@ class Run(Watch, Generic[Result]):
         self._changed = threading.Condition()
         self._version, self._begun, self._ended = 0, False, False
         self._stop = threading.Event()
-        self._started = self._stage_started = time.monotonic()
+        self._started = self._stage_started = self._phase_started = time.monotonic()
+        self._label, self._total = "", 0  # of the phase
         self._holding = False  # the time in line is nobody's fault
         self._sampled = 0
         self._preview: LatentPreview | None = None
@@ -97,14 +103,29 @@ class Run(Watch, Generic[Result]):
             if ended:
                 return
             if not begun:
-                yield replace(progress, stage=place_in_line(self._ahead()))
+                seconds = time.monotonic() - self._started
+                yield replace(progress, stage=place_in_line(self._ahead()), seconds=seconds)
             elif news:
                 yield progress
 
     def on_stage(self, label: str) -> None:
         self._check()
         self._stage_started, self._clean = time.monotonic(), None
-        self._tell(replace(self.progress, stage=label, step=0, seconds_left=None))
+        self._begin(stage=label, phase="", step=0, seconds_left=None)
+
+    def on_phase(self, label: str, total: int | None = None, unit: str = "it") -> None:
+        self._check()
+        self._label, self._total = label, total or 0
+        self._begin(phase="" if label == self.progress.stage else label)
+
+    def on_count(self, done: int) -> None:
+        self._check()
+        self._tell(replace(self.progress, phase=f"{self._label}: {done / max(done, self._total, 1):.0%}"))
+
+    def on_beat(self) -> None:
+        with self._changed:
+            if not self._ended:
+                self._tell(replace(self.progress, seconds=time.monotonic() - self._phase_started))
 
     def on_forward(self) -> None:
         self._check()
@@ -129,7 +150,7 @@ class Run(Watch, Generic[Result]):
                 return
             self._begun = True
         try:
-            with studio.pipeline(self._check) as pipe:
+            with beating(self.on_beat), studio.pipeline(self._check) as pipe:
                 self._started, self._holding = time.monotonic(), True
                 self._preview, self._scheduler = studio.preview, getattr(pipe, "scheduler", None)
                 self.result = work(pipe, self)
@@ -158,6 +179,10 @@ class Run(Watch, Generic[Result]):
         clean = self._clean.after_step(step, latents)
         frames = None if clean is None else self._preview.frames(clean)
         return {self.progress.stage: "" if frames is None else moving_picture(frames)}
+
+    def _begin(self, **changes: Any) -> None:
+        self._phase_started = time.monotonic()
+        self._tell(replace(self.progress, seconds=0.0, **changes))
 
     def _tell(self, progress: Progress) -> None:
         with self._changed:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..config import SeDialectConfig
 from ..errors import InputError
@@ -17,6 +16,7 @@ from ..formatbook.fitting import RESTARTS, Fitted, fit_book
 from ..formatbook.matching import weights_digest
 from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
+from ..progress import shown_bar
 from ..sampling import Request, generate
 from .capture import WEIGHT_ROWS, Target, add_activation, add_weight, targets_of, watching
 from .fingerprint import fingerprint_of
@@ -164,11 +164,14 @@ class _Run:
             generate(self.pipe, request, f"{label} {number}/{len(requests)}", "latent", self.progress)
 
     def _bar(self, targets: list[Target], label: str) -> Iterable[Target]:
-        return tqdm(targets, desc=label, disable=not self.progress)
+        with shown_bar(label, len(targets), disable=not self.progress) as bar:
+            for target in targets:
+                yield target
+                bar.update()
 
 
 def _fit(samples: list[BlockSample], start: Formatbook, name: str, seed: int, restarts: int, progress: bool) -> Fitted:
-    with tqdm(total=len(MAXIMA), desc="Fitting", unit="maximum", disable=not progress) as bar:
+    with shown_bar("Fitting", len(MAXIMA), "maximum", disable=not progress) as bar:
         return fit_book(
             samples,
             start,

@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..calibrated import InputStatistics, groups_of, plain_name
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..plan import LinearTypes, make_plan
-from ..sampling import Watch
+from ..progress import Watch, shown_bar
 from .cache import CalibrationCache, Input, load_statistics, save_statistics
 from .capture import Steps, Target, spread_rows, watching
 
@@ -83,7 +82,7 @@ def gather(
     _check_room(cache)
     limit = _free_bytes(place) * USED if memory is None else memory * 1e9
     passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
-    with tqdm(total=len(passes) * len(run.prompts), desc="Calibrating", unit="prompt", disable=not progress) as bar:
+    with shown_bar("Calibrating", len(passes) * len(run.prompts), "prompt", disable=not progress) as bar:
         for inputs in passes:
             _Pass(run, cache, inputs, save_every, watch or Watch()).carry_out(bar)
 
@@ -257,7 +256,9 @@ class _Pass:
         bar.update(done)
         saved = time.monotonic()
         for number, prompt in enumerate(prompts[done:], done + 1):
-            self.watch.on_stage(f"calibrating: prompt {number} of {len(prompts)}")
+            label = f"calibrating: prompt {number} of {len(prompts)}"
+            self.watch.on_stage(label)
+            self.watch.on_phase(label)
             self._watch(prompt, number)
             bar.update()
             if number < len(prompts) and time.monotonic() - saved >= self.save_every:

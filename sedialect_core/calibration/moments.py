@@ -11,7 +11,8 @@ from ..config import SeDialectConfig
 from ..errors import InputError
 from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
-from ..sampling import Request, Watch, generate
+from ..progress import Watch
+from ..sampling import Request, generate
 from .cache import RESOLUTION, CalibrationCache
 from .fingerprint import fingerprint_of
 from .gathering import SAVE_EVERY, Run, gather, inputs_of
@@ -69,7 +70,10 @@ def calibrate(
 
 
 def calibration_of(
-    pipe: Any, given: CalibrationCache | str | Path | Sequence[str | Request], config: SeDialectConfig, progress: bool = True
+    pipe: Any,
+    given: CalibrationCache | str | Path | Sequence[str | Request],
+    config: SeDialectConfig,
+    progress: bool | Watch = True,
 ) -> CalibrationCache:
     """The calibration that `enable_sedialect(calibration=...)` asks for: made now, or one that there is.
 
@@ -80,7 +84,8 @@ def calibration_of(
     if isinstance(given, Path) or (isinstance(given, str) and given != SELF):
         given = CalibrationCache.load(given)
     if not isinstance(given, CalibrationCache):
-        return calibrate(pipe, given, config=config, progress=progress)
+        watch = progress if isinstance(progress, Watch) else None
+        return calibrate(pipe, given, config=config, progress=progress is True, watch=watch)
     models = denoisers(pipe)
     given.check_models(models)
     for name in models:

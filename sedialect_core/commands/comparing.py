@@ -38,7 +38,6 @@ def add_to(commands: Any) -> None:
     for option in ("--height", "--width", "--num-frames"):
         compare.add_argument(option, type=int)
     compare.add_argument("--fps", type=int, default=16)
-    compare.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the plain arm")
     _add_sampling(compare)
     compare.set_defaults(run=run_compare)
 
@@ -56,6 +55,12 @@ def add_config(command: argparse.ArgumentParser) -> None:
         "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run in more bits"
     )
     command.add_argument("--protected-precision", help=", ".join(PROTECTIONS))
+
+
+def add_dtype(command: argparse.ArgumentParser, what: str) -> None:
+    """The option that names the dtype to compute in; None leaves it to `choose_dtype`."""
+    told = f"{what}; by default bfloat16, and float32 on CPUs where a short measurement finds bfloat16 slower"
+    command.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help=told)
 
 
 def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
@@ -76,18 +81,18 @@ def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
 
 def run_demo(parsed: argparse.Namespace) -> int:
     """Compare with the bundled model."""
+    config = _started(parsed)
     from .. import demo
+    from ..compute_dtype import choose_dtype
     from ..sampling import load_pipeline, pick_device
 
-    config = config_of(parsed)
     settings = demo.defaults()
     prompt = settings["prompt"] if parsed.prompt is None else parsed.prompt
     request = demo.request(prompt, settings["seed"] if parsed.seed is None else parsed.seed, parsed.steps)
 
     def load() -> Any:
-        import torch
-
-        pipe = load_pipeline(demo.MODEL, torch.bfloat16, pick_device(parsed.device))
+        device = pick_device(parsed.device)
+        pipe = load_pipeline(demo.MODEL, choose_dtype(device, parsed.dtype), device)
         unknown = demo.unknown_words(request.prompt, pipe.tokenizer)
         if unknown:
             print(f"note: the bundled model does not know: {', '.join(unknown)}", file=sys.stderr)
@@ -98,9 +103,10 @@ def run_demo(parsed: argparse.Namespace) -> int:
 
 def run_compare(parsed: argparse.Namespace) -> int:
     """Compare with a pipeline of the user's."""
+    config = _started(parsed)
+    from ..compute_dtype import choose_dtype
     from ..sampling import Request, load_pipeline, pick_device
 
-    config = config_of(parsed)
     optional = ("negative_prompt", "guidance_scale", "height", "width", "num_frames")
     request = Request(
         prompt=parsed.prompt,
@@ -110,11 +116,18 @@ def run_compare(parsed: argparse.Namespace) -> int:
     )
 
     def load() -> Any:
-        import torch
-
-        return load_pipeline(parsed.model, getattr(torch, parsed.dtype), pick_device(parsed.device))
+        device = pick_device(parsed.device)
+        return load_pipeline(parsed.model, choose_dtype(device, parsed.dtype), device)
 
     return _run(parsed, load, request, config, parsed.fps)
+
+
+def _started(parsed: argparse.Namespace) -> SeDialectConfig:
+    """The settings; importing torch, which reading them needs, takes seconds on a cold disk."""
+    from ..progress import shown_bar
+
+    with shown_bar("starting"):
+        return config_of(parsed)
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
@@ -122,18 +135,27 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=int, help="sampling steps")
     add_config(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
+    add_dtype(command, "of the 16-bit video")
     command.add_argument("--output", type=Path, default=Path("sedialect-demo"), help="folder for videos and numbers")
 
 
 def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request", config: SeDialectConfig, fps: int) -> int:
     from ..comparison import check_writable, compare, write_comparison
+    from ..progress import Console
+    from ..sampling import computed_in, in_words
     from ..video import check_codec
 
     check_codec()
     check_writable(parsed.output)
     print(f"prompt: {request.prompt} (seed {request.seed}, {request.steps} steps)", file=sys.stderr)
-    comparison = compare(load(), request, config)
-    paths = write_comparison(comparison, parsed.output, fps)
+    with Console() as watch:
+        watch.on_phase("loading the model")
+        pipe = load()
+        watch.close()
+        print(f"computing in {in_words(computed_in(pipe))}", file=sys.stderr)
+        comparison = compare(pipe, request, config, watch=watch)
+        watch.on_phase("writing")
+        paths = write_comparison(comparison, parsed.output, fps)
     print(comparison.table())
     print("written:", *paths, sep="\n  ")
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from .comparing import add_dtype
 
 if TYPE_CHECKING:
     from ..sampling import Request
@@ -36,22 +37,22 @@ def add_to(actions: Any) -> None:
     fit.add_argument("--guidance-scale", type=float)
     for option in ("--height", "--width", "--num-frames"):
         fit.add_argument(option, type=int)
-    fit.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    add_dtype(fit, "that is computed in")
     fit.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     fit.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Fit, save, keep for "auto", and push where asked. What can be wrong is found out before sampling."""
-    import torch
-
     from .. import demo
     from ..calibration import fit_formatbook
     from ..comparison import check_writable, environment
+    from ..compute_dtype import choose_dtype
     from ..config import SeDialectConfig
     from ..formatbook import Formatbook
     from ..formatbook.matching import remember
-    from ..sampling import load_pipeline, pick_device
+    from ..progress import shown_bar
+    from ..sampling import computed_in, load_pipeline, pick_device
 
     if parsed.model == SYNTHETIC:
         return run_synthetic(parsed)
@@ -59,7 +60,9 @@ def run(parsed: argparse.Namespace) -> int:
     requests = requests_of(parsed)
     check_writable(parsed.output)
     source = demo.MODEL if parsed.model == BUNDLED else parsed.model
-    pipe = load_pipeline(source, getattr(torch, parsed.dtype), pick_device(parsed.device))
+    device = pick_device(parsed.device)
+    with shown_bar("loading the model"):
+        pipe = load_pipeline(source, choose_dtype(device, parsed.dtype), device)
     book, report = fit_formatbook(
         pipe,
         requests,
@@ -71,7 +74,7 @@ def run(parsed: argparse.Namespace) -> int:
         seed=parsed.seed,
     )
     book.save_pretrained(parsed.output)
-    _write_report(parsed.output, {**report.to_dict(), **environment()})
+    _write_report(parsed.output, {**report.to_dict(), **computed_in(pipe), **environment()})
     kept = remember(book)
     print(report.table())
     print(f"written: {parsed.output}\nkept for formatbook='auto': {', '.join(map(str, kept))}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import measuring_speed
+from .comparing import add_dtype
 
 if TYPE_CHECKING:
     from ..bench.quality import Job
@@ -134,6 +135,7 @@ def _add_quality(bench: Any) -> None:
     quality.add_argument("--forced-steps", type=int, help="at how many steps the velocity is measured; at all unless told")
     quality.add_argument("--batch", type=int, help="videos at a time; 16 on a GPU, 4 on a CPU")
     quality.add_argument("--device", default="auto")
+    add_dtype(quality, "of the pipeline")
     quality.add_argument("--model", help="a diffusers pipeline's folder or name on the Hub; the bundled model unless told")
     quality.add_argument("--prompts", type=Path, help="with --model: JSON as demo/prompts.json is, or one prompt a line")
     quality.add_argument("--steps", type=int, help="sampling steps")
@@ -185,6 +187,7 @@ def _job_of(parsed: argparse.Namespace) -> "Job":
         "forced_steps": parsed.forced_steps or (QUICK_STEPS if parsed.quick else None),
         "batch": (16 if device.startswith("cuda") else 4) if parsed.batch is None else parsed.batch,
         "device": device,
+        "dtype": parsed.dtype,
     }
     pairs = (QUICK_PAIRS if parsed.quick else 64) if parsed.pairs is None else parsed.pairs
     names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt", "steps")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..calibration.cache import CalibrationCache
     from ..config import SeDialectConfig
 
+STORED = "bfloat16"
 ROTATION = 64  # channels, unless told otherwise
 SIZES = ("height", "width", "num_frames")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -29,7 +30,9 @@ def add_to(commands: Any) -> None:
     quantize.add_argument("--variant", help="of the weights to read, such as fp16")
     add_config(quantize)
     quantize.add_argument(
-        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the other layers"
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of the other layers; bfloat16 by default. --calibrate computes in it, too, if it is given",
     )
     quantize.add_argument("--device", default="auto", help="where weights are encoded: auto, cpu, cuda, cuda:1 …")
     quantize.add_argument("--max-shard-size", default="2GB", help="of one file; a killed run loses at most one")
@@ -72,7 +75,7 @@ def run(parsed: argparse.Namespace) -> int:
         raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")
     table = _read(parsed.quality_table) if parsed.quality_table is not None else None
     size = _bytes(parsed.max_shard_size)
-    job = Job(config, parsed.output, parsed.dtype, pick_device(parsed.device), size)
+    job = Job(config, parsed.output, parsed.dtype or STORED, pick_device(parsed.device), size)
     source = find_source(parsed.model, parsed.component, parsed.variant)
     place = job.staging
     try:
@@ -112,14 +115,18 @@ def _check_calibration(parsed: argparse.Namespace) -> None:
 
 def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "CalibrationCache":
     """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
-    import torch
-
     from ..calibration.moments import calibrate
     from ..calibration.prompts import SELF, requests_of
+    from ..compute_dtype import choose_dtype
+    from ..progress import shown_bar
     from ..sampling import load_pipeline, pick_device
 
     prompts = _lines(parsed.prompts) if parsed.prompts is not None else SELF
-    pipe = load_pipeline(parsed.model, getattr(torch, parsed.dtype), pick_device(parsed.device))
+    device = pick_device(parsed.device)
+    choice = choose_dtype(device, parsed.dtype)
+    with shown_bar("loading the model"):
+        pipe = load_pipeline(parsed.model, choice, device)
+    print(f"calibrating in {choice}", file=sys.stderr)
     sizes = {name: getattr(parsed, name) for name in SIZES if getattr(parsed, name) is not None}
     return calibrate(
         pipe,

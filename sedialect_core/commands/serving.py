@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from .comparing import add_dtype
+
 BOUNDS = {
     "max_steps": "sampling steps",
     "max_frames": "frames",
@@ -23,7 +25,7 @@ def add_to(commands: Any) -> None:
     app.add_argument("--port", type=int, default=7860)
     app.add_argument("--share", action="store_true", help="a public address through Gradio's servers")
     app.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
-    app.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the plain arm")
+    add_dtype(app, "of the 16-bit video")
     app.add_argument(
         "--calibration", metavar="DIR", help="of this model, as quantize --calibrate leaves it: visitors may switch it on"
     )

@@ -10,6 +10,7 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..linear import SeDialectLinear
+from ..progress import Watch
 from ..quantize import quantize_layers, set_submodule
 from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready, check_restorable
@@ -37,7 +38,7 @@ class SeDialectMixin:
         preset: str | None = None,
         calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
         keep_original: bool = False,
-        progress: bool = True,
+        progress: bool | Watch = True,
         **overrides: Any,
     ) -> "SeDialectMixin":
         """Quantize the pipeline's video transformers in place, both of Wan 2.2 included. Returns the pipeline.
@@ -47,6 +48,7 @@ class SeDialectMixin:
             calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
                 prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
             keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
+            progress: show progress bars on stderr, or tell a watch.
 
         Raises:
             ConfigError: an unknown preset, setting or value.
@@ -125,7 +127,7 @@ def _enable(
     model: nn.Module,
     config: SeDialectConfig,
     keep_original: bool,
-    progress: bool,
+    progress: bool | Watch,
     cache: "CalibrationCache | None",
 ) -> None:
     before = model_bytes(model)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ... import demo
 from ...comparison import package_version
+from ...compute_dtype import choose_dtype
 from ...errors import InputError
 from ...sampling import Request
 from . import recognition
@@ -41,6 +42,9 @@ class Job:
     batch: int
     device: str
     fps: int
+    dtype: str
+    """That the pipeline computes in."""
+    dtype_reason: str = "asked for"
 
     @property
     def sampled(self) -> bool:
@@ -60,6 +64,7 @@ class Job:
         """Of everything that decides the numbers, but the arm: versions and the code that computes included."""
         versions = {name: package_version(name) for name in ("torch", "diffusers")}
         data = {"code": source_digest(), "versions": versions, **asdict(self)}
+        del data["dtype_reason"]  # holds times, which differ from run to run
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -132,8 +137,10 @@ def bundled_job(pairs: int, changes: Mapping[str, Any], **settings: Any) -> Job:
     return job_of(str(demo.MODEL), requests, fps=demo.defaults()["fps"], **settings)
 
 
-def job_of(model: str, requests: tuple[Request, ...], *, metrics: str, **settings: Any) -> Job:
-    """A job whose metrics are given as text.
+def job_of(
+    model: str, requests: tuple[Request, ...], *, metrics: str, device: str, dtype: str | None = None, **settings: Any
+) -> Job:
+    """A job whose metrics are given as text, and whose dtype, where none is given, is the one that suits the device.
 
     Raises:
         InputError: a setting is out of range.
@@ -142,4 +149,6 @@ def job_of(model: str, requests: tuple[Request, ...], *, metrics: str, **setting
         value = settings.get(name)
         if value is not None and value < 1:
             raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+    choice = choose_dtype(device, dtype)
+    settings |= {"device": device, "dtype": choice.name, "dtype_reason": choice.reason}
     return Job(model, requests, metrics_of(metrics, requests), **settings)

@@ -153,7 +153,7 @@ def _conditions(job: Job) -> str:
         size += f", guidance {first.guidance_scale:g}"
     looked = "all" if job.forced_steps is None else f"{job.forced_steps} of them"
     pairs = f"{len(job.requests)} pairs of prompt and seed in batches of {job.batch}, {size}; velocity at {looked}"
-    return f"{Path(job.model).name}: {pairs}. {where['device']}; {versions}; {where['date']}."
+    return f"{Path(job.model).name}: {pairs}; {job.dtype}. {where['device']}; {versions}; {where['date']}."
 
 
 def write_results(job: Job, results: Sequence[Result], base: str, folder: Path) -> list[Path]:

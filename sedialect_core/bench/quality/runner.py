@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...atomic import write_text
 from ...calibration.moments import calibrate
+from ...compute_dtype import DtypeChoice
 from ...errors import InputError, first_line
+from ...progress import shown_bar
 from ...sampling import load_pipeline
 from .arms import Arm, EffectiveBits, installed
 from .job import Job
@@ -66,8 +67,8 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: d
     missing = {arm.name: [n for n in range(len(chunks)) if not place(folder, arm, n).is_file()] for arm in arms}
     needed = sorted({number for numbers in missing.values() for number in numbers})
     if needed:
-        pipe = pipe if pipe is not None else load_pipeline(job.model, torch.bfloat16, job.device)
-        with tqdm(total=len(needed) + sum(map(len, missing.values())), unit="batch", smoothing=0.1) as bar:
+        pipe = pipe if pipe is not None else _loaded(job)
+        with shown_bar("16 bit", len(needed) + sum(map(len, missing.values())), "batch") as bar:
             references = {}
             for number in needed:
                 bar.set_description("16 bit")
@@ -89,6 +90,11 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: d
                     failed[arm.name] = f"{type(error).__name__}: {first_line(error)}"
     whole = [arm for arm in arms if failed is None or arm.name not in failed]
     return [_result(arm, [place(folder, arm, number) for number in range(len(chunks))]) for arm in whole]
+
+
+def _loaded(job: Job) -> Any:
+    with shown_bar("loading the model"):
+        return load_pipeline(job.model, DtypeChoice(getattr(torch, job.dtype), job.dtype_reason), job.device)
 
 
 def place(folder: Path, arm: Arm, number: int) -> Path:
