@@ -72,4 +72,5 @@ class SeDialectCalibrate(io.ComfyNode):
         """Sample, prompt by prompt; a cancelled run goes on where it was saved."""
         sampling = comfy_calibration.Sampling(positive, negative, latent_image, seed, steps, cfg, every)
         folder = Path(folder_paths.get_output_directory()) / FOLDER
-        return io.NodeOutput(comfy_calibration.calibrate(model, sampling, folder, Progress()))
+        with Progress("calibrating") as progress:
+            return io.NodeOutput(comfy_calibration.calibrate(model, sampling, folder, progress))

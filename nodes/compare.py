@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.video import Frames, write_mp4
+from .progress import Progress
 from .series import series
 from .sockets import CATEGORY
 
@@ -60,14 +61,16 @@ class SeDialectCompare(io.ComfyNode):
         """Write, measure, and tell the player."""
         reference, video = _frames(left), _frames(right)
         _check(reference, video)
-        payload = {
-            "left": _written(reference, fps, f"{filename_prefix}_left"),
-            "right": _written(video, fps, f"{filename_prefix}_right"),
-            "labels": [left_label, right_label],
-            "fps": fps,
-            "frames": len(reference),
-            "series": series(_planes(video), _planes(reference)),
-        }
+        with Progress("writing") as progress:
+            payload = {
+                "left": _written(reference, fps, f"{filename_prefix}_left"),
+                "right": _written(video, fps, f"{filename_prefix}_right"),
+                "labels": [left_label, right_label],
+                "fps": fps,
+                "frames": len(reference),
+            }
+            progress.on_phase("measuring")
+            payload["series"] = series(_planes(video), _planes(reference))
         return io.NodeOutput(ui={UI_KEY: [payload]})
 
 

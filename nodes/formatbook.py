@@ -80,7 +80,11 @@ class SeDialectFormatbook(io.ComfyNode):
     def execute(cls, book: str, repository: str = "", model: Any = None, block_size: str = "16") -> io.NodeOutput:
         """Find or fit it."""
         size = int(block_size)
-        found = _fitted(model, size) if book == FIT else _chosen(book, repository.strip())
+        if book == FIT:
+            found = _fitted(model, size)
+        else:
+            with Progress("loading the formatbook"):
+                found = _chosen(book, repository.strip())
         use = Use(use_by_gaussian_blocks(found, size), f"Gaussian blocks of {size}")
         return io.NodeOutput(found, chart(found, use), ui=ui.PreviewText(table(found, use)))
 
@@ -96,4 +100,5 @@ def _chosen(book: str, repository: str) -> Formatbook:
 def _fitted(model: Any, block_size: int) -> Formatbook:
     if model is None:
         raise FormatbookError("fitting needs weights to fit to; connect a 16-bit MODEL to this node")
-    return comfy_model.fit(model, block_size, Progress())
+    with Progress("fitting") as progress:
+        return comfy_model.fit(model, block_size, progress)

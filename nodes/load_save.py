@@ -81,13 +81,16 @@ class SeDialectLoad(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> io.NodeOutput:
         """Load it; `tokens` change what it does with its tokens."""
-        if file == FROM_HUB:
-            folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
-            wanted = (repository.strip(), revision.strip() or None)
-            path = str(download_model(*wanted, folder, Progress(), comfy_model.interruptible))
-        else:
-            path = folder_paths.get_full_path_or_raise(FOLDER, file)
-        return io.NodeOutput(load_model(path, tokens))
+        with Progress("loading") as progress:
+            if file == FROM_HUB:
+                folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
+                wanted = (repository.strip(), revision.strip() or None)
+                progress.on_phase("downloading")
+                path = str(download_model(*wanted, folder, progress, comfy_model.interruptible))
+                progress.on_phase("loading")
+            else:
+                path = folder_paths.get_full_path_or_raise(FOLDER, file)
+            return io.NodeOutput(load_model(path, tokens))
 
 
 def load_model(path: str, tokens: Mapping[str, Any], disable_dynamic: bool = False) -> Any:
@@ -141,10 +144,11 @@ class SeDialectSave(io.ComfyNode):
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
         _check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
         path = Path(folder) / f"{name}_{counter:05}_"
-        if names == NAMES[0]:
-            path = write_file(path.with_name(f"{path.name}.safetensors"), checkpoint)
-        else:
-            path = write_folder(path, checkpoint, known.plan.config)
+        with Progress("writing"):
+            if names == NAMES[0]:
+                path = write_file(path.with_name(f"{path.name}.safetensors"), checkpoint)
+            else:
+                path = write_folder(path, checkpoint, known.plan.config)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved {path}"))
 
 

@@ -52,4 +52,5 @@ class SeDialectQuantize(io.ComfyNode):
     ) -> io.NodeOutput:
         """Quantize layer by layer; the run may be cancelled between two of them."""
         config = config_from(preset, settings, skip)
-        return io.NodeOutput(comfy_model.quantize(model, config, formatbook, Progress(), calibration))
+        with Progress("quantizing") as progress:
+            return io.NodeOutput(comfy_model.quantize(model, config, formatbook, progress, calibration))

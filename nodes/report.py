@@ -8,6 +8,7 @@ from ..sedialect_core.dialect_chart import Use
 from ..sedialect_core.errors import ModelError
 from . import comfy_model
 from .pictures import chart, saliency
+from .progress import Progress
 from .sockets import CATEGORY
 
 
@@ -46,8 +47,9 @@ class SeDialectReport(io.ComfyNode):
         known = comfy_model.quantized(model)
         if known is None:
             raise ModelError("this MODEL is not quantized by SeDialect; connect SeDialect Quantize or SeDialect Load")
-        seen = comfy_model.run_seen(model, known)
-        text = "\n".join([str(comfy_model.report(model, known)), *seen.notes])
-        use = Use(comfy_model.dialect_use(model, known), f"the weights of this {known.plan.model}")
-        pictures = (chart(known.record.formatbook, use), saliency(seen.values, seen.says))
+        with Progress("reading the model"):
+            seen = comfy_model.run_seen(model, known)
+            text = "\n".join([str(comfy_model.report(model, known)), *seen.notes])
+            use = Use(comfy_model.dialect_use(model, known), f"the weights of this {known.plan.model}")
+            pictures = (chart(known.record.formatbook, use), saliency(seen.values, seen.says))
         return io.NodeOutput(text, *pictures, ui=ui.PreviewText(text))

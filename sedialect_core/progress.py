@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 BEAT = 1.0  # seconds between two signs of life on a screen
-LINE_BEAT = 2.0  # and where each is a line, as in a log file
+LINE_BEAT = 1.5  # and where each is a line, as in a log file
 WITHOUT_END = "{desc}: {elapsed}"  # of a bar whose length nobody knows
 
 

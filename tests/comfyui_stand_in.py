@@ -99,6 +99,9 @@ def modules(base: Any) -> dict[str, ModuleType]:
     model = ModuleType("sedialect.nodes.comfy_model")  # the one import that needs ComfyUI itself
     model.quantized = lambda patcher: getattr(patcher, "known", None)
     calibration = ModuleType("sedialect.nodes.comfy_calibration")
+    text = ModuleType("sedialect.nodes.comfy_text")
+    text.shown = []  # what a node's line has said
+    text.show = text.shown.append
     return {
         "comfy_api": api,
         "comfy_api.latest": latest,
@@ -106,6 +109,7 @@ def modules(base: Any) -> dict[str, ModuleType]:
         "comfyui_version": version,
         "sedialect.nodes.comfy_model": model,
         "sedialect.nodes.comfy_calibration": calibration,
+        "sedialect.nodes.comfy_text": text,
     }
 
 
@@ -128,6 +132,6 @@ def forget() -> None:
     for name in NODE_FILES:
         sys.modules.pop(f"sedialect.nodes.{name}", None)
     package = sys.modules.get("sedialect.nodes")
-    for name in (*NODE_FILES, "comfy_model", "comfy_calibration"):
+    for name in (*NODE_FILES, "comfy_model", "comfy_calibration", "comfy_text"):
         if package is not None and hasattr(package, name):
             delattr(package, name)

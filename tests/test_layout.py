@@ -26,7 +26,8 @@ LEVELS = [
     ["sedialect_core/calibration"],
     ["sedialect_core/demo"],
     # What is asked of a pipeline, and checked in it, before anything is quantized.
-    ["sedialect_core/sampling.py", "sedialect_core/integrations/checks.py", "sedialect_core/integrations/denoisers.py"],
+    ["sedialect_core/sampling.py"],
+    ["sedialect_core/integrations/checks.py", "sedialect_core/integrations/denoisers.py"],
     [
         "sedialect_core/video.py",
         "sedialect_core/report.py",
