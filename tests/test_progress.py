@@ -157,3 +157,20 @@ def test_a_node_says_what_it_does_and_how_long(tmp_path, monkeypatch):
     assert comfy_text.shown[0] == "loading" and comfy_text.shown[1].startswith("loading: 0 s")
     assert comfy_text.shown[2] == "writing" and not beats()
     forget()
+
+
+def test_the_app_tells_the_phase_how_much_of_it_is_done_and_for_how_long():
+    from sedialect.web import markup
+    from sedialect.web.studio import Run
+
+    run = Run(steps=2, stages=1, seconds=60, ahead=lambda: 0)
+    run.on_stage("w4a4")
+    run.on_phase("w4a4: decoding")
+    run._phase_started -= 7
+    run.on_beat()
+    shown = markup.progress(run.progress, ())
+    assert '<strong aria-live="polite">w4a4</strong><span>w4a4: decoding</span>' in shown and "7 s" in shown
+    run.on_phase("Quantizing Wan", 10)
+    run.on_count(5)
+    assert run.progress.phase == "Quantizing Wan: 50%" and run.progress.seconds == 0
+    run.stop()
