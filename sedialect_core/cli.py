@@ -4,11 +4,11 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from .commands import comparing, examining, formatbooks, measuring, quantizing, serving
+from .commands import comparing, examining, formatbooks, measuring, planning, quantizing, serving
 from .errors import SeDialectError
 
 FAILED = 2
-COMMANDS = (comparing, quantizing, measuring, formatbooks, serving, examining)
+COMMANDS = (comparing, planning, quantizing, measuring, formatbooks, serving, examining)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

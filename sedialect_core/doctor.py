@@ -11,6 +11,7 @@ from .comparison import package_version
 from .compute_dtype import choose_dtype
 from .formatbook import Formatbook, builtin_names
 from .linear import SeDialectLinear
+from .report import quality_advice
 
 LIBRARIES = "sedialect torch triton diffusers transformers accelerate peft safetensors huggingface-hub av"
 # Relative squared errors of a Gaussian weight: what the reference gives (tests hold it), with room for the draw.
@@ -34,6 +35,8 @@ def examine() -> tuple[list[tuple[str, str]], bool]:
             ("  dtype", computes),
             ("  self-test", verdict),
         ]
+        if advice := quality_advice(device):
+            rows.append(("  advice", advice))
     return rows, sound
 
 

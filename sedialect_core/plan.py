@@ -8,13 +8,12 @@ from typing import Any
 
 from torch import nn
 
+from .codec import ROW_SCALE_BITS, effective_bits
 from .config import SeDialectConfig
 from .errors import ModelError
 from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
 from .semantics.decisions import attention_modules, check_layout, decide, is_guided
 
-ROW_SCALE_BITS = 32
-META_BITS = 8
 ROTATED_ROLES = ("attention", "feed_forward")  # modulation sees one row a sample
 LinearTypes = tuple[type[nn.Module], ...]
 ROLE_REASONS = {
@@ -78,7 +77,18 @@ class LayerPlan:
         """Effective bits a weight: codes, meta and row scale; `original_bits` where the layer is left alone."""
         if self.block_size is None:
             return original_bits
-        return 4 + META_BITS / self.block_size + ROW_SCALE_BITS / self.in_features
+        return effective_bits("weight", self.block_size, self.in_features)
+
+    def terms(self, salient_ratio: float) -> float:
+        """How many terms a row of its input has, on average."""
+        return {"": 1.0, "text": 2.0}.get(self.salient, 1 + salient_ratio)
+
+    def activation_bits(self, salient_ratio: float) -> float:
+        """Effective bits of the layer's input; in 8 bit, too, a row has a scale. Tokens with a second term count twice; where
+        video and text are joined, the text, which has one too, is not counted."""
+        if self.precision == "w4a4" and self.block_size is not None:
+            return self.terms(salient_ratio) * effective_bits("activation", self.block_size, self.in_features)
+        return 8 + ROW_SCALE_BITS / self.in_features if self.precision == "w4a8" else 16.0
 
 
 @dataclass(frozen=True)
@@ -141,8 +151,13 @@ class Plan:
     @property
     def weight_bits(self) -> float:
         """Effective bits a weight, over the quantized layers."""
-        total = sum(layer.weights for layer in self.quantized)
-        return sum(layer.weight_bits(16) * layer.weights for layer in self.quantized) / total
+        return _mean([(layer.weight_bits(16), layer.weights) for layer in self.quantized])
+
+    @property
+    def activation_bits(self) -> float:
+        """Effective bits of what the quantized layers read. Modulation sees one row a sample, and is not counted beside others."""
+        layers = [layer for layer in self.quantized if layer.role != "modulation"] or list(self.quantized)
+        return _mean([(layer.activation_bits(self.config.salient_ratio), layer.in_features) for layer in layers])
 
 
 def make_plan(
@@ -269,3 +284,8 @@ def _commonest_reason(layers: tuple[LayerPlan, ...]) -> str:
     counts: Mapping[str, int] = {layer.reason: sum(other.reason == layer.reason for other in layers) for layer in layers}
     reason = max(counts, key=lambda key: counts[key])
     return f"{counts[reason]} of {len(layers)} linears are left alone for: {reason}"
+
+
+def _mean(pairs: list[tuple[float, int]]) -> float:
+    """Mean of the first entries, weighted by the second."""
+    return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)

@@ -43,7 +43,7 @@ def find_source(model: str, component: str | None = None, variant: str | None = 
     Raises:
         InputError: there is no such model, or its weights are no safetensors files.
     """
-    place = _Place(model)
+    place = Place(model)
     index = place.json("model_index.json")
     if index is None:
         if component is not None:
@@ -59,15 +59,19 @@ def find_source(model: str, component: str | None = None, variant: str | None = 
     return Source(components, index.get("_class_name"), place.text("README.md"))
 
 
-class _Place:
-    """A folder or repository; asks for a file, and says where it lies."""
+class Place:
+    """A folder or repository; asks for a file, and says where it lies.
 
-    def __init__(self, model: str) -> None:
+    Raises:
+        InputError: `model` is neither; the message ends with `or_else`.
+    """
+
+    def __init__(self, model: str, or_else: str = "") -> None:
         self.model = model
         self.folder = Path(model) if Path(model).is_dir() else None
         self.commit: str | None = None
         if self.folder is None and (Path(model).exists() or not hub.is_repo_id(model)):
-            raise InputError(f"{model!r} is neither a folder nor the name of a repository on the Hub")
+            raise InputError(f"{model!r} is neither a folder nor the name of a repository on the Hub{or_else}")
 
     def find(self, *names: str) -> Path:
         """The first of these files that is there.
@@ -115,7 +119,7 @@ class _Place:
         return data
 
 
-def _component(place: _Place, name: str, variant: str | None) -> Component:
+def _component(place: Place, name: str, variant: str | None) -> Component:
     prefix = f"{name}/" if name else ""
     config = place.json(f"{prefix}config.json")
     if config is None:

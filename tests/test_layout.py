@@ -14,7 +14,8 @@ LEVELS = [
     ["sedialect_core/commands"],
     ["web"],
     ["sedialect_core/doctor.py", "sedialect_core/bench/quality"],
-    ["sedialect_core/comparison.py"],
+    ["sedialect_core/footprint.py"],
+    ["sedialect_core/comparison.py", "sedialect_core/outline.py"],
     ["sedialect_core/conversion.py"],
     [
         "sedialect_core/preview.py",
@@ -31,6 +32,7 @@ LEVELS = [
     [
         "sedialect_core/video.py",
         "sedialect_core/report.py",
+        "sedialect_core/working_memory.py",
         "sedialect_core/dialect_use.py",
         "sedialect_core/dialect_trace.py",
         "sedialect_core/dialect_chart.py",

@@ -1,6 +1,15 @@
 """Tensors to codes and back. This room knows blocks and books; it knows no layer and no model."""
 
 from .compensated import encode_compensated
-from .encoded import DTYPES, EncodedTensor, all_finite, encode, encode_residual
+from .encoded import DTYPES, ROW_SCALE_BITS, EncodedTensor, all_finite, effective_bits, encode, encode_residual
 
-__all__ = ["DTYPES", "EncodedTensor", "all_finite", "encode", "encode_compensated", "encode_residual"]
+__all__ = [
+    "DTYPES",
+    "ROW_SCALE_BITS",
+    "EncodedTensor",
+    "all_finite",
+    "effective_bits",
+    "encode",
+    "encode_compensated",
+    "encode_residual",
+]

@@ -16,6 +16,7 @@ Candidates = Literal["max", "all"]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DELTA_BITS = {"weight": 3, "activation": 4}
 DIALECT_BITS = 5
+ROW_SCALE_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class EncodedTensor:
 
     @property
     def bits_per_element(self) -> float:
-        """Effective bits: 4, a block's dialect id and offset (5 + 3 bits; activations 5 + 4), a row's float32 scale."""
-        return 4 + (DIALECT_BITS + DELTA_BITS[self.role]) / self.block_size + 32 / self.shape[-1]
+        """As `effective_bits` has them."""
+        return effective_bits(self.role, self.block_size, self.shape[-1])
 
     def to(self, device: torch.device | str) -> "EncodedTensor":
         """The same on another device."""
@@ -55,6 +56,12 @@ class EncodedTensor:
         codes, meta = (part.reshape(rows, part.shape[-1]) for part in (self.codes, self.meta))
         operand = reference.decode_rows(codes, meta, tables)
         return operand.mul_(self.scale.reshape(rows, 1)).view(self.shape).to(dtype)
+
+
+def effective_bits(role: Role, block_size: int, width: int) -> float:
+    """Bits an element of a row of `width`: 4, a block's dialect id and offset (5 + 3 bits; activations 5 + 4), a row's
+    float32 scale. Wherever bits of our format are named, they come from here."""
+    return 4 + (DIALECT_BITS + DELTA_BITS[role]) / block_size + ROW_SCALE_BITS / width
 
 
 def encode(

@@ -1,0 +1,223 @@
+"""`sedialect plan`: what each preset would do to a model, without its weights and without a GPU."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import PRESETS
+from ..errors import InputError
+from .comparing import OPTIONS, add_config, config_of
+
+if TYPE_CHECKING:
+    from ..config import SeDialectConfig
+    from ..footprint import Estimator, Footprint
+
+MARKERS = ("<!-- memory table -->", "<!-- /memory table -->")
+WHOLE = "16 bit"
+COUNTED = (
+    "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through one\n"
+    "forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles (pipe.vae.enable_tiling()).\n"
+    "With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver and the allocator."
+)
+BY_RULE = "Sampling is a rough bound by the widths of the layers: this class cannot be followed without weights."
+
+
+def add_to(commands: Any) -> None:
+    """Add the command."""
+    plan = commands.add_parser("plan", help="layers, bits and memory of each preset, without weights and without a GPU")
+    plan.add_argument("model", nargs="?", help="a short name, a pipeline's or transformer's folder, or its name on the Hub")
+    add_config(plan)
+    plan.set_defaults(preset=None)
+    for option in ("height", "width", "num-frames"):
+        plan.add_argument(f"--{option}", type=int, help="of the video that memory is counted for; the usual one by default")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.add_argument("--table", action="store_true", help="a Markdown table of the public models that are known by name")
+    plan.add_argument("--write", type=Path, metavar="FILE", help=f"with --table: put it between {' and '.join(MARKERS)}")
+    plan.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the plan.
+
+    Raises:
+        InputError: the model or the options make no sense.
+    """
+    if parsed.table != (parsed.model is None):
+        raise InputError("name either a MODEL or --table; short names are in `sedialect plan --table`")
+    if parsed.write is not None and not parsed.table:
+        raise InputError("--write is for the table; add --table in place of a MODEL")
+    if parsed.table:
+        table = memory_table()
+        if parsed.write is None:
+            print(table)
+        else:
+            _write(parsed.write, table)
+        return 0
+    from ..footprint import Estimator
+    from ..outline import outline_of
+
+    settings = _settings(parsed)
+    estimator = Estimator(outline_of(parsed.model), parsed.height, parsed.width, parsed.num_frames)
+    found = [estimator.footprint(label, config) for label, config in settings.items()]
+    print(_json(estimator, found) if parsed.json else _report(estimator, found))
+    return 0
+
+
+def memory_table() -> str:
+    """Memory of the models known by name, 16 bit beside the default preset, as Markdown."""
+    from ..config import SeDialectConfig
+    from ..footprint import Estimator
+    from ..outline import known_models, outline_of
+
+    head = ("model", "video", "transformer, 16 bit", "in 4 bit", "text encoder", "VAE", "sampling, decoding", "peak, 4 bit")
+    rows = [(*head, "text encoder offloaded", "smallest card: 16 bit", "4 bit", "4 bit, offloaded"), ("---",) * 12]
+    for name in known_models():
+        estimator = Estimator(outline_of(name))
+        whole, small = estimator.footprint(WHOLE, None), estimator.footprint("default", SeDialectConfig())
+        rows.append(
+            (
+                f"{estimator.outline.name} (`{name}`)",
+                str(estimator.size),
+                *(f"{count / 1e9:.1f}" for count in (whole.weights("transformer"), small.weights("transformer"))),
+                *(f"{small.weights(role) / 1e9:.1f}" for role in ("text encoder", "VAE")),
+                f"{small.sampling / 1e9:.1f}, {(small.decoding or 0) / 1e9:.1f}",
+                *(f"{count / 1e9:.1f}" for count in (small.everything, small.without_text)),
+                *(_smallest(whole, 0), _smallest(small, 0), _smallest(small, 1)),
+            )
+        )
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n\n" + _table_notes()
+
+
+def _table_notes() -> str:
+    return (
+        "Everything in GB (10^9 bytes), printed by `sedialect plan --table`; another size or preset: `sedialect plan NAME "
+        f"--width … --height … --num-frames … --preset …`. {' '.join(COUNTED.split())} \\* The text encoder alone is too large "
+        "for that card: encode the prompt on the CPU."
+    )
+
+
+def _smallest(footprint: "Footprint", way: int) -> str:
+    from ..footprint import CARDS, FITS_CPU, TOO_LARGE
+
+    for card in CARDS:
+        if (verdict := footprint.fits(card)[way]) != TOO_LARGE:
+            return f"{card} \\*" if verdict == FITS_CPU else str(card)
+    return f"over {CARDS[-1]}"
+
+
+def _settings(parsed: argparse.Namespace) -> dict[str, "SeDialectConfig | None"]:
+    """16 bit to compare with, and the settings asked for: each preset, or the one that is named, with the options given."""
+    settings: dict[str, SeDialectConfig | None] = {WHOLE: None}
+    own = [name for name in OPTIONS if getattr(parsed, name) is not None]
+    for preset in PRESETS if parsed.preset is None else [parsed.preset]:
+        parsed.preset = preset
+        settings[" + ".join([preset, *(f"{name} {getattr(parsed, name)}" for name in own)])] = config_of(parsed)
+    return settings
+
+
+def _products() -> list[tuple[str, str, str]]:
+    """Device, precision, and what would multiply there and why, on this machine."""
+    import torch
+
+    from ...kernels.dispatch import implementation
+
+    devices = [*(f"cuda:{number}" for number in range(torch.cuda.device_count())), "cpu"]
+    found = []
+    for device in devices:
+        ways: dict[str, list[str]] = {}
+        for precision in ("w4a4", "w4a8", "w4a16"):
+            name, reason = implementation(device, precision)
+            ways.setdefault(f"{name}: {reason}", []).append(precision)
+        found += [(device, ", ".join(precisions), way) for way, precisions in ways.items()]
+    return found
+
+
+def _advice() -> str | None:
+    import torch
+
+    from ..report import quality_advice
+
+    found = (quality_advice(f"cuda:{number}") for number in range(torch.cuda.device_count()))
+    return next((advice for advice in found if advice), None)
+
+
+def _json(estimator: "Estimator", found: list["Footprint"]) -> str:
+    size = estimator.size
+    data = {
+        "model": estimator.outline.name,
+        "components": {part.name: {"class": part.class_name, "role": part.role} for part in estimator.outline.parts},
+        "video": {"height": size.height, "width": size.width, "num_frames": size.num_frames},
+        "presets": [footprint.to_dict() for footprint in found],
+        "products": [dict(zip(("device", "precisions", "runs"), row, strict=True)) for row in _products()],
+        "notes": estimator.notes(),
+        "advice": _advice(),
+    }
+    return json.dumps(data, indent=1)
+
+
+def _report(estimator: "Estimator", found: list["Footprint"]) -> str:
+    from ..footprint import CARDS
+
+    lines = [f"{estimator.outline.name}, {estimator.size}", ""]
+    names = [part.name for part in estimator.outline.parts]
+    lines += _aligned(
+        [
+            ("GB", *names, "sampling", "decoding", "peak", "text encoder offloaded"),
+            *((each.label, *(_gigabytes(each.parts[name]) for name in names), *_peaks(each)) for each in found),
+        ]
+    )
+    lines += ["", *_aligned([("", "4 bit", "16 bit", "bits a weight", "an activation"), *_layers(found)])]
+    lines += ["", "fits a card of, GB: everything on it / text encoder offloaded"]
+    lines += _aligned(
+        [
+            ("", *map(str, CARDS)),
+            *((each.label, *(" / ".join(dict.fromkeys(each.fits(card))) for card in CARDS)) for each in found),
+        ]
+    )
+    lines += ["", COUNTED, *([] if all(each.followed for each in found) else [BY_RULE]), *estimator.notes()]
+    lines += ["", "on this machine", *_aligned(_products())]
+    advice = _advice()
+    return "\n".join([*lines, *(["", advice] if advice else [])])
+
+
+def _peaks(footprint: "Footprint") -> tuple[str, ...]:
+    decoding = "-" if footprint.decoding is None else _gigabytes(footprint.decoding)
+    return _gigabytes(footprint.sampling), decoding, _gigabytes(footprint.everything), _gigabytes(footprint.without_text)
+
+
+def _layers(found: list["Footprint"]) -> list[tuple[str, ...]]:
+    rows = []
+    for footprint in found:
+        for name, plan in footprint.plans.items():
+            counts = (str(len(plan.quantized)), str(len(plan.left_alone)))
+            rows.append((f"{footprint.label}: {name}", *counts, f"{plan.weight_bits:.3f}", f"{plan.activation_bits:.3f}"))
+    return rows
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f}" if count >= 1e7 else f"{count / 1e9:.4f}"
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _write(path: Path, table: str) -> None:
+    """Put the table between its markers.
+
+    Raises:
+        InputError: the file cannot be read or written, or has no markers.
+    """
+    from ..atomic import write_text
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    between = re.compile(f"{MARKERS[0]}\n.*?{MARKERS[1]}", re.DOTALL)
+    if between.search(text) is None:
+        raise InputError(f"{path} has no {MARKERS[0]} … {MARKERS[1]}; add both lines where the table belongs")
+    write_text(path, between.sub(lambda _: f"{MARKERS[0]}\n{table}\n{MARKERS[1]}", text))
