@@ -84,8 +84,8 @@ class LayerPlan:
         return {"": 1.0, "text": 2.0}.get(self.salient, 1 + salient_ratio)
 
     def activation_bits(self, salient_ratio: float) -> float:
-        """Effective bits of the layer's input; in 8 bit, too, a row has a scale. Tokens with a second term count twice; where
-        video and text are joined, the text, which has one too, is not counted."""
+        """Effective bits of the layer's input; in 8 bit, too, a row has a scale. Tokens with a second term count twice;
+        where video and text are joined, the text, which has one too, is not counted."""
         if self.precision == "w4a4" and self.block_size is not None:
             return self.terms(salient_ratio) * effective_bits("activation", self.block_size, self.in_features)
         return 8 + ROW_SCALE_BITS / self.in_features if self.precision == "w4a8" else 16.0
@@ -155,7 +155,7 @@ class Plan:
 
     @property
     def activation_bits(self) -> float:
-        """Effective bits of what the quantized layers read. Modulation sees one row a sample, and is not counted beside others."""
+        """Effective bits of what the quantized layers read; modulation, which sees one row a sample, aside."""
         layers = [layer for layer in self.quantized if layer.role != "modulation"] or list(self.quantized)
         return _mean([(layer.activation_bits(self.config.salient_ratio), layer.in_features) for layer in layers])
 

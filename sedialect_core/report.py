@@ -10,8 +10,8 @@ from .config import SeDialectConfig
 from .plan import LayerPlan, Plan
 
 QUALITY_ADVICE = (
-    "this GPU has FP8 units: preset quality (8-bit activations) takes no more time here than 4-bit activations, and is nearer "
-    "to 16 bit"
+    "this GPU has FP8 units: preset quality (8-bit activations) takes no more time here than 4-bit activations, and is "
+    "nearer to 16 bit"
 )
 
 
@@ -88,7 +88,7 @@ def implementations(device: torch.device, plan: Plan) -> str:
 
 
 def quality_advice(device: torch.device | str, config: SeDialectConfig | None = None) -> str | None:
-    """What to say of preset `quality` on this device; None where FP8 products do not run, or `config` takes more bits already."""
+    """What to say of preset `quality` on this device; None without FP8 products, or where `config` has more bits already."""
     device = torch.device(device)
     if device.type != "cuda" or (config is not None and config.precision != "w4a4"):
         return None

@@ -266,8 +266,8 @@ class _Lives(TorchDispatchMode):
 
 
 class _AsOnGpus(TorchFunctionMode):
-    """What differs from meta's ways: attention stores no scores, lengths that depend on data are whole, and quantized linears
-    hold encoded inputs and a decoded weight while they multiply."""
+    """What differs from meta's ways: attention stores no scores, lengths that depend on data are whole, and quantized
+    linears hold encoded inputs and a decoded weight while they multiply."""
 
     def __init__(self, quantized: Mapping[int, LayerPlan], salient_ratio: float) -> None:
         super().__init__()

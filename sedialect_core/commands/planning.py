@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 MARKERS = ("<!-- memory table -->", "<!-- /memory table -->")
 WHOLE = "16 bit"
 COUNTED = (
-    "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through one\n"
-    "forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles (pipe.vae.enable_tiling()).\n"
+    "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through\n"
+    "one forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles (pipe.vae.enable_tiling()).\n"
     "With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver and the allocator."
 )
 BY_RULE = "Sampling is a rough bound by the widths of the layers: this class cannot be followed without weights."
@@ -93,8 +93,8 @@ def memory_table() -> str:
 def _table_notes() -> str:
     return (
         "Everything in GB (10^9 bytes), printed by `sedialect plan --table`; another size or preset: `sedialect plan NAME "
-        f"--width … --height … --num-frames … --preset …`. {' '.join(COUNTED.split())} \\* The text encoder alone is too large "
-        "for that card: encode the prompt on the CPU."
+        f"--width … --height … --num-frames … --preset …`. {' '.join(COUNTED.split())} \\* The text encoder alone is too "
+        "large for that card: encode the prompt on the CPU."
     )
 
 
