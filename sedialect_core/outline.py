@@ -54,7 +54,8 @@ class Outline:
 @cache
 def known_models() -> Mapping[str, Any]:
     """The configurations that come with the package, by short name; `known_models.json` says where each is from."""
-    return _data()["models"]  # type: ignore[no-any-return]
+    models: dict[str, Any] = _data()["models"]
+    return models
 
 
 def outline_of(model: str) -> Outline:
@@ -78,7 +79,10 @@ def outline_of(model: str) -> Outline:
     names = [name for name, entry in index.items() if _is_model(entry)]
     if not any(COMPONENT.fullmatch(name) for name in names):
         raise InputError(f"{model} is a {index.get('_class_name')} without a transformer; sedialect quantizes no UNets")
-    parts = [_part(name, *index[name], _config(place, f"{name}/config.json"), f"{model}/{name}") for name in names]
+    parts = [
+        _part(name, index[name][0], index[name][1], _config(place, f"{name}/config.json"), f"{model}/{name}")
+        for name in names
+    ]
     return Outline(model, tuple(parts))
 
 
@@ -131,7 +135,8 @@ def _exported(library: str, name: str) -> type[nn.Module] | None:
         return None
     module, base = bases[library]
     found = getattr(module, name, None)
-    return found if isinstance(found, type) and issubclass(found, base) else None
+    is_one = isinstance(found, type) and issubclass(found, base) and issubclass(found, nn.Module)
+    return found if is_one else None  # type: ignore[return-value]
 
 
 def _config(place: Place, name: str) -> dict[str, Any]:

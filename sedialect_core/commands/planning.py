@@ -18,8 +18,8 @@ MARKERS = ("<!-- memory table -->", "<!-- /memory table -->")
 WHOLE = "16 bit"
 COUNTED = (
     "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through\n"
-    "one forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles (pipe.vae.enable_tiling()).\n"
-    "With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver and the allocator."
+    "one forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles\n"
+    "(pipe.vae.enable_tiling()). With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver and the allocator."
 )
 BY_RULE = "Sampling is a rough bound by the widths of the layers: this class cannot be followed without weights."
 
@@ -72,7 +72,10 @@ def memory_table() -> str:
     from ..outline import known_models, outline_of
 
     head = ("model", "video", "transformer, 16 bit", "in 4 bit", "text encoder", "VAE", "sampling, decoding", "peak, 4 bit")
-    rows = [(*head, "text encoder offloaded", "smallest card: 16 bit", "4 bit", "4 bit, offloaded"), ("---",) * 12]
+    rows: list[tuple[str, ...]] = [
+        (*head, "text encoder offloaded", "smallest card: 16 bit", "4 bit", "4 bit, offloaded"),
+        ("---",) * 12,
+    ]
     for name in known_models():
         estimator = Estimator(outline_of(name))
         whole, small = estimator.footprint(WHOLE, None), estimator.footprint("default", SeDialectConfig())
@@ -117,14 +120,14 @@ def _settings(parsed: argparse.Namespace) -> dict[str, "SeDialectConfig | None"]
     return settings
 
 
-def _products() -> list[tuple[str, str, str]]:
+def _products() -> list[tuple[str, ...]]:
     """Device, precision, and what would multiply there and why, on this machine."""
     import torch
 
     from ...kernels.dispatch import implementation
 
     devices = [*(f"cuda:{number}" for number in range(torch.cuda.device_count())), "cpu"]
-    found = []
+    found: list[tuple[str, ...]] = []
     for device in devices:
         ways: dict[str, list[str]] = {}
         for precision in ("w4a4", "w4a8", "w4a16"):
@@ -188,7 +191,7 @@ def _peaks(footprint: "Footprint") -> tuple[str, ...]:
 
 
 def _layers(found: list["Footprint"]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for footprint in found:
         for name, plan in footprint.plans.items():
             counts = (str(len(plan.quantized)), str(len(plan.left_alone)))
