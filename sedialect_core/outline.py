@@ -136,7 +136,7 @@ def _exported(library: str, name: str) -> type[nn.Module] | None:
     module, base = bases[library]
     found = getattr(module, name, None)
     is_one = isinstance(found, type) and issubclass(found, base) and issubclass(found, nn.Module)
-    return found if is_one else None  # type: ignore[return-value]
+    return found if is_one else None
 
 
 def _config(place: Place, name: str) -> dict[str, Any]:

@@ -218,7 +218,7 @@ class _Blocks(nn.ModuleList):
     """Iterates over what it has, whatever the numbers."""
 
     def __iter__(self) -> Iterator[nn.Module]:
-        return iter(self._modules.values())  # type: ignore[arg-type]
+        return iter(self._modules.values())
 
 
 def _by_rule(model: nn.Module, latent: Shape, batch: int) -> int:

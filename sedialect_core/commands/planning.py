@@ -19,7 +19,8 @@ WHOLE = "16 bit"
 COUNTED = (
     "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through\n"
     "one forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles\n"
-    "(pipe.vae.enable_tiling()). With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver and the allocator."
+    "(pipe.vae.enable_tiling()).\n"
+    "With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver and the allocator."
 )
 BY_RULE = "Sampling is a rough bound by the widths of the layers: this class cannot be followed without weights."
 
