@@ -8,9 +8,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from browser import chromium
 from hub_server import Hub
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Workers share the cores; torch reads this when it is loaded.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // workers)))
 
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT and HF_HOME must be set before huggingface_hub is imported"
 _home = tempfile.TemporaryDirectory(prefix="sedialect-hub-")
@@ -27,9 +33,43 @@ for _name in (
 os.environ.update(_HUB.variables())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Parallel workers take whole files, and one takes all tests that share the running app."""
+    for item in items:
+        group = "app" if "served" in getattr(item, "fixturenames", ()) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """The Hub stand-in, empty, and an empty cache; hub_server.py says what it can do."""
     _HUB.reset()
     yield _HUB
     _HUB.reset()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread for torch: models as small as these spend their time waiting for each other's threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Any]:
+    """The app with the bundled model and small videos, for all tests that need one: loading takes as long as many tests."""
+    from app_server import serving
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    with chromium() as started:
+        yield started

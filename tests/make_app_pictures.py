@@ -1,12 +1,10 @@
 """Writes docs/app-*.png, the tabs of the app with its own model: `python tests/make_app_pictures.py`, minutes on a CPU."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from app_server import serving
-from playwright.sync_api import sync_playwright
-from test_app_browser import FLAGS
+from browser import chromium
 
 from sedialect.web.measured import read_quality
 
@@ -39,8 +37,7 @@ def photograph(page: Any, name: str, whole: bool = True) -> None:
 
 def main() -> None:
     """A visitor at a desk goes through all tabs; one with a phone, in the dark, compares."""
-    with serving(steps=20, side=128, frames=33) as served, sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
+    with serving(steps=20, side=128, frames=33) as served, chromium() as browser:
         page = browser.new_page(viewport=DESK)
         page.set_default_timeout(PATIENCE)
         page.goto(served.address)
@@ -60,7 +57,6 @@ def main() -> None:
         compare(page)
         page.evaluate("document.querySelector('#sd-status').scrollIntoView()")
         photograph(page, "phone", whole=False)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from player_pages import FLAGS, served
-from playwright.sync_api import sync_playwright
+from browser import chromium
+from player_pages import served
 
 from sedialect.sedialect_core.comparison import fidelity_by_frame
 
@@ -51,11 +51,10 @@ def options_for(folder: Path) -> dict:
 def main(folder: Path) -> None:
     """Open the player on the folder's videos and photograph it twice."""
     options = options_for(folder)
-    with tempfile.TemporaryDirectory() as place, served(Path(place)) as url, sync_playwright() as play:
+    with tempfile.TemporaryDirectory() as place, served(Path(place)) as url, chromium() as browser:
         for name in ("16-bit.mp4", "quantized.mp4"):
             shutil.copy(folder / name, place)
         Path(place, "page.html").write_text(PAGE, encoding="utf-8")
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         for name, theme, button in (("wipe", "light", "Wipe"), ("difference", "dark", "Difference")):
             page = browser.new_page(viewport={"width": 900, "height": 620})
             page.goto(f"{url}/page.html")
@@ -66,7 +65,6 @@ def main(folder: Path) -> None:
             page.mouse.move(0, 0)
             page.locator(".sedialect-player").screenshot(path=DOCS / f"player-{name}.png")
             page.close()
-        browser.close()
 
 
 if __name__ == "__main__":

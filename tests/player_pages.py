@@ -15,17 +15,6 @@ from sedialect.sedialect_core.video import write_mp4
 ROOT = Path(__file__).parents[1]
 FRAMES, HEIGHT, WIDTH, FPS, BITS, CELL = 33, 96, 160, 24, 6, 10
 LEFT, RIGHT = (40, 70, 200), (200, 60, 40)  # what tells the sides apart
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 SERIES = [
     {"name": "PSNR", "unit": "dB", "values": [30 + frame / 10 for frame in range(FRAMES)]},
     {"name": "SSIM", "unit": "", "values": [None, *[0.9] * (FRAMES - 1)]},

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from app_server import free_port, idle, serving, wait_for
+from app_server import free_port, idle, wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
@@ -34,12 +34,6 @@ from sedialect.web.limits import bundled_offer, checked_config, checked_request 
 from sedialect.web.service import Service  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def served():
-    with serving() as server:
-        yield server
 
 
 @pytest.fixture

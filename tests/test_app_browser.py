@@ -1,7 +1,6 @@
 """The app in a real browser, as visitors see it; the videos are small."""
 
 import json
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,39 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import idle, serving, wait_for
+from app_server import idle, wait_for
+from browser import needed
 
 from sedialect.sedialect_core.config import SeDialectConfig
 
-pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need Playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+needed("gradio", "'sedialect[app]'")
+needed("playwright.sync_api", "playwright")
 LONG = 120_000  # milliseconds; CPUs of test machines are busy
 STATUS = "#sd-status"
-
-
-@pytest.fixture(scope="module")
-def served():
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield started
-        started.close()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from app_server import serving, wait_for
+from app_server import wait_for
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
 from sedialect.sedialect_core.errors import InputError, SeDialectError
@@ -13,12 +13,6 @@ from sedialect.sedialect_core.sampling import Request, sample
 from sedialect.web import results
 from sedialect.web.results import Latest, Results
 from sedialect.web.studio import Stopped, Studio
-
-
-@pytest.fixture(scope="module")
-def served():
-    with serving() as server:
-        yield server
 
 
 def test_a_model_that_fails_to_load_is_told_and_tried_again(served):

@@ -26,15 +26,7 @@ REQUESTS = [
     Request(text, seed=i, steps=3, height=32, width=48, num_frames=5) for i, text in enumerate(("a b", "cd", "efg", "h"))
 ]
 QUIET = {"progress": False, "every": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models as small as these spend their time waiting for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from test_checkpoint import one_thread, same  # noqa: F401  # a fixture
+from test_checkpoint import same
 from tiny_pipelines import build
 
 from sedialect.sedialect_core import calibrated, cli
@@ -13,6 +13,7 @@ from sedialect.sedialect_core.calibration import moments
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

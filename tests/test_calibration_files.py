@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_outputs import outputs
 from quantized_pipelines import lora, quantized
 from safetensors import safe_open
-from test_checkpoint import EXACT, GOLDEN, WEIGHTS, load, outputs, record, rewrite, same
+from test_checkpoint import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 from torch import nn
@@ -21,15 +22,7 @@ from sedialect.sedialect_core.errors import ConfigError, InputError
 
 ROTATED = SeDialectConfig(rotation=16)
 WAN = "WanTransformer3DModel"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models as small as these spend their time waiting for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rotations(model: nn.Module) -> dict[str, int]:

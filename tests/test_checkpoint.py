@@ -11,6 +11,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from model_outputs import outputs, tensors
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_pipelines import layers, lora
@@ -26,30 +27,7 @@ GOLDEN = Path(__file__).parent / "golden" / "v1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WAN = "WanTransformer3DModel"
 EXACT = {"dtype": torch.float32}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models as small as these spend their time waiting for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def tensors(value: object) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-    return [tensor for part in parts for tensor in tensors(part)]
-
-
-def outputs(model: nn.Module, inputs: dict) -> list[torch.Tensor]:
-    """CPU libraries choose their code by where weights begin, and a mapped file begins them anywhere: hence the copies."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
-    with torch.no_grad():
-        return tensors(model(**inputs))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def same(one: nn.Module, two: nn.Module) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from interruptible import start
 from safetensors.torch import load_file, save_file
-from test_checkpoint import WEIGHTS, one_thread, same  # noqa: F401  # a fixture
+from test_checkpoint import WEIGHTS, same
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 
@@ -32,6 +32,7 @@ language: [en]
 ---
 # The original
 """
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from model_outputs import tensors
 from open_sora_models import OPEN_SORA
 from tiny_models import AUDIO, BATCH, GRID, IMAGE, KANDINSKY_TILED_GRID, TEXT, TINY, VARIANTS, WAN_TEXT, volume
 from torch import Tensor, nn
@@ -51,13 +52,6 @@ class Trace:
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-def tensors_of(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else []
-    return [tensor for part in parts for tensor in tensors_of(part)]
-
-
 def run(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """The outputs, and the inputs of every linear by name."""
     calls: dict[str, list[Tensor]] = {}
@@ -70,7 +64,7 @@ def run(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[Tensor], dict[st
 
     handles = [module.register_forward_pre_hook(watch(name)) for name, module in plain_linears(model).items()]
     with torch.no_grad():
-        outputs = tensors_of(model(**inputs))
+        outputs = tensors(model(**inputs))
     for handle in handles:
         handle.remove()
     return outputs, calls

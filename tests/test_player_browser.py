@@ -1,26 +1,15 @@
 """The video comparer in a real browser: what is seen is read back from its pixels."""
 
 import re
-import shutil
 from itertools import pairwise
 
 import pytest
+from browser import needed
 
-pytest.importorskip("av", reason="the test videos are written with PyAV")
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+needed("av", "av")
+needed("playwright.sync_api", "playwright")
 
-from player_pages import FLAGS, FRAMES, SERIES, at, bluish, served, start, write_videos  # noqa: E402  (needs PyAV)
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield chromium
-        chromium.close()
+from player_pages import FRAMES, SERIES, at, bluish, served, start, write_videos  # noqa: E402  (needs PyAV)
 
 
 @pytest.fixture(scope="module")

@@ -1,32 +1,20 @@
 """The logic of the video comparer (web/js), with Node's own test runner."""
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import node
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "tests" / "js").glob("*.test.mjs"))
 
 
-@pytest.fixture(scope="module")
-def node() -> str:
-    """Node 20 or newer."""
-    program = shutil.which("node")
-    if program is None:
-        pytest.skip("no node on this machine")
-    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.removeprefix("v").split(".")[0]) < 20:
-        pytest.skip(f"node {version}; these tests need 20")
-    return program
-
-
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name.removesuffix(".test.mjs"))
-def test_script(node, script):
+def test_script(script):
     done = subprocess.run(
-        [node, "--test", str(script)], capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"}, timeout=120
+        [node(), "--test", str(script)], capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

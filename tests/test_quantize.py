@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from model_outputs import outputs
 from open_sora_models import OPEN_SORA
 from tiny_models import TINY
 from torch import nn
@@ -14,19 +15,6 @@ from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.quantize import quantize_layers
 
 MODELS = {**TINY, **OPEN_SORA}
-
-
-def tensors(value: object) -> list[torch.Tensor]:
-    """All tensors in a nest of mappings and sequences, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else []
-    return [tensor for part in parts for tensor in tensors(part)]
-
-
-def outputs(model: nn.Module, inputs: dict) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return tensors(model(**inputs))
 
 
 @pytest.mark.parametrize("name", MODELS)
