@@ -7,6 +7,7 @@ import comfy_kitchen.tensor as kitchen
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
+from model_outputs import outputs
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -215,10 +216,10 @@ class TestFiles:
         loaded = WanTransformer3DModel.from_pretrained(folder, torch_dtype=torch.float32)
         state = model.state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
-        x = randn(1, 16, 2, 8, 8)
-        inputs = {"timestep": torch.tensor([3]), "encoder_hidden_states": randn(1, 4, 64, seed=1), "return_dict": False}
-        with torch.no_grad():
-            assert torch.equal(loaded(x, **inputs)[0], model(x, **inputs)[0])
+        text, time = randn(1, 4, 64, seed=1), torch.tensor([3])
+        inputs = {"hidden_states": randn(1, 16, 2, 8, 8), "timestep": time, "encoder_hidden_states": text}
+        for one, two in zip(outputs(loaded, inputs), outputs(model, inputs), strict=True):
+            assert torch.equal(one, two)
         found = checkpoints.read_checkpoint(str(folder / "diffusion_pytorch_model.safetensors"), read)
         assert same(found, checkpoint_of(model))
         assert json.loads(found.settings)["transformer"]["num_heads"] == 2

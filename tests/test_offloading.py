@@ -3,7 +3,7 @@
 import accelerate
 import pytest
 import torch
-from quantized_pipelines import layers, quantized
+from quantized_pipelines import close, layers, quantized
 from tiny_pipelines import build, generate
 
 from sedialect.sedialect_core.errors import ModelError
@@ -60,14 +60,20 @@ def offloads():
     ]
 
 
+def unchanged(apply, found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """The same bits. From disk, up to the order of sums: CPU libraries choose code by the address where weights begin, and
+    a mapped file begins them anywhere."""
+    return close(found, wanted) if apply is group_offload_to_disk else torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("apply", offloads())
 def test_offloading_changes_nothing(apply, family, tmp_path):
     pipe, arguments = quantized(family)
     before = generate(pipe, arguments)
     apply(pipe, tmp_path)
-    assert torch.equal(generate(pipe, arguments), before)
-    assert torch.equal(generate(pipe, arguments), before)
+    for _ in range(2):
+        assert unchanged(apply, generate(pipe, arguments), before)
 
 
 def test_sequential_and_disk_offloading_take_the_packed_weights_along(tmp_path):
@@ -114,7 +120,7 @@ def test_disabling_under_offloading_layer_by_layer_is_refused(apply, tmp_path):
     apply(pipe, tmp_path)
     with pytest.raises(ModelError, match="transformer is offloaded .*call disable_sedialect.. before offloading"):
         pipe.disable_sedialect()
-    assert torch.equal(generate(pipe, arguments), before)
+    assert unchanged(apply, generate(pipe, arguments), before)
 
 
 STREAMS = "With streams it needs a GPU, which diffusers checks."
