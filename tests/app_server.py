@@ -9,6 +9,7 @@ from typing import Any
 
 from sedialect.web.app import Served, Settings, serve
 
+PATIENCE = 900.0  # seconds until a test gives up waiting: no measure of anything, a busy machine may need minutes
 SMALL = {"steps": 2, "frames": 5, "side": 64}
 
 
@@ -33,7 +34,7 @@ def serving(**offer: Any) -> Iterator[Served]:
             os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def wait_for(true: Any, what: str, seconds: float = 60) -> None:
+def wait_for(true: Any, what: str, seconds: float = PATIENCE) -> None:
     """Until a function says yes."""
     end = time.monotonic() + seconds
     while not true():

@@ -6,6 +6,8 @@ import subprocess
 from functools import partial
 from typing import Any
 
+PATIENCE = 900.0  # seconds until a test gives up waiting for a process
+
 
 def start(command: list[str], **options: Any) -> subprocess.Popen:
     """Start a command whose errors are piped, with the default reaction to SIGINT."""

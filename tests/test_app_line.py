@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from app_server import wait_for
+from app_server import PATIENCE, wait_for
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
 from sedialect.sedialect_core.errors import InputError, SeDialectError
@@ -37,7 +37,7 @@ def test_a_model_that_fails_to_load_is_told_and_tried_again(served):
 
 
 def run(studio, work, **limits):
-    with studio.run(work, **{"steps": 2, "stages": 1, "seconds": 60, **limits}) as started:
+    with studio.run(work, **{"steps": 2, "stages": 1, "seconds": PATIENCE, **limits}) as started:
         list(started.follow())
     if started.error:
         raise started.error
@@ -69,9 +69,9 @@ def test_runs_never_overlap(studio):
 def test_the_line_tells_the_place_and_has_an_end(served):
     gate, pipe = threading.Event(), served.service.studio._pipe
     studio = Studio(lambda: pipe, waiting=1)
-    settings = {"steps": 1, "stages": 1, "seconds": 60}
+    settings = {"steps": 1, "stages": 1, "seconds": PATIENCE}
     with (
-        studio.run(lambda pipe, watch: gate.wait(30), **settings) as first,
+        studio.run(lambda pipe, watch: gate.wait(PATIENCE), **settings) as first,
         studio.run(lambda pipe, watch: "mine", **settings) as second,
     ):
         wait_for(lambda: studio._lock.locked(), "the first run")
@@ -90,7 +90,7 @@ def test_the_line_tells_the_place_and_has_an_end(served):
 
 def test_leaving_the_page_ends_a_visitor_s_runs(served):
     service, gate = served.service, threading.Event()
-    with service.studio.run(lambda pipe, watch: gate.wait(30), steps=1, stages=1, seconds=60):
+    with service.studio.run(lambda pipe, watch: gate.wait(PATIENCE), steps=1, stages=1, seconds=PATIENCE):
         wait_for(lambda: service.studio._lock.locked(), "the first run")
         jobs = service.compare(
             "someone", {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}, "default", {}, ""
@@ -104,9 +104,9 @@ def test_leaving_the_page_ends_a_visitor_s_runs(served):
 
 def test_a_run_in_line_can_be_stopped_and_one_that_takes_too_long_is(studio):
     gate = threading.Event()
-    with studio.run(lambda pipe, watch: gate.wait(30), steps=1, stages=1, seconds=60):
+    with studio.run(lambda pipe, watch: gate.wait(PATIENCE), steps=1, stages=1, seconds=PATIENCE):
         wait_for(lambda: studio._lock.locked(), "the first run")
-        with studio.run(lambda pipe, watch: pytest.fail("never its turn"), steps=1, stages=1, seconds=60) as second:
+        with studio.run(lambda pipe, watch: pytest.fail("never its turn"), steps=1, stages=1, seconds=PATIENCE) as second:
             second.stop()
             assert list(second.follow()) in ([], [second.progress])
         assert isinstance(second.error, Stopped)

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from interruptible import start
+from interruptible import PATIENCE, start
 from tiny_pipelines import build
 
 from sedialect import SeDialectConfig
@@ -167,11 +167,11 @@ def test_ctrl_c_in_the_middle_leaves_nothing(model, tmp_path):
     command[command.index("--steps") + 1] = "5000"
     process = start(command)
     seen = ""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while "16 bit:   0%" not in seen and "16 bit:   1%" not in seen and time.monotonic() < deadline:
         seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=30)
+    _, rest = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2 and "Traceback" not in rest
     assert rest.strip().splitlines()[-1].startswith("sedialect: interrupted; nothing was written")
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

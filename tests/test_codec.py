@@ -31,7 +31,7 @@ def decoded(codes: np.ndarray) -> np.ndarray:
     return np.stack([codes & 0x0F, codes >> 4], axis=-1).reshape(codes.shape[0], -1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, BLOCK_SIZES, NAMES, st.sampled_from(["max", "all"]))
 def test_activations_are_encoded_as_the_oracle_does(rows, block_size, name, candidates):
     x = torch.from_numpy(rows)
@@ -49,7 +49,7 @@ def test_activations_are_encoded_as_the_oracle_does(rows, block_size, name, cand
         assert values[row].tolist() == oracle.decode_row(expected, BOOKS[name], block_size).tolist()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ROWS, BLOCK_SIZES, NAMES)
 def test_weights_are_encoded_as_the_oracle_does(rows, block_size, name):
     weight = torch.from_numpy(np.clip(rows, -(2.0**40), 2.0**40))
@@ -85,7 +85,7 @@ def test_the_row_scale_of_a_weight_is_the_best_of_those_tried():
         assert float(encoded.scale[row] / base[row]) == min(errors, key=errors.__getitem__)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(ROWS, BLOCK_SIZES)
 def test_residuals_are_encoded_as_the_oracle_does(rows, block_size):
     x = torch.from_numpy(np.clip(rows, -(2.0**20), 2.0**20))

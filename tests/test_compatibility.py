@@ -15,6 +15,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+from interruptible import PATIENCE
 from quantized_pipelines import WEIGHT_ONLY, close, layers, quantized, twin
 from tiny_pipelines import build, generate
 
@@ -254,7 +255,7 @@ def test_two_processes_compute_what_one_does(order, tmp_path):
         subprocess.Popen([*command, str(rank), order, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     pipe, _ = quantized(preset="plain")

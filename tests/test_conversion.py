@@ -13,7 +13,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from interruptible import start
+from interruptible import PATIENCE, start
 from safetensors.torch import load_file, save_file
 from test_checkpoint import WEIGHTS, same
 from tiny_models import TINY
@@ -178,11 +178,11 @@ def test_a_killed_process_leaves_no_output_and_the_next_finishes(tmp_path, how):
     ]
     command += ["--max-shard-size", "40KB"]
     process = start(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + PATIENCE
     while not list((tmp_path / ".out.unfinished").glob("*-00002.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(how)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert not (tmp_path / "out").exists() and "Traceback" not in error
     if how == signal.SIGINT:
         assert process.returncode == 2 and "interrupted; run the command again and it goes on from" in error

@@ -48,14 +48,19 @@ def test_unknown_words_are_found(pipe):
 @pytest.mark.parametrize("number", [0, 5])
 def test_w4a4_differs_from_16_bit_in_detail_only(pipe, number):
     """26 dB are demanded on the mean over eight prompts, which `sedialect bench quality` prints; here two, one by one."""
-    fresh = load_pipeline(demo.MODEL, torch.bfloat16, "cpu")
+    fresh = load_pipeline(demo.MODEL, torch.float32, "cpu")  # bfloat16 takes minutes on many CPUs
     comparison = compare(fresh, demo.request(*demo.evaluation_prompts()[number]), SeDialectConfig())
     assert comparison.fidelity.psnr > 24 and comparison.fidelity.ssim > 0.8
     frames = comparison.original.frames.astype(float)
     assert frames.std() > 20, "there is something to see"
     assert abs(frames[-1] - frames[0]).mean() > 2, "something moves"
     assert any(isinstance(module, SeDialectLinear) for module in fresh.transformer.modules())
-    (model,) = comparison.report.models
+
+
+def test_it_takes_less_than_half_of_16_bit():
+    pipe = load_pipeline(demo.MODEL, torch.bfloat16, "cpu")
+    pipe.enable_sedialect(progress=False)
+    (model,) = pipe.sedialect_report().models
     assert model.bytes_after < 0.45 * model.bytes_before
 
 

@@ -63,7 +63,7 @@ def error(book: Formatbook, x: torch.Tensor, role: str = "activation") -> float:
     return float((encode(x, formatbook=book, role=role).dequantize() - x).square().sum() / x.square().sum())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(COUNTS, st.integers(8, 11))
 def test_the_magnitudes_are_the_best_of_all(counts, maximum):
     histogram = torch.tensor([counts], dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_errors_are_those_of_the_encoders_tables():
     assert torch.equal(fitting.error_rows(BOOK.half_units), build_tables(BOOK.half_units).errors.float())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(COUNTS, min_size=1, max_size=12), st.integers(8, 15), st.integers(0, 9))
 def test_neither_alternating_nor_exchanging_ever_raises_the_error(rows, maximum, seed):
     weights = torch.rand(len(rows), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -158,7 +158,7 @@ def test_autocast_rounds_nothing_that_a_type_was_chosen_for(settings):
 
 
 LARGE_WEIGHT = """
-import pathlib, time, torch
+import pathlib, torch
 from sedialect.sedialect_core.codec import encode
 torch.set_num_threads(2)
 def peak():  # KiB of this process; getrusage would begin with its parent's
@@ -166,13 +166,13 @@ def peak():  # KiB of this process; getrusage would begin with its parent's
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 weight = torch.randn(13824, 5120, dtype=torch.bfloat16)
 encode(weight[:64])
-before, start = peak(), time.process_time()  # what else runs on the machine does not count
+before = peak()
 encode(weight, role="weight")
-print((time.process_time() - start) / 2, (peak() - before) / 2**20)
+print((peak() - before) / 2**20)
 """
 
 
-def test_the_largest_weight_of_wan_encodes_in_a_minute_and_2_gib():
+def test_the_largest_weight_of_wan_encodes_in_2_gib():
     run = subprocess.run([sys.executable, "-P", "-c", LARGE_WEIGHT], capture_output=True, text=True, check=True)
-    seconds, gibibytes = map(float, run.stdout.split())
-    assert seconds < 60 and 0.05 < gibibytes < 2, "below it, this would have measured nothing: the codes alone take 0.04 GiB"
+    gibibytes = float(run.stdout)
+    assert 0.05 < gibibytes < 2, "below it, this would have measured nothing: the codes alone take 0.04 GiB"

@@ -12,7 +12,7 @@ from sedialect.sedialect_core.errors import EncodeError
 CHOICES = st.sampled_from([("activation", "max"), ("activation", "all"), ("weight", "all")])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), CHOICES, st.sampled_from([16, 32]), st.floats(-12, 12))
 def test_the_dialect_shown_is_the_best_of_the_candidates_shown(seed, choice, block_size, exponent):
     role, candidates = choice
