@@ -10,13 +10,20 @@ else
 TORCH ?= torch>=2.6
 endif
 
-.PHONY: demo test test-comfyui lint docs compatibility clean
+# Two workers, each with its share of the cores: see tests/conftest.py. WORKERS= runs the tests in one process.
+WORKERS ?= 2
+PARALLEL := $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadgroup)
+
+.PHONY: demo test test-comfyui system-packages lint docs compatibility clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/sedialect demo $(ARGS)
 
-test: $(VENV)/installed-dev lint
-	$(BIN)/pytest $(ARGS)
+test: system-packages $(VENV)/installed-dev lint
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+system-packages:
+	@.ci/system-packages
 
 # The nodes in a real ComfyUI: make test-comfyui COMFYUI_DIR=... [COMFYUI_PYTHON=...], the latter being the interpreter that
 # ComfyUI and requirements.txt are installed for, with diffusers and transformers, which decode and prompt in these tests.
