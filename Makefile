@@ -12,7 +12,7 @@ endif
 
 # Two workers, each with its share of the cores: see tests/conftest.py. WORKERS= runs the tests in one process.
 WORKERS ?= 2
-PARALLEL := $(if $(WORKERS),--numprocesses $(WORKERS) --dist loadgroup)
+PARALLEL := $(if $(WORKERS),--numprocesses $(WORKERS))
 
 .PHONY: demo test test-comfyui system-packages lint docs compatibility clean
 

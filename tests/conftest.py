@@ -41,11 +41,29 @@ if find_spec("hypothesis"):
     settings.load_profile("any machine")
 
 
+APP = ("test_app", "test_app_browser", "test_app_line")  # they share the running app
+# What takes longest begins first, so that no worker is left with it at the end.
+LONGEST = (*APP, "test_demo", "test_app_measured", "test_watching", "test_bench_quality", "test_compatibility")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Parallel workers take whole files, and one takes all tests that share the running app."""
-    for item in items:
-        group = "app" if "served" in getattr(item, "fixturenames", ()) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Under parallel workers, the longest files first."""
+    if workers:
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Parallel workers take whole files, whose fixtures are then made once, and one of them all files of the app."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.partition("::")[0]).stem
+            return APP[0] if stem in APP else stem
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
 
 
 @pytest.fixture
