@@ -37,9 +37,14 @@ from sedialect.web.service import Service  # noqa: E402
 ROOT = Path(__file__).parents[1]
 
 
+def connect(served, folder):
+    """A program's connection that waits, for an answer comes after a step of the model."""
+    return Client(served.address, verbose=False, download_files=str(folder), httpx_kwargs={"timeout": PATIENCE})
+
+
 @pytest.fixture
 def client(served, tmp_path):
-    connected = Client(served.address, verbose=False, download_files=str(tmp_path))
+    connected = connect(served, tmp_path)
     yield connected
     connected.close()
 
@@ -141,7 +146,7 @@ def test_what_about_says_of_the_settings_may_be_sent_back(client):
 
 def test_two_visitors_at_once_each_get_their_own(served, tmp_path):
     prompts = ["a red ball moves left", "a small green star moves up"]
-    clients = [Client(served.address, verbose=False, download_files=str(tmp_path / str(n))) for n in range(2)]
+    clients = [connect(served, tmp_path / str(n)) for n in range(2)]
     jobs = [
         client.submit(prompt=prompt, seed=n, api_name="/compare")
         for n, (client, prompt) in enumerate(zip(clients, prompts, strict=True))
@@ -156,26 +161,30 @@ def test_two_visitors_at_once_each_get_their_own(served, tmp_path):
 
 
 def test_cancelling_stops_the_sampling_and_the_next_run_works(client, served):
-    with stopping_at(served, 4) as forwards:
+    with slowed(served) as forwards:
         job = client.submit(prompt="a ball", steps=50, num_frames=33, api_name="/compare")
-        wait_for(lambda: len(forwards) == 4, "sampling")
+        wait_for(lambda: len(forwards) > 3, "sampling")
         job.cancel()
         wait_for(lambda: idle(served), "the end of the run")
-        assert len(forwards) == 4, "of 200"
+        made = len(forwards)
+        assert forwards.count("too late") <= 1 and made < 200
+    with slowed(served, 0) as forwards:
         numbers, _ = client.predict(prompt="a ball", api_name="/compare")
-        assert numbers["request"]["steps"] == 2 and len(forwards) == 4 + 8
+        assert numbers["request"]["steps"] == 2 and len(forwards) == 8
 
 
 @contextmanager
-def stopping_at(served, number):
-    """Counts forwards of the model. In the given one the run waits until it is told to stop, however fast the machine is."""
+def slowed(served, seconds=1.0):
+    """Counts forwards of the model. Each waits until the run is to stop, or that long: no machine is too fast to be stopped.
+
+    One that begins after the wish is "too late": the run's own check, which comes after, ends that one.
+    """
     forwards, studio = [], served.service.studio
 
     def count(*_):
-        forwards.append(1)
-        if len(forwards) == number:
-            run = studio._line[0]
-            wait_for(run._stop.is_set, "the wish to stop")
+        stop = studio._line[0]._stop
+        forwards.append("too late" if stop.is_set() else "")
+        stop.wait(seconds)
 
     handle = studio._pipe.transformer.register_forward_pre_hook(count)
     try:
@@ -211,12 +220,12 @@ def test_calibrated_weights_are_learnt_once_and_are_the_library_s(client, served
 
 
 def test_cancelling_while_the_model_calibrates_leaves_nothing_half_learnt(client, served, small_calibration):
-    with stopping_at(served, 3) as forwards:
+    with slowed(served) as forwards:
         job = client.submit(prompt="a ball", calibrated=True, api_name="/compare")
-        wait_for(lambda: len(forwards) == 3, "sampling")
+        wait_for(lambda: len(forwards) > 2, "sampling")
         job.cancel()
         wait_for(lambda: idle(served), "the end of the run")
-    assert not served.service.learnt and len(forwards) == 3
+    assert not served.service.learnt and forwards.count("too late") <= 1 and len(forwards) < 48
     assert not any(module._forward_pre_hooks for module in served.service.studio._pipe.transformer.modules())
 
 
