@@ -14,7 +14,7 @@ endif
 WORKERS ?= 2
 PARALLEL := $(if $(WORKERS),--numprocesses $(WORKERS))
 
-.PHONY: demo test test-comfyui system-packages lint docs compatibility clean
+.PHONY: demo test test-comfyui system-packages lint compatibility clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/sedialect demo $(ARGS)
@@ -38,10 +38,6 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/sedialect
 	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -m sedialect -p sedialect.kernels -p sedialect.sedialect_core
-
-# The tables of docs/demo.md, measured again; those of docs/quality.md want a GPU: sedialect bench quality --write docs/quality.md
-docs: $(VENV)/installed-demo
-	$(BIN)/sedialect bench quality --pairs 8 --arms '^(FP8 rows|w4a[0-9]+ B=[0-9]+|preset default)$$' --metrics velocity,psnr,ssim --write docs/demo.md
 
 # The table of docs/compatibility.md, from the outcomes of its tests.
 compatibility: $(VENV)/installed-dev
