@@ -1,0 +1,58 @@
+"""The documents: links that lead somewhere, and the facts of docs/format.md that the code can be asked for."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from sedialect import Formatbook, SeDialectConfig
+from sedialect.sedialect_core.checkpoint import Record
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "web/docs").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(path: Path) -> str:
+    """The page without its fenced code, in which brackets and hashes mean something else."""
+    return re.sub(r"^\s*```.*?^\s*```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    broken = []
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue  # another server's
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def cells(heading: str) -> list[list[str]]:
+    """The rows of the first table after a heading of docs/format.md."""
+    text = (ROOT / "docs/format.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
+    return rows[2:]
+
+
+def test_the_format_page_lists_every_setting_with_its_default():
+    listed = {key.strip("`"): json.loads(default.strip("`")) for key, _, default in cells("Settings in config.json")}
+    defaults = {field.name: json.loads(json.dumps(field.default)) for field in fields(SeDialectConfig)}
+    assert listed == defaults
+
+
+def test_the_format_page_lists_every_key_of_the_record():
+    record = Record("Model", 16, Formatbook.builtin(), {"layer": "w4a4"}, {"layer": 64})
+    written = json.loads(record.to_tensor().numpy().tobytes())
+    assert {key.strip("`") for key, _ in cells("Checkpoint")} == written.keys()
