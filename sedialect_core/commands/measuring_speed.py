@@ -1,4 +1,4 @@
-"""`sedialect bench speed`: the tables of docs/speed.md, measured again."""
+"""`sedialect bench speed`: the tables of docs/results/speed.md, measured again."""
 
 import argparse
 from pathlib import Path

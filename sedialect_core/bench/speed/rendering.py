@@ -1,4 +1,4 @@
-"""Results as the tables of docs/speed.md. Nothing is measured here."""
+"""Results as the tables of docs/results/speed.md. Nothing is measured here."""
 
 from collections.abc import Iterable
 from pathlib import Path
