@@ -61,7 +61,7 @@ class LayerPlan:
     def explanation(self) -> str:
         """The reason, with what was done to the weight besides encoding it."""
         done = [f"rotated by {self.rotation}"] if self.rotation else []
-        return "; ".join([self.reason, *done, *(["compensated"] if self.compensated else [])])
+        return "; ".join([self.reason, *done, *(["calibrated"] if self.compensated else [])])
 
     @property
     def outcome(self) -> dict[str, Any]:

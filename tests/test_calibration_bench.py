@@ -55,9 +55,9 @@ def test_without_a_choice_of_scales_a_block_is_the_peers_own(peer):
 
 
 def test_peers_without_blocks_and_widths_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match="FP8 rows cannot be compensated"):
+    with pytest.raises(InputError, match="FP8 rows cannot be calibrated"):
         blocks_of(FP8_ROWS, random(4, 192, seed=0))
-    with pytest.raises(InputError, match="INT4-g64 cannot be compensated on 96 inputs"):
+    with pytest.raises(InputError, match="INT4-g64 cannot be calibrated on 96 inputs"):
         blocks_of(INT4, random(4, 96, seed=0))
 
 

@@ -65,7 +65,7 @@ def blocks_of(peer: Peer, weight: torch.Tensor) -> ScaledBlocks:
     """
     formats: dict[str, Callable[[torch.Tensor], ScaledBlocks]] = {NVFP4.name: _nvfp4, MXFP4.name: _mxfp4, INT4.name: _int4}
     if peer.name not in formats or weight.shape[1] % peer.bits.block:
-        raise InputError(f"{peer.name} cannot be compensated on {weight.shape[1]} inputs; there are {', '.join(formats)}")
+        raise InputError(f"{peer.name} cannot be calibrated on {weight.shape[1]} inputs; there are {', '.join(formats)}")
     return formats[peer.name](weight)
 
 

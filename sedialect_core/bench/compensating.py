@@ -44,8 +44,8 @@ def measure_compensating(rows: int, width: int, tokens: int, device: str, seed: 
         errors.append(float((unseen @ (decoded - weight).T).square().sum() / wanted))
     peak = f"{torch.cuda.max_memory_allocated() / 1e9:.1f} GB" if torch.device(device).type == "cuda" else "-"
     lines = [
-        f"| weight | moment of {tokens:,} rows, s | factor, s | plain, s | compensated (with plain), s | peak memory "
-        "| error, plain | error, compensated |",
+        f"| weight | moment of {tokens:,} rows, s | factor, s | plain, s | calibrated (with plain), s | peak memory "
+        "| error, plain | error, calibrated |",
         "|---|---|---|---|---|---|---|---|",
         f"| {rows} x {width} | {moment_s:.1f} | {factor_s:.1f} | {plain_s:.1f} | {encode_s:.1f} | {peak} "
         f"| {errors[0]:.2e} | {errors[1]:.2e} |",
