@@ -25,12 +25,14 @@ OPTIONS = (
 
 def add_to(commands: Any) -> None:
     """Add both commands."""
-    demo = commands.add_parser("demo", help="16 bit beside 4 bit, with the model that comes with the package")
+    demo = commands.add_parser("demo", help="make one video in 16 bit and in 4 bit with the bundled model, and compare them")
     demo.add_argument("--prompt", help="what the video shows; the bundled model knows coloured objects that move")
     _add_sampling(demo)
     demo.set_defaults(run=run_demo)
 
-    compare = commands.add_parser("compare", help="the same for any diffusers video pipeline")
+    compare = commands.add_parser(
+        "compare", help="make one video in 16 bit and in 4 bit with any diffusers video pipeline, and compare them"
+    )
     compare.add_argument("--model", required=True, help="a pipeline's folder, or its name on the Hugging Face Hub")
     compare.add_argument("--prompt", required=True)
     compare.add_argument("--negative-prompt")
@@ -44,15 +46,15 @@ def add_to(commands: Any) -> None:
 
 def add_config(command: argparse.ArgumentParser) -> None:
     """The options that make a `SeDialectConfig`; read them with `config_of`."""
-    command.add_argument("--preset", default="default", help=", ".join(PRESETS))
+    command.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
     command.add_argument("--formatbook", help="a built-in book's name, a file, a folder or a Hub repository")
     command.add_argument("--block-size", type=int, help="16 or 32")
     command.add_argument("--salient-ratio", type=float, help="part of the video tokens that get a second term, 0 to 1")
     command.add_argument("--salient-by", help=", ".join(SALIENCES))
-    command.add_argument("--semantic", action="store_true", default=None, help="like tokens share formats")
+    command.add_argument("--semantic", action="store_true", default=None, help="similar tokens share formats")
     command.add_argument("--semantic-sharing", help=", ".join(SHARINGS))
     command.add_argument(
-        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run in more bits"
+        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run with 8-bit activations"
     )
     command.add_argument("--protected-precision", help=", ".join(PROTECTIONS))
 
@@ -131,7 +133,7 @@ def _started(parsed: argparse.Namespace) -> SeDialectConfig:
 
 
 def _add_sampling(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, help="of the noise, the same for both videos")
+    command.add_argument("--seed", type=int, help="seed of the noise; both videos start from the same noise")
     command.add_argument("--steps", type=int, help="sampling steps")
     add_config(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")

@@ -8,7 +8,7 @@ from ..errors import InputError
 
 def add_to(commands: Any) -> None:
     """Add the command."""
-    doctor = commands.add_parser("doctor", help="versions, devices, which path runs and why, and a self-test")
+    doctor = commands.add_parser("doctor", help="show versions, devices and which kernels run and why; run a self-test")
     doctor.set_defaults(run=run)
 
 

@@ -23,17 +23,17 @@ def add_to(actions: Any) -> None:
     fit = actions.add_parser("fit", help="learn a book that suits one model's activations and weights")
     fit.add_argument("--model", required=True, help="a pipeline's folder, its name on the Hub, 'bundled', or 'synthetic'")
     fit.add_argument("--prompts", help="a file, one prompt a line; for the bundled model also a number of prompts")
-    fit.add_argument("--output", required=True, type=Path, help="folder for the book and what it was measured to bring")
+    fit.add_argument("--output", required=True, type=Path, help="folder for the book and its measured gain")
     fit.add_argument("--push-to", metavar="REPO", help="upload the book to this Hub repository, too")
-    fit.add_argument("--name", help="of the book")
+    fit.add_argument("--name", help="name of the book")
     fit.add_argument("--start", default="sedialect-32", help="the book to improve on")
     fit.add_argument("--block-size", type=int, default=16, help="16 or 32")
     fit.add_argument(
-        "--held-out", type=int, help="how many of the last prompts are for measuring only; a quarter by default"
+        "--held-out", type=int, help="how many of the last prompts are used only to measure; a quarter by default"
     )
     fit.add_argument("--steps", type=int, help="sampling steps")
-    fit.add_argument("--every", type=int, default=2, help="look at every so many of them")
-    fit.add_argument("--seed", type=int, default=0, help="of the random starts, and with it of the first prompt's noise")
+    fit.add_argument("--every", type=int, default=2, help="learn from every N-th sampling step")
+    fit.add_argument("--seed", type=int, default=0, help="seed of the random starts and of the first prompt's noise")
     fit.add_argument("--guidance-scale", type=float)
     for option in ("--height", "--width", "--num-frames"):
         fit.add_argument(option, type=int)

@@ -11,27 +11,27 @@ from . import fitting
 
 def add_to(commands: Any) -> None:
     """Add the command and what it does with books."""
-    books = commands.add_parser("formatbook", help="show, push, pull: sets of 4-bit number formats")
+    books = commands.add_parser("formatbook", help="show, fit, push or pull a set of 4-bit number formats")
     books = books.add_subparsers(required=True, metavar="WHAT")
     show = books.add_parser("show", help="each dialect of a book and how often it is chosen")
     show.add_argument("book", nargs="?", default="sedialect-32", help="built-in name, file, folder or Hub repository")
-    show.add_argument("--model", help="count the choices of this model's weights: a folder, or a name on the Hub")
+    show.add_argument("--model", help="count which dialects this model's weights choose: a folder, or a name on the Hub")
     show.add_argument("--block-size", type=int, default=16, help="16 or 32")
-    show.add_argument("--png", type=Path, help="also draw it into this file")
+    show.add_argument("--png", type=Path, help="also write a chart to this file")
     show.set_defaults(run=run_show)
 
-    push = books.add_parser("push", help="upload a book; HF_TOKEN or `hf auth login` say who you are")
+    push = books.add_parser("push", help="upload a book; log in with HF_TOKEN or `hf auth login`")
     push.add_argument("book", help="file or folder")
-    push.add_argument("repository", help="owner/name; made where there is none")
-    push.add_argument("--private", action="store_true", help="of a repository that is made now")
-    push.add_argument("--revision", help="branch, made where there is none")
-    push.add_argument("--message", default="Upload formatbook", help="of the commit")
+    push.add_argument("repository", help="owner/name; created if it does not exist")
+    push.add_argument("--private", action="store_true", help="make a newly created repository private")
+    push.add_argument("--revision", help="branch; created if it does not exist")
+    push.add_argument("--message", default="Upload formatbook", help="commit message")
     push.set_defaults(run=run_push)
 
     pull = books.add_parser("pull", help="download a book")
     pull.add_argument("repository", help="owner/name")
     pull.add_argument("--revision", help="branch, tag or commit")
-    pull.add_argument("--output", type=Path, help="file (.json) or folder; NAME.json here when not given")
+    pull.add_argument("--output", type=Path, help="file (.json) or folder; default: NAME.json in the current folder")
     pull.set_defaults(run=run_pull)
     fitting.add_to(books)
 

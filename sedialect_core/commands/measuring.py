@@ -16,32 +16,39 @@ QUICK_PAIRS, QUICK_STEPS = 8, 5
 
 def add_to(commands: Any) -> None:
     """Add the command and what it measures."""
-    bench = commands.add_parser("bench", help="measure").add_subparsers(required=True, metavar="WHAT")
+    bench = commands.add_parser("bench", help="measure quality, speed, memory and costs").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     _add_quality(bench)
-    pairs = bench.add_parser("pairs", help="two arms of `bench quality` held against each other, from its results")
+    pairs = bench.add_parser("pairs", help="compare pairs of arms from the results of `bench quality`")
     pairs.add_argument("results", type=Path, help="quality.json, as `bench quality` writes it")
-    pairs.add_argument("arms", nargs="+", metavar="ARM AGAINST", help="names of arms, two by two")
+    pairs.add_argument(
+        "arms",
+        nargs="+",
+        metavar="ARM",
+        help="names of arms: the first is compared with the second, the third with the fourth, …",
+    )
     pairs.set_defaults(run=run_pairs)
-    fusing = bench.add_parser("fusing", help="what 4-bit rounding leaves of a LoRA that is fused")
+    fusing = bench.add_parser("fusing", help="how much of a fused LoRA survives 4-bit rounding")
     fusing.set_defaults(run=run_fusing)
-    compensating = bench.add_parser("compensating", help="what encoding a weight by calibration takes and brings")
-    compensating.add_argument("--rows", type=int, default=5120, help="outputs of the layer")
-    compensating.add_argument("--width", type=int, default=5120, help="inputs of the layer")
-    compensating.add_argument("--tokens", type=int, default=32768, help="calibration rows")
+    compensating = bench.add_parser("compensating", help="time, memory and error of encoding one weight with calibration")
+    compensating.add_argument("--rows", type=int, default=5120, help="number of outputs of the layer")
+    compensating.add_argument("--width", type=int, default=5120, help="number of inputs of the layer")
+    compensating.add_argument("--tokens", type=int, default=32768, help="number of calibration rows")
     compensating.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     compensating.set_defaults(run=run_compensating)
-    calibrating = bench.add_parser("calibrating", help="what calibrating a block of a 14B model takes")
-    calibrating.add_argument("--quick", action="store_true", help="a tiny block: tests the command, says nothing")
+    calibrating = bench.add_parser("calibrating", help="time and memory of calibrating one block of a 14B model")
+    calibrating.add_argument("--quick", action="store_true", help="a tiny block: only tests the command")
     calibrating.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     calibrating.set_defaults(run=run_calibrating)
-    sharing = bench.add_parser("sharing", help="what neighbouring tokens gain and lose by sharing formats")
+    sharing = bench.add_parser("sharing", help="error of neighbouring tokens that share formats")
     sharing.add_argument("--prompts", type=int, default=2, help="how many of the 64 evaluation prompts")
     sharing.set_defaults(run=run_sharing)
-    profiling = bench.add_parser("profiling", help="what looking at attention, and forming groups, adds to a step")
-    profiling.add_argument("--quick", action="store_true", help="a tiny block: tests the command, says nothing")
+    profiling = bench.add_parser("profiling", help="time that profiling attention and forming groups adds to a step")
+    profiling.add_argument("--quick", action="store_true", help="a tiny block: only tests the command")
     profiling.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     profiling.set_defaults(run=run_profiling)
-    loading = bench.add_parser("loading", help="what loading a pre-quantized model takes in memory")
+    loading = bench.add_parser("loading", help="memory needed to load a pre-quantized model")
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
     measuring_speed.add_to(bench)
@@ -125,18 +132,20 @@ def run_loading(parsed: argparse.Namespace) -> int:
 
 
 def _add_quality(bench: Any) -> None:
-    quality = bench.add_parser("quality", help="how near to 16 bit each precision, setting and peer stays")
+    quality = bench.add_parser("quality", help="how near to 16 bit each precision, setting and other format stays")
     quality.add_argument("--quick", action="store_true", help="8 pairs, few arms, velocity at 5 steps: minutes on a CPU")
-    quality.add_argument("--arms", metavar="PATTERN", help="a regular expression that finds arms by name or group")
+    quality.add_argument(
+        "--arms", metavar="PATTERN", help="measure only arms whose name or group matches this regular expression"
+    )
     quality.add_argument("--list", action="store_true", help="print the arms and stop")
-    quality.add_argument("--base", help="the arm that the others are held against; the default preset unless told otherwise")
-    quality.add_argument("--pairs", type=int, help="of prompt and seed; 64 unless told otherwise")
+    quality.add_argument("--base", help="the arm that others are compared with; default: w4a4 B=16, the plain preset")
+    quality.add_argument("--pairs", type=int, help="number of prompt and seed pairs; default: 64")
     quality.add_argument("--metrics", help="all, video, or a list such as velocity,psnr,cvvdp; velocity alone with --quick")
-    quality.add_argument("--forced-steps", type=int, help="at how many steps the velocity is measured; at all unless told")
+    quality.add_argument("--forced-steps", type=int, help="number of steps at which velocity is measured; default: all")
     quality.add_argument("--batch", type=int, help="videos at a time; 16 on a GPU, 4 on a CPU")
     quality.add_argument("--device", default="auto")
     add_dtype(quality, "of the pipeline")
-    quality.add_argument("--model", help="a diffusers pipeline's folder or name on the Hub; the bundled model unless told")
+    quality.add_argument("--model", help="a diffusers pipeline's folder or name on the Hub; default: the bundled model")
     quality.add_argument("--prompts", type=Path, help="with --model: JSON as demo/prompts.json is, or one prompt a line")
     quality.add_argument("--steps", type=int, help="sampling steps")
     quality.add_argument("--negative-prompt")
@@ -144,8 +153,15 @@ def _add_quality(bench: Any) -> None:
     for option in ("--height", "--width", "--num-frames"):
         quality.add_argument(option, type=int)
     quality.add_argument("--fps", type=int, default=16)
-    quality.add_argument("--output", type=Path, default=Path("sedialect-quality"), help="results, also of interrupted runs")
-    quality.add_argument("--write", type=Path, help="a document whose marked tables are replaced")
+    quality.add_argument(
+        "--output",
+        type=Path,
+        default=Path("sedialect-quality"),
+        help="folder for results; an interrupted run continues there",
+    )
+    quality.add_argument(
+        "--write", type=Path, help="a document whose tables between marks are replaced, such as docs/results/quality.md"
+    )
     quality.set_defaults(run=run_quality)
 
 

@@ -19,23 +19,25 @@ PICTURE, PAGE = "speed.png", "speed.md"
 
 def add_to(bench: Any) -> None:
     """Add the command to those of `sedialect bench`."""
-    speed = bench.add_parser("speed", help="how fast kernels, layers, blocks and models are, beside every peer installed")
+    speed = bench.add_parser(
+        "speed", help="speed of kernels, layers, blocks and models, beside every other library installed"
+    )
     for part, what in PARTS.items():
         speed.add_argument(
             f"--{part}", nargs="*", metavar="NAME", help=f"{what}. Without names, all; without parts, all parts"
         )
     speed.add_argument("--arms", nargs="+", metavar="ARM", help="measure only these beside BF16")
-    speed.add_argument(
-        "--quick", action="store_true", help="tiny shapes, in a minute on a CPU: tests the command, says nothing"
-    )
+    speed.add_argument("--quick", action="store_true", help="tiny shapes, in a minute on a CPU: only tests the command")
     speed.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
-    speed.add_argument("--seconds", type=float, default=280, help="begin nothing that would end later (280)")
+    speed.add_argument("--seconds", type=float, default=280, help="start no new row after so many seconds (280)")
     speed.add_argument("--device", default="auto")
     speed.add_argument("--output", type=Path, default=Path("sedialect-speed"), help="results, tables and picture")
     speed.add_argument(
-        "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show what lies in these folders"
+        "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show the results in these folders"
     )
-    speed.add_argument("--write", type=Path, help="a document whose marked tables are replaced")
+    speed.add_argument(
+        "--write", type=Path, help="a document whose tables between marks are replaced, such as docs/results/speed.md"
+    )
     speed.set_defaults(run=run_speed)
 
 

@@ -22,21 +22,25 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 def add_to(commands: Any) -> None:
     """Add the command."""
-    quantize = commands.add_parser("quantize", help="write a model in 4 bit, to be loaded with from_pretrained")
+    quantize = commands.add_parser("quantize", help="write a 4-bit model that from_pretrained loads")
     quantize.add_argument("model", help="a pipeline's or model's folder, or its name on the Hugging Face Hub")
-    quantize.add_argument("--output", type=Path, required=True, help="folder for the result; appears when it is complete")
-    quantize.add_argument("--push-to", metavar="REPO", help="then upload it to this repository, which is made if necessary")
+    quantize.add_argument("--output", type=Path, required=True, help="folder for the result; it appears only when complete")
+    quantize.add_argument(
+        "--push-to", metavar="REPO", help="then upload it to this repository, created if it does not exist"
+    )
     quantize.add_argument("--component", help="only this part of a pipeline; otherwise every transformer")
-    quantize.add_argument("--variant", help="of the weights to read, such as fp16")
+    quantize.add_argument("--variant", help="variant of the weights to read, such as fp16")
     add_config(quantize)
     quantize.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
-        help="of the other layers; bfloat16 by default. --calibrate computes in it, too, if it is given",
+        help="dtype of the layers that are not quantized; default: bfloat16. With --calibrate, what is computed in, too",
     )
     quantize.add_argument("--device", default="auto", help="where weights are encoded: auto, cpu, cuda, cuda:1 …")
-    quantize.add_argument("--max-shard-size", default="2GB", help="of one file; a killed run loses at most one")
-    quantize.add_argument("--base-model", help="the original's name on the Hub, for the card; MODEL where that is one")
+    quantize.add_argument(
+        "--max-shard-size", default="2GB", help="size of one file; an interrupted run loses at most one file"
+    )
+    quantize.add_argument("--base-model", help="Hub name of the original model, for the card; default: MODEL")
     quantize.add_argument("--quality-table", type=Path, metavar="FILE", help="Markdown that goes into the card")
     _add_calibration(quantize)
     quantize.set_defaults(run=run)
@@ -44,19 +48,36 @@ def add_to(commands: Any) -> None:
 
 def _add_calibration(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument(
-        "--rotate", nargs="?", type=int, const=ROTATION, metavar="SIZE", help=f"by Hadamard blocks; {ROTATION} by default"
+        "--rotate",
+        nargs="?",
+        type=int,
+        const=ROTATION,
+        metavar="SIZE",
+        help=f"rotate by Hadamard blocks of this size; {ROTATION} by default",
     )
     quantize.add_argument(
-        "--calibrate", action="store_true", help="sample a few prompts in 16 bit first, and encode by what the layers read"
+        "--calibrate",
+        action="store_true",
+        help="sample a few prompts in 16 bit first, and round weights for the least output error",
     )
-    quantize.add_argument("--prompts", type=Path, metavar="FILE", help="to calibrate with, one a line; else those bundled")
     quantize.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="where it is kept and goes on; beside the output when not given"
+        "--prompts", type=Path, metavar="FILE", help="calibration prompts, one per line; default: bundled ones"
     )
-    quantize.add_argument("--calibration-memory", type=float, metavar="GB", help="of moments at once; half of what is free")
-    quantize.add_argument("--calibration-device", metavar="DEVICE", help="where moments are summed up, such as cpu")
+    quantize.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="folder that keeps the calibration, to continue it; default: beside the output",
+    )
+    quantize.add_argument(
+        "--calibration-memory",
+        type=float,
+        metavar="GB",
+        help="memory for moments at a time; default: half of the free memory",
+    )
+    quantize.add_argument("--calibration-device", metavar="DEVICE", help="device that sums the moments, such as cpu")
     for option in SIZES:
-        quantize.add_argument(f"--{option.replace('_', '-')}", type=int, help="of what is sampled to calibrate")
+        quantize.add_argument(f"--{option.replace('_', '-')}", type=int, help="size of the videos sampled for calibration")
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ BOUNDS = {
 
 def add_to(commands: Any) -> None:
     """Add the command."""
-    app = commands.add_parser("app", help="a page in the browser: generate, compare, look inside")
+    app = commands.add_parser("app", help="open a page in the browser: generate, compare, look inside")
     app.add_argument(
         "--model", help="a pipeline's folder, or its name on the Hugging Face Hub; the bundled model if not given"
     )
@@ -27,10 +27,10 @@ def add_to(commands: Any) -> None:
     app.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add_dtype(app, "of the 16-bit video")
     app.add_argument(
-        "--calibration", metavar="DIR", help="of this model, as quantize --calibrate leaves it: visitors may switch it on"
+        "--calibration", metavar="DIR", help="calibration of this model from quantize --calibrate; visitors may use it"
     )
     app.add_argument("--fps", type=int, help="frames a second of the videos")
-    bounds = app.add_argument_group("bounds of what visitors may ask for")
+    bounds = app.add_argument_group("limits for visitors")
     for option, text in BOUNDS.items():
         bounds.add_argument(f"--{option.replace('_', '-')}", type=int, help=text)
     app.set_defaults(run=run)
