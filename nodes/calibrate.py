@@ -25,11 +25,12 @@ class SeDialectCalibrate(io.ComfyNode):
             node_id="SeDialectCalibrate",
             display_name="SeDialect Calibrate",
             category=CATEGORY,
-            description="Samples videos with the 16-bit model and sums up what its layers read, so that SeDialect Quantize "
-            "can round weights with errors that cancel. Takes as long as those videos, and is kept in the output folder.",
+            description="Samples videos with the 16-bit model and collects statistics of its layers' inputs, so that "
+            "SeDialect Quantize can round weights for the smallest output error. Takes as long as those videos; "
+            "the result is kept in the output folder.",
             search_aliases=["calibration", "GPTQ", "error compensation"],
             inputs=[
-                io.Model.Input("model", tooltip="The 16-bit video model that SeDialect Quantize gets, too."),
+                io.Model.Input("model", tooltip="The same 16-bit video model as for SeDialect Quantize."),
                 io.Conditioning.Input(
                     "positive",
                     tooltip="The prompts, as different as they can be: join several with Conditioning (Combine); each is "
@@ -37,12 +38,20 @@ class SeDialectCalibrate(io.ComfyNode):
                 ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),
                 io.Latent.Input(
-                    "latent_image", tooltip="An empty video; one smaller than those to be made is mostly good enough."
+                    "latent_image", tooltip="An empty video; a smaller size than that of your videos is usually good enough."
                 ),
-                io.Int.Input("seed", default=SEED, min=0, max=2**53, optional=True, tooltip="Of the first video's noise."),
+                io.Int.Input(
+                    "seed", default=SEED, min=0, max=2**53, optional=True, tooltip="Seed of the first video's noise."
+                ),
                 io.Int.Input("steps", default=STEPS, min=1, max=1000, optional=True, tooltip="Sampling steps of a video."),
                 io.Float.Input(
-                    "cfg", default=CFG, min=0.0, max=100.0, step=0.1, optional=True, tooltip="As the model is used later."
+                    "cfg",
+                    default=CFG,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Guidance scale that you will use with the model.",
                 ),
                 io.Int.Input(
                     "every",
@@ -51,7 +60,7 @@ class SeDialectCalibrate(io.ComfyNode):
                     max=100,
                     optional=True,
                     advanced=True,
-                    tooltip="Looks at every such sampling step.",
+                    tooltip="Statistics are collected at every N-th sampling step.",
                 ),
             ],
             outputs=[CalibrationSocket.Output(display_name="calibration", tooltip="For SeDialect Quantize.")],

@@ -34,7 +34,7 @@ class SeDialectCompare(io.ComfyNode):
             search_aliases=["compare videos", "side by side", "wipe", "A/B"],
             is_output_node=True,
             inputs=[
-                io.MultiType.Input("left", types=videos, tooltip="The reference: frames, or a video."),
+                io.MultiType.Input("left", types=videos, tooltip="The reference: frames or a video."),
                 io.MultiType.Input("right", types=videos, tooltip="What is compared with it."),
                 io.Float.Input("fps", default=16.0, min=1.0, max=240.0, step=0.01, tooltip="Frames a second."),
                 io.String.Input("left_label", default="16 bit", optional=True, tooltip="Written on the left video."),

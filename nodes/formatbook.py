@@ -59,7 +59,7 @@ class SeDialectFormatbook(io.ComfyNode):
                     default=str(BLOCK_SIZES[0]),
                     optional=True,
                     advanced=True,
-                    tooltip="Blocks of this size are fitted to and drawn: take that of SeDialect Quantize.",
+                    tooltip="Block size for fitting and for the chart: the same as in SeDialect Quantize.",
                 ),
             ],
             outputs=[

@@ -119,7 +119,7 @@ class SeDialectSave(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="diffusion_models/sedialect",
-                    tooltip="In the output folder. What lies in output/diffusion_models can be chosen in SeDialect Load.",
+                    tooltip="In the output folder. Files in output/diffusion_models can be chosen in SeDialect Load.",
                 ),
                 io.Combo.Input(
                     "names",

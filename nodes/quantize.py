@@ -34,7 +34,7 @@ class SeDialectQuantize(io.ComfyNode):
                 CalibrationSocket.Input(
                     "calibration",
                     optional=True,
-                    tooltip="From SeDialect Calibrate: weights are rounded with errors that cancel in what the layers give.",
+                    tooltip="From SeDialect Calibrate: weights are rounded for the smallest error of each layer's output.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],

@@ -31,7 +31,7 @@ class SeDialectReport(io.ComfyNode):
                 io.Latent.Input(
                     "samples",
                     optional=True,
-                    tooltip="From the sampler that runs the model: the report is then made after it, with its saliency map.",
+                    tooltip="From the sampler that runs the model: the report then waits for it and shows its saliency map.",
                 ),
             ],
             outputs=[

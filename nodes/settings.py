@@ -68,37 +68,38 @@ def _word(choice: Any) -> str:
 TOKEN_SETTINGS = (
     Setting(
         "salient_ratio",
-        "The part of the video tokens that get a second 4-bit term, 0 to 1: nearer to 16 bit, for that much more work. "
-        "-1: as preset or file have it.",
+        "Part of the video tokens that get a second 4-bit term, 0 to 1: nearer to 16 bit, but slower. -1: as "
+        "in the preset or file.",
     ),
     Setting(
         "semantic",
-        "Lets tokens that belong together, as attention shows, choose their formats together.",
+        "Tokens that attend to each other and are nearly equal share their number formats.",
         (True, False),
     ),
     Setting(
         "protected_first",
-        "So many steps from pure noise run with 8-bit activations; -1: as preset or file have it.",
+        "Number of steps at the start of sampling that run with 8-bit activations; -1: as in the preset or file.",
         highest=10000,
         field="protected_steps",
     ),
     Setting(
         "protected_last",
-        "So many steps before the finished video run with 8-bit activations; -1: as preset or file have it.",
+        "Number of steps at the end of sampling that run with 8-bit activations; -1: as in the preset or file.",
         highest=10000,
         field="protected_steps",
         place=1,
     ),
     Setting(
         "salient_by",
-        "How the tokens with a second term are chosen: the largest, the worst encoded, or the most attended.",
+        "How the tokens with a second term are chosen: by norm, by encoding error, or by the attention they receive.",
         SALIENCES,
         advanced=True,
     ),
     Setting("salient_layers", "Which layers give tokens a second term.", SALIENT_LAYERS, advanced=True),
     Setting(
         "refresh_every",
-        "Attention is looked at in every such step of a sampler; 0: in the first only; -1: as preset or file have it.",
+        "Attention is profiled in the first step of a sampler and then every so many steps; 0: in the first "
+        "only; -1: as in the preset or file.",
         highest=10000,
         advanced=True,
     ),
@@ -115,7 +116,7 @@ SETTINGS = (
     *TOKEN_SETTINGS,
     Setting(
         "rotation",
-        "Rotates weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0 does not.",
+        "Rotates weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0: off.",
         ROTATIONS,
         advanced=True,
     ),
@@ -127,17 +128,20 @@ SETTINGS = (
     ),
     Setting(
         "modulation",
-        "Layers that see one row a sample (adaLN): w4a16 encodes their weights, keep leaves them in 16 bit.",
+        "Modulation layers (adaLN), which have one row per sample: w4a16 quantizes their weights, keep "
+        "leaves them in 16 bit.",
         MODULATIONS,
         advanced=True,
     ),
 )
-SKIP_TOOLTIP = "Regular expressions, one a line; a layer whose name one of them finds stays in 16 bit."
+SKIP_TOOLTIP = "Regular expressions, one per line; a layer whose name matches one of them stays in 16 bit."
 
 
 def setting_inputs() -> list[Any]:
     """Inputs for the preset, every setting, and the layers to leave out."""
-    preset = io.Combo.Input("preset", options=list(PRESETS), default="default", tooltip="Settings that go well together.")
+    preset = io.Combo.Input(
+        "preset", options=list(PRESETS), default="default", tooltip="A set of settings; on GPUs with FP8 units take quality."
+    )
     skip = io.String.Input("skip", default="", multiline=True, optional=True, advanced=True, tooltip=SKIP_TOOLTIP)
     return [preset, *(setting.input() for setting in SETTINGS), skip]
 
