@@ -89,7 +89,9 @@ class WeightEncoder:
                 return
             reason = "its inputs were zero, or not finite, in calibration"
         for layer in group:
-            yield self._plain(replace(layer, reason=f"{layer.reason}; encoded plainly: {reason}"), weight_of(layer))
+            yield self._plain(
+                replace(layer, reason=f"{layer.reason}; encoded without calibration: {reason}"), weight_of(layer)
+            )
 
     def _name(self, layer: LayerPlan) -> str:
         return f"{self.where}{layer.name}.weight"

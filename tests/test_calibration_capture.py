@@ -262,8 +262,8 @@ def test_layers_that_calibration_never_saw_are_encoded_plainly_and_say_so(cache)
     seen[name] = replace(seen[name], moment=torch.zeros(96, 96))
     plan = quantize_layers(model, SeDialectConfig(), calibration=seen)
     reasons = {layer.name: layer.explanation for layer in plan.quantized}
-    assert reasons["blocks.0.attn2.to_q"].endswith("encoded plainly: its inputs were not seen in calibration")
-    assert reasons[name].endswith("encoded plainly: its inputs were zero, or not finite, in calibration")
+    assert reasons["blocks.0.attn2.to_q"].endswith("encoded without calibration: its inputs were not seen in calibration")
+    assert reasons[name].endswith("encoded without calibration: its inputs were zero, or not finite, in calibration")
     assert reasons["blocks.0.attn1.to_q"].endswith("calibrated")
     layer = model.get_submodule(name)
     weight = build("wan")[0].transformer.get_submodule(name).weight

@@ -168,5 +168,5 @@ def test_fusing_a_lora_into_calibrated_weights_says_what_is_lost():
     pipe, _ = quantized()
     pipe.transformer.blocks[0].attn1.to_q.compensated = True
     pipe.load_lora_weights(lora(), adapter_name="a")
-    with pytest.warns(UserWarning, match="is fused into weights that were encoded by calibration; .*encoded plainly"):
+    with pytest.warns(UserWarning, match="is fused into calibrated weights; .*encoded without calibration"):
         pipe.fuse_lora()

@@ -114,8 +114,8 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
     encoded = encode(both, name=f"a weight with LoRA {', '.join(names)} added", **settings)
     if base.compensated:
         warnings.warn(
-            f"LoRA {', '.join(names)} is fused into weights that were encoded by calibration; with it they are encoded "
-            "plainly, and are further from 16 bit: use it unfused, or fuse it into the 16-bit model and calibrate that",
+            f"LoRA {', '.join(names)} is fused into calibrated weights; the sum is encoded without "
+            "calibration, and is further from 16 bit: use it unfused, or fuse it into the 16-bit model and calibrate that",
             stacklevel=2,
         )
     if delta.norm() < WEAK * weight.norm():
