@@ -73,7 +73,7 @@ def _fake(name: str) -> Callable[[Operator], Operator]:
 # Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
 ENCODE_SCHEMA = (
     "(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, Tensor? salient=None, Tensor? group=None, "
-    "Tensor? choice=None, Tensor? protected=None, Tensor? exact=None, int rotation=0) -> (Tensor, Tensor)"
+    "Tensor? choice=None, Tensor? protected=None, int rotation=0) -> (Tensor, Tensor)"
 )
 
 
@@ -88,7 +88,6 @@ def encode(
     group: torch.Tensor | None = None,
     choice: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
     rotation: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations as operands of a matrix product, [M + E, K], and their row scales, float32 [M + E].
@@ -106,15 +105,11 @@ def encode(
             take in a block, or `reference.SHARED_DIALECT` plus the dialect that it takes (DESIGN 2.5). Both or neither; for
             4 bits.
         protected: bool [1]. Where it holds True when the operator runs, 4 bits count as 8: a protected step.
-        exact: bool [1], on the CPU. Where it holds True, nothing is encoded and what is returned means nothing: `matmul`
-            will take x itself.
         rotation: size of the Hadamard blocks by which x is rotated first; 0 for none.
     """
     book = DialectTables(*tables)
     rows: dict[str, Any] = {"salient": salient, "group": group, "choice": choice}
     check(x.device, book.indices.device)
-    if exact is not None and bool(exact):
-        return _empty_operand(x, bits, salient)
     if x.device.type == "cuda" and bits != 16:
         return gemm.encode(x, book, block_size, bits, candidates, **rows, protected=protected, rotation=rotation)
     operand, scale = encode_activations(
@@ -134,20 +129,15 @@ def _(
     group: torch.Tensor | None = None,
     choice: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
     rotation: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_operand(x, bits, salient)
-
-
-def _empty_operand(x: torch.Tensor, bits: int, salient: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     rows = x.shape[0] + (0 if salient is None else salient.shape[0])
     return x.new_empty(rows, x.shape[1], dtype=operand_dtype(x, bits)), x.new_empty(rows, dtype=torch.float32)
 
 
 MATMUL_SCHEMA = (
     "(Tensor operand, Tensor? row_scale, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, "
-    "ScalarType dtype, Tensor? salient=None, Tensor? x=None, Tensor? exact=None, int rotation=0) -> Tensor"
+    "ScalarType dtype, Tensor? salient=None) -> Tensor"
 )
 
 
@@ -162,9 +152,6 @@ def matmul(
     tables: list[torch.Tensor],
     dtype: torch.dtype,
     salient: torch.Tensor | None = None,
-    x: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
 ) -> torch.Tensor:
     """x_hat @ W.T + bias in `dtype`, [M, N], of what `encode` gave and W in the storage layout.
 
@@ -172,13 +159,8 @@ def matmul(
         operand: [M + E, K]; row_scale: float32 [M + E], None for ones.
         codes: uint8 [N, K/2]; meta: uint8 [N, K/B]; scale: float32 [N]; bias: [N] or None.
         salient: as for `encode`; row M + e of the product is added to row salient[e]. On GPUs they must be distinct.
-        x: [M, K], what was encoded, and exact: bool [1] on the CPU. Where that holds True, x is multiplied in 16 bits
-            instead of the operand: a protected step.
-        rotation: of x, as for `encode`.
     """
     check(operand.device, codes.device)
-    if x is not None and exact is not None and bool(exact):
-        operand, row_scale, salient = (rotate_rows(x, rotation).to(x.dtype) if rotation else x), None, None
     if operand.device.type == "cuda":
         return gemm.multiply(operand, row_scale, codes, meta, scale, bias, DialectTables(*tables), dtype, salient)
     weight = reference.decode_rows(codes, meta, DialectTables(*tables), weight_dtype(operand))
@@ -200,9 +182,6 @@ def _(
     tables: list[torch.Tensor],
     dtype: torch.dtype,
     salient: torch.Tensor | None = None,
-    x: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
 ) -> torch.Tensor:
     rows = operand.shape[0] - (0 if salient is None else salient.shape[0])
     return operand.new_empty(rows, codes.shape[0], dtype=dtype)
@@ -211,7 +190,7 @@ def _(
 LINEAR_SCHEMA = (
     "(Tensor x, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, "
     "int activation_bits, str candidates, Tensor? salient=None, Tensor? group=None, Tensor? choice=None, "
-    "Tensor? protected=None, Tensor? exact=None, int rotation=0) -> Tensor"
+    "Tensor? protected=None, int rotation=0) -> Tensor"
 )
 
 
@@ -230,7 +209,6 @@ def linear(
     group: torch.Tensor | None = None,
     choice: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
     rotation: int = 0,
 ) -> torch.Tensor:
     """x @ W.T + bias in x.dtype, [M, N], with W in the storage layout and activations encoded as they come.
@@ -241,9 +219,9 @@ def linear(
     operand, row_scale = x, None
     if activation_bits != 16 or rotation:
         operand, row_scale = encode(
-            x, tables, block_size, activation_bits, candidates, salient, group, choice, protected, exact, rotation
+            x, tables, block_size, activation_bits, candidates, salient, group, choice, protected, rotation
         )
-    return matmul(operand, row_scale, codes, meta, scale, bias, tables, x.dtype, salient, x, exact, rotation)
+    return matmul(operand, row_scale, codes, meta, scale, bias, tables, x.dtype, salient)
 
 
 @linear.register_fake
@@ -260,7 +238,6 @@ def _(
     group: torch.Tensor | None = None,
     choice: torch.Tensor | None = None,
     protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
     rotation: int = 0,
 ) -> torch.Tensor:
     return x.new_empty(x.shape[0], codes.shape[0])

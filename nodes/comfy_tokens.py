@@ -191,7 +191,7 @@ class Tokens:
         return last < 0 or (every > 0 and step.number // every > last // every)
 
     def _tell(self, step: Step, room: Room | None) -> None:
-        self.flags.protect(step.is_protected(*self.plan.config.protected_steps))
+        self.flags.protected.fill_(step.is_protected(*self.plan.config.protected_steps))
         self.flags.profile.fill_(room is not None and self._is_due(step, room.profiled))
         self.flags.assign.fill_(room is not None and room.grouping)
 

@@ -51,11 +51,6 @@ class Trace:
     steps: dict[str, list[LayerStep]] = field(default_factory=dict)
     grid: Grid | None = None
 
-    def mean_error(self, layer: str, step: int) -> float:
-        """Mean relative error over the tokens of a layer's input; NaN where its rows are no video tokens."""
-        error = self.steps[layer][step].maps.get("error")
-        return float("nan") if error is None else float(error.astype(np.float32).mean())
-
 
 @contextmanager
 def tracing(models: Mapping[str, nn.Module], steps: int) -> Iterator[Trace]:

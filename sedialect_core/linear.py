@@ -25,7 +25,6 @@ class Guidance(NamedTuple):
     group: torch.Tensor | None = None
     choice: torch.Tensor | None = None
     protected: torch.Tensor | None = None
-    exact: torch.Tensor | None = None
 
 
 class Guide(Protocol):
@@ -138,11 +137,9 @@ class SeDialectLinear(nn.Linear):
         if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             y = self._differentiable(x)
         else:
-            operand, row_scale, salient, exact = self._encoded(x)
+            operand, row_scale, salient = self._encoded(x)
             weight = (self.weight, self.weight_meta, self.row_scale)
-            rows = None if exact is None else x.reshape(-1, self.in_features)
-            tables, rotation = self._tables(x), self.rotation
-            y = ops.matmul(operand, row_scale, *weight, self.bias, tables, x.dtype, salient, rows, exact, rotation)
+            y = ops.matmul(operand, row_scale, *weight, self.bias, self._tables(x), x.dtype, salient)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _encoded(self, x: torch.Tensor) -> Encoded:
@@ -154,12 +151,12 @@ class SeDialectLinear(nn.Linear):
     def _encode(self, x: torch.Tensor) -> Encoded:
         rows, bits = x.reshape(-1, self.in_features), ACTIVATION_BITS[self.precision]
         if bits == 16 and not self.rotation:
-            return Encoded(rows, None, None, None)
+            return Encoded(rows, None, None)
         guidance = Guidance() if self.guide is None else self.guide(x)
         operand, row_scale = ops.encode(
             rows, self._tables(x), self.block_size, bits, self.candidates, *guidance, rotation=self.rotation
         )
-        return Encoded(operand, row_scale, guidance.salient, guidance.exact)
+        return Encoded(operand, row_scale, guidance.salient)
 
     def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one operator, which knows its gradient."""

@@ -417,7 +417,7 @@ DAMAGE = {
     "newer": (
         lambda s, _: record(s, format_version=3),
         InputError,
-        "format version 3; this sedialect reads 1 to 2: update sedialect",
+        "format version 3; this sedialect reads 1: update sedialect",
     ),
     "incomplete": (lambda s, _: record(s, layers=None), InputError, "is damaged .*download it again"),
     "precision": (lambda s, _: record(s, layers={"w1a1": ["x"]}), InputError, "a precision that does not exist"),
@@ -475,7 +475,7 @@ def settings_changed(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"quant": {"version": 3}}, ConfigError, "settings of version 3; this sedialect reads 1 to 2: update sedialect"),
+        ({"quant": {"version": 3}}, ConfigError, "settings of version 3; this sedialect reads 1: update sedialect"),
         ({"quant": {"version": None}}, ConfigError, "settings of version None"),
         ({"quant": {"salience": 1}}, ConfigError, "no setting 'salience'"),
         ({"quant": {"block_size": 32}}, InputError, "has blocks of 16, but config.json says 32"),

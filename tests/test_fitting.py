@@ -297,8 +297,7 @@ def test_auto_finds_the_book_of_the_model_and_the_settings_can_be_saved():
     plan = quantize_model(model, SeDialectConfig(formatbook="auto"))
     assert {m.formatbook.digest for m in model.modules() if isinstance(m, SeDialectLinear)} == {book.digest}
     assert plan.config.formatbook == str(path) and "fitted to these weights" in str(plan)
-    again = Plan.from_json(plan.to_json())
-    assert again == plan and Formatbook.resolve(again.config.formatbook) == book
+    assert Formatbook.resolve(SeDialectConfig.from_dict(plan.config.to_dict()).formatbook) == book
 
 
 @pytest.mark.parametrize(

@@ -280,21 +280,6 @@ def test_a_compiled_layer_is_protected_without_compiling_again():
         assert_values(found, encode_activations(x.cpu(), book.tables("cpu"), 16, bits, "max"))
 
 
-def test_exact_steps_multiply_the_input_itself_eager_and_compiled():
-    torch.manual_seed(0)
-    linear, x = nn.Linear(256, 96).cuda().bfloat16(), torch.randn(64, 256, device="cuda").bfloat16()
-    layer, plain, wide = (SeDialectLinear.from_linear(linear, precision=name) for name in ("w4a4", "w4a4", "w4a16"))
-    flag = torch.tensor([False])  # on the CPU: nothing waits for the GPU
-    layer.guide = lambda x: Guidance(exact=flag)
-    torch._dynamo.reset()
-    compiled = torch.compile(layer, fullgraph=True)
-    with torch.no_grad(), torch._dynamo.config.patch(error_on_recompile=True):
-        for state in (False, True, False, True):
-            flag.fill_(state)
-            wanted = (wide if state else plain)(x)
-            assert torch.equal(layer(x), wanted) and torch.equal(compiled(x), wanted)
-
-
 def test_a_kernel_that_fails_is_replaced_with_one_warning(monkeypatch):
     from sedialect.kernels import triton_encode
 

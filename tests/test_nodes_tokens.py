@@ -302,10 +302,6 @@ def test_protected_steps_need_sigmas():
     for step in range(4):
         model(step)
     assert [bool(guidance.protected) for guidance in model.told("blocks.0.ffn.0")] == [True, False, False, True]
-    exact = Model(protected_steps=(1, 1), protected_precision="w4a16")
-    for step in range(4):
-        exact(step)
-    assert [bool(guidance.exact) for guidance in exact.told("blocks.0.ffn.0")] == [True, False, False, True]
     with pytest.raises(ModelError, match="need a sampler that tells its sigmas"):
         model(0, sample_sigmas=None)
 

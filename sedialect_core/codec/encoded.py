@@ -69,7 +69,7 @@ def encode(
     """Encode a float tensor [..., K] in blocks of `block_size` along its last dimension.
 
     Args:
-        formatbook: a book, or what `Formatbook.resolve` takes; `sedialect-32` when not given.
+        formatbook: a book, or what `Formatbook.resolve` takes; `universal-32` when not given.
         role: a "weight" chooses by exact squared error and searches its row scale, once; an "activation" takes a power of
             two as row scale and chooses by the error tables, as layers do at run time.
         candidates: what a block chooses from; "max": the shapes of the maximum nearest to its own (default for activations);
@@ -108,24 +108,6 @@ def encode(
 def all_finite(x: torch.Tensor) -> bool:
     """Whether x holds neither NaN nor Inf. Without copies: beside a large weight, there may be no room for any."""
     return x.numel() == 0 or bool(torch.linalg.vector_norm(x, torch.inf).isfinite())
-
-
-def encode_residual(x: torch.Tensor, encoded: EncodedTensor, candidates: Candidates | None = None) -> EncodedTensor:
-    """Encode what an encoding lost: x - Q(x), one more row each with its own scale and dialects (DESIGN 2.4).
-
-    Args:
-        x: [..., K], the rows that `encoded` was made from.
-
-    Example:
-        >>> first = encode(x, role="activation")
-        >>> two_terms = first.dequantize() + encode_residual(x, first).dequantize()
-    """
-    if x.shape != encoded.shape:
-        raise EncodeError(f"residual of {tuple(x.shape)} against an encoding of {tuple(encoded.shape)}; pass the same rows")
-    lost = x.float() - encoded.dequantize()
-    return encode(
-        lost, formatbook=encoded.formatbook, block_size=encoded.block_size, role="activation", candidates=candidates
-    )
 
 
 def check_encodable(x: torch.Tensor, block_size: int, role: str, candidates: str | None, name: str) -> None:

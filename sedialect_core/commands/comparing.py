@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS, PROTECTIONS, SALIENCES, SHARINGS, SeDialectConfig
+from ..config import PRESETS, SALIENCES, SHARINGS, SeDialectConfig
 
 if TYPE_CHECKING:
     from ..sampling import Request
@@ -19,7 +19,6 @@ OPTIONS = (
     "semantic",
     "semantic_sharing",
     "protected_steps",
-    "protected_precision",
 )
 
 
@@ -53,9 +52,8 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--semantic", action="store_true", default=None, help="like tokens share formats")
     command.add_argument("--semantic-sharing", help=", ".join(SHARINGS))
     command.add_argument(
-        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run in more bits"
+        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run with 8-bit activations"
     )
-    command.add_argument("--protected-precision", help=", ".join(PROTECTIONS))
 
 
 def config_of(parsed: argparse.Namespace) -> SeDialectConfig:

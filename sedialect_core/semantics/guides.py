@@ -23,13 +23,13 @@ class TextGuide:
 
     flags: Flags
     salient: bool
-    protects: str
+    protects: bool
 
     def __call__(self, x: torch.Tensor) -> Guidance:
         """Guidance for x [..., K]."""
         rows = x.numel() // x.shape[-1]
         salient = torch.arange(rows, dtype=torch.int32, device=x.device) if self.salient else None
-        return Guidance(salient, **self.flags.protection(self.protects))
+        return Guidance(salient, protected=self.flags.protected if self.protects else None)
 
 
 @dataclass
@@ -39,7 +39,7 @@ class TokenGuide:
     placement  where the video tokens stand; None: it is not known, and there are no groups
     among      where the tokens stand that are chosen from; None: they are not told apart, and all rows are chosen from alike
     ratio, by  settings `salient_ratio` and `salient_by`
-    protects   the precision of protected steps, "" where there are none
+    protects   whether there are protected steps
     block      attention of the layer's block, where it chooses the tokens, and for groups
     groups     groups of this input, or None
     megabytes  that forming them may take in temporaries
@@ -53,7 +53,7 @@ class TokenGuide:
     among: Placement | None
     ratio: float = 0.0
     by: str = "norm"
-    protects: str = ""
+    protects: bool = False
     block: BlockState | None = None
     groups: GroupState | None = None
     similarity: float = 1.0
@@ -73,7 +73,7 @@ class TokenGuide:
         start, stop = self._span(self.placement, length) if self.groups is not None else (0, 0)
         if stop > start:
             group, choice = self._shared(x, start, stop)
-        return Guidance(salient, group, choice, **self.flags.protection(self.protects))
+        return Guidance(salient, group, choice, self.flags.protected if self.protects else None)
 
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
         return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)

@@ -113,7 +113,7 @@ class StepHook:
             self._position = counter.position
         flags.profile.fill_(self.profiles)
         flags.assign.fill_(bool(self.groups) and self.profiled)
-        flags.protect(self._is_protected())
+        flags.protected.fill_(self._is_protected())
         if self.profiled and not self.warned:
             self._check_seen()
 

@@ -87,8 +87,6 @@ def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[t
         return None
     rows = x.reshape(-1, x.shape[-1])
     guidance = Guidance() if layer.guide is None else layer.guide(x)
-    if guidance.exact is not None and bool(guidance.exact):  # a step that is protected in 16 bit has no codes
-        return None
     operand, scale = ops.encode(
         rows,
         list(layer.formatbook.tables(x.device)),
