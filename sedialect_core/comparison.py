@@ -18,7 +18,7 @@ from .config import SeDialectConfig
 from .integrations.pipelines import PipelineReport, denoisers, disable_sedialect, enable_sedialect, sedialect_report
 from .report import megabytes
 from .sampling import Request, Sample, Watch, sample
-from .video import Frames, side_by_side, write_mp4, write_still
+from .video import side_by_side, write_mp4, write_still
 
 if TYPE_CHECKING:
     from .calibration.cache import CalibrationCache

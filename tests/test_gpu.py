@@ -18,7 +18,6 @@ from sedialect.kernels.dialect_blocks import encode_compensated_rows
 from sedialect.sedialect_core import demo, doctor
 from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
-from sedialect.sedialect_core.linear import Guidance
 from sedialect.sedialect_core.quantize import quantize_layers
 from sedialect.sedialect_core.sampling import load_pipeline
 

@@ -9,7 +9,7 @@ from open_sora_models import OPEN_SORA
 from tiny_models import TINY
 from torch import nn
 
-from sedialect import Plan, SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
+from sedialect import SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, FormatbookError, ModelError
 from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.quantize import quantize_layers

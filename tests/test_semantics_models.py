@@ -15,8 +15,8 @@ from tiny_pipelines import build, generate
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
-from sedialect import Plan, SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
-from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
+from sedialect import SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
+from sedialect.sedialect_core.errors import ConfigError, ModelError
 from sedialect.sedialect_core.integrations.semantics import reguide
 from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.semantics import probe

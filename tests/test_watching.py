@@ -1,6 +1,5 @@
 """A run that is watched: what the watcher is told, how it stops a run, and what it sees of a video that is not there yet."""
 
-import numpy as np
 import pytest
 import tiny_pipelines
 import torch

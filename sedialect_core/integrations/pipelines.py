@@ -83,9 +83,7 @@ def disable_sedialect(pipe: Any) -> Any:
     states = {name: (model, _state(name, model)) for name, model in denoisers(pipe).items()}
     for name, (model, state) in states.items():
         if state.loaded:
-            raise ModelError(
-                f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()"
-            )
+            raise ModelError(f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()")
         if not state.keeps_originals:
             raise ModelError(f"{name} kept no 16-bit layers; load it again, or enable with keep_original=True next time")
         check_restorable(name, model)
