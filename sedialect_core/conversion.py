@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .atomic import replacing, write_text
 from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
-from .checkpoint import RECORD, SCALE, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
+from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .plan import LayerPlan, Plan, make_plan
@@ -231,9 +231,7 @@ class _Task:
             found = self.encoder.encode(self.groups[layer.name], self._weight)
             self.ahead |= {item.plan.name: item for item in found}
         self.done[layer.name], encoded = self.ahead.pop(layer.name)
-        scale = encoded.scale.view(-1, 1).view(torch.uint8)
-        values = {key: encoded.codes, f"{layer.name}.weight_meta": encoded.meta, layer.name + SCALE: scale}
-        return {name: value.cpu().contiguous() for name, value in values.items()}
+        return {key + suffix: value.cpu().contiguous() for suffix, value in encoded.stored.items()}
 
     def _weight(self, layer: LayerPlan) -> torch.Tensor:
         return self._read(f"{layer.name}.weight").to(self.job.device)

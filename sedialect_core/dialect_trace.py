@@ -117,7 +117,7 @@ class _Recorder:
         assert isinstance(layer, SeDialectLinear)
         x = args[0].detach()
         rows = x.reshape(-1, *x.shape[-2:])[-1].float() if x.ndim > 1 else x.view(1, -1).float()
-        rows = rotate_rows(rows, layer.rotation) if layer.rotation else rows
+        rows = rotate_rows(rows, layer.rotation)
         settings: dict[str, Any] = {
             "formatbook": layer.formatbook,
             "block_size": layer.block_size,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..kernels.dispatch import refusals
+from ..kernels.capabilities import refusals
 from .calibrated import Calibration, WeightEncoder, groups_of
 from .codec import DTYPES, all_finite
 from .config import SeDialectConfig

@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from sedialect import Formatbook, SeDialectConfig
+from sedialect.kernels.guidance import UNGUIDED
 from sedialect.nodes import layout
 from sedialect.nodes.comfy_guides import attach, run_guided, tokens_of
 from sedialect.nodes.comfy_steps import step_of
@@ -111,7 +112,7 @@ class Guided(nn.Module):
         guidance = None if self.guide is None else self.guide(x)
         if self.told is not None:
             self.told.append(guidance and type(guidance)(*(None if part is None else part.clone() for part in guidance)))
-        return layout.multiply(x, self.weight, self.bias, guidance)
+        return layout.multiply(x, self.weight, self.bias, guidance or UNGUIDED)
 
 
 class Model:

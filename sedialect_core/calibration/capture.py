@@ -37,7 +37,7 @@ class Target:
     def weight_rows(self, count: int, offset: float = 0.0) -> torch.Tensor:
         """Rows of the weight, as of `spread_rows`, rotated where the layer is."""
         rows = spread_rows(self.linear.weight.detach(), count, offset)
-        return rotate_rows(rows, self.rotation) if self.rotation else rows
+        return rotate_rows(rows, self.rotation)
 
 
 def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list[Target]:
@@ -154,4 +154,4 @@ class _Hook:
             x = args[0] if args else kwargs["input"]
             rows = x.detach().reshape(-1, x.shape[-1])
             rows = rows if self.rows is None else spread_rows(rows, self.rows)
-            self.on_rows(self.name, rotate_rows(rows, self.rotation) if self.rotation else rows)
+            self.on_rows(self.name, rotate_rows(rows, self.rotation))

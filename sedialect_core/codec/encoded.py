@@ -1,12 +1,14 @@
 """`encode` and what it returns (DESIGN 2.2, 2.4)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ...kernels import gemm, reference
+from ...kernels import cuda, reference
+from ...kernels.rotation import rotate_rows
 from ..config import BLOCK_SIZES
 from ..errors import EncodeError
 from ..formatbook import Formatbook
@@ -20,11 +22,12 @@ DIALECT_BITS = 5
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """A tensor [..., K] as 4-bit codes with one meta entry a block and one scale a row.
+    """A tensor [..., K] as 4-bit codes with one meta entry a block and one scale a row; one of rotated rows, if it says so.
 
     codes  uint8 [..., K/2]: sign << 3 | index, element 2i in the low nibble of byte i
     meta   uint8 [..., K/B] for weights, uint16 for activations, whose delta may pass 7: delta << 5 | dialect
     scale  float32 [...]
+    rotation  size of the Hadamard blocks by which the rows were rotated before they were encoded; 0: they were not
     """
 
     codes: torch.Tensor
@@ -33,6 +36,21 @@ class EncodedTensor:
     block_size: int
     role: Role
     formatbook: Formatbook
+    rotation: int = 0
+
+    @classmethod
+    def of_stored(
+        cls, stored: Sequence[torch.Tensor], formatbook: Formatbook, *, block_size: int = 16, rotation: int = 0
+    ) -> "EncodedTensor":
+        """A weight from the three tensors of `stored`; shares their storage."""
+        codes, meta, scale = stored
+        return cls(codes, meta, scale.view(torch.float32).squeeze(1), block_size, "weight", formatbook, rotation)
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What files and layers keep of a weight [N, K], by the end of the key: codes, meta and, as bytes because loaders
+        cast floats, row scales, uint8 [N, 4]."""
+        return {"": self.codes, "_meta": self.meta, "_scale": self.scale.view(-1, 1).view(torch.uint8)}
 
     @property
     def shape(self) -> torch.Size:
@@ -49,12 +67,19 @@ class EncodedTensor:
         return replace(self, codes=self.codes.to(device), meta=self.meta.to(device), scale=self.scale.to(device))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The values, [..., K] in `dtype`: operands times row scales, rounded once."""
+        """The values, [..., K] in `dtype`: operands times row scales, rotated back where they are rotated, rounded once."""
+        values = self.coded_values()
+        if self.rotation:
+            values = rotate_rows(values.view(-1, self.shape[-1]), self.rotation).view(self.shape)
+        return values.to(dtype)
+
+    def coded_values(self) -> torch.Tensor:
+        """What the codes stand for, float32 [..., K]: the values, still rotated where they are."""
         rows = math.prod(self.scale.shape)
         tables = self.formatbook.tables(self.codes.device)
         codes, meta = (part.reshape(rows, part.shape[-1]) for part in (self.codes, self.meta))
         operand = reference.decode_rows(codes, meta, tables)
-        return operand.mul_(self.scale.reshape(rows, 1)).view(self.shape).to(dtype)
+        return operand.mul_(self.scale.reshape(rows, 1)).view(self.shape)
 
 
 def encode(
@@ -64,6 +89,7 @@ def encode(
     block_size: int = 16,
     role: Role = "weight",
     candidates: Candidates | None = None,
+    rotation: int = 0,
     name: str = "tensor",
 ) -> EncodedTensor:
     """Encode a float tensor [..., K] in blocks of `block_size` along its last dimension.
@@ -74,10 +100,12 @@ def encode(
             two as row scale and chooses by the error tables, as layers do at run time.
         candidates: what a block chooses from; "max": the shapes of the maximum nearest to its own (default for activations);
             "all": every dialect (default for weights).
+        rotation: size of the Hadamard blocks by which the rows are rotated first, a divisor of K; 0: they are not.
         name: what an error calls the tensor.
 
     Raises:
         EncodeError: K is not a multiple of the block size, the dtype is not floating, or a weight holds NaN or Inf.
+        ValueError: there is no such rotation.
 
     Example:
         >>> encoded = encode(torch.randn(64, 256), role="weight")
@@ -88,11 +116,11 @@ def encode(
     book = Formatbook.resolve(formatbook) if isinstance(formatbook, str) else formatbook or Formatbook.builtin()
     tables = book.tables(x.device)
     width = x.shape[-1]
-    rows = x.reshape(math.prod(x.shape[:-1]), width)
+    rows = rotate_rows(x.reshape(math.prod(x.shape[:-1]), width), rotation)
     if role == "weight":
         if not all_finite(rows):
             raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-        encoded = gemm.encode_weight(rows, tables, block_size, candidates or "all")
+        encoded = cuda.encode_weight(rows, tables, block_size, candidates or "all")
     else:
         encoded = reference.encode_rows(rows, tables, block_size, candidates or "max")
     return EncodedTensor(
@@ -102,6 +130,7 @@ def encode(
         block_size,
         role,
         book,
+        rotation,
     )
 
 

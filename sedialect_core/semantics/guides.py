@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...kernels.guidance import RowGuidance
 from ...kernels.tables import DialectTables
 from ..formatbook import Formatbook
-from ..linear import Guidance
 from . import operators
 from .placement import Placement
 from .saliency import BY_ATTENTION, CHOSEN_BY_PROFILE, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
@@ -25,11 +25,11 @@ class TextGuide:
     salient: bool
     protects: bool
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
         """Guidance for x [..., K]."""
         rows = x.numel() // x.shape[-1]
         salient = torch.arange(rows, dtype=torch.int32, device=x.device) if self.salient else None
-        return Guidance(salient, protected=self.flags.protected if self.protects else None)
+        return RowGuidance(salient, protected=self.flags.protected if self.protects else None)
 
 
 @dataclass
@@ -60,7 +60,7 @@ class TokenGuide:
     megabytes: float = 0.0
     books: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
         """Guidance for x [..., N, K]; leading axes are samples.
 
         Raises:
@@ -73,7 +73,7 @@ class TokenGuide:
         start, stop = self._span(self.placement, length) if self.groups is not None else (0, 0)
         if stop > start:
             group, choice = self._shared(x, start, stop)
-        return Guidance(salient, group, choice, self.flags.protected if self.protects else None)
+        return RowGuidance(salient, group, choice, self.flags.protected if self.protects else None)
 
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
         return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)
