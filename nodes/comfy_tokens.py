@@ -21,6 +21,7 @@ from ..sedialect_core.semantics.guides import TokenGuide
 from ..sedialect_core.semantics.placement import Placement
 from ..sedialect_core.semantics.probe import Seen, Watched
 from ..sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
+from ..sedialect_core.semantics.steps import due
 from .comfy_steps import Step, step_of
 
 OVERRIDE = "optimized_attention_override"  # the entry of transformer_options that attention is called through
@@ -185,10 +186,8 @@ class Tokens:
 
     def _is_due(self, step: Step, last: int) -> bool:
         """Whether it is time to look again, having looked in step `last`, or never for -1."""
-        every, parts = self.plan.config.refresh_every, self.plan.config.refresh_at
-        if parts:
-            return any(last < min(int(part * step.total), step.total - 1) <= step.number for part in parts)
-        return last < 0 or (every > 0 and step.number // every > last // every)
+        config = self.plan.config
+        return due(step.number, last, config.refresh_every, config.refresh_at, step.total)
 
     def _tell(self, step: Step, room: Room | None) -> None:
         self.flags.protected.fill_(step.is_protected(*self.plan.config.protected_steps))

@@ -17,6 +17,7 @@ from ..kernels.rotation import rotate_rows
 from .codec import encode
 from .inspection import TokenLayout, layout_of
 from .linear import SeDialectLinear
+from .semantics.steps import TimestepClock
 
 DIALECT = 31  # the bits of a meta entry that hold the dialect
 CELLS = 8_000_000  # of all maps of one kind together; larger grids are thinned out to that
@@ -90,14 +91,10 @@ class _Clock:
 
     def __init__(self, layout: TokenLayout, trace: Trace) -> None:
         self.layout, self.trace = layout, trace
-        self.timestep: float | None = None
-        self.first_forward = True
+        self.steps, self.first_forward = TimestepClock(), True
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = kwargs.get("timestep")
-        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
-        self.first_forward = value is None or value != self.timestep
-        self.timestep = value
+        self.first_forward = self.steps.advance(kwargs.get("timestep"))
         if self.first_forward:
             known = self.layout.for_inputs(kwargs)
             self.layout, self.trace.grid = known, known.grid

@@ -13,6 +13,7 @@ from .codec import encode
 from .config import SeDialectConfig
 from .errors import InputError, first_line
 from .formatbook import Formatbook
+from .inspection import is_transformer
 from .plan import make_plan
 
 GAUSSIAN_SHAPE = (64, 4096)
@@ -67,7 +68,7 @@ def _components(source: str) -> list[str | None]:
     index = _index(source)
     if index is None:
         return [None]
-    names: list[str | None] = [name for name, kind in index.items() if name.startswith("transformer") and any(kind or ())]
+    names: list[str | None] = [name for name, kind in index.items() if is_transformer(name) and any(kind or ())]
     if not names:
         raise InputError(f"the pipeline {source!r} has no transformer; pass a video diffusion transformer")
     return names

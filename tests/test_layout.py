@@ -163,3 +163,14 @@ def test_the_file_map_of_the_readme_is_the_tree():
     there |= {f"{name}/" for name in ("kernels", "sedialect_core", "tests", "docs")}
     assert {name for name in listed if not (ROOT / name).exists()} == set(), "the map names what is not there"
     assert there - listed == set(), "the map lacks these"
+
+
+def test_functions_of_kernels_take_at_most_eight_values():
+    """Triton's kernels take pointers and constants one by one; what calls them takes values that belong together."""
+    long = []
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "triton.jit" not in map(ast.unparse, node.decorator_list):
+                count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+                long += [f"{path.name}: {node.name} takes {count}"] if count > 8 else []
+    assert not long
