@@ -102,8 +102,8 @@ def _guide_layers(network: torch.nn.Module, plan: Plan, tokens: Tokens) -> None:
 def _guide(guide: Guide, block: str, tokens: Tokens) -> Guide:
     if not isinstance(guide, TokenGuide):
         return guide
-    if guide.block is not None:
-        tokens.guides.append((block, guide))
+    if guide.attention is not None:
+        tokens.attended.append((block, guide.attention))
     by_input = guide.by not in BY_ATTENTION or not guide.ratio
     if by_input and guide.among is not None and guide.among.where == "all":
         guide.among = None  # reference and guide frames stand in the sequence too, and no grid is needed to choose from all

@@ -16,8 +16,8 @@ import torch
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.inspection import TokenLayout
 from ..sedialect_core.plan import Plan
+from ..sedialect_core.semantics.attended import AttendedTokens
 from ..sedialect_core.semantics.grouping import Windows, windows_of
-from ..sedialect_core.semantics.guides import TokenGuide
 from ..sedialect_core.semantics.placement import Placement
 from ..sedialect_core.semantics.probe import Seen, Watched
 from ..sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
@@ -63,8 +63,8 @@ class Tokens:
     blocks: dict[str, BlockState] = field(default_factory=dict)
     groups: list[GroupState] = field(default_factory=list)
     watched: dict[str, Watched] = field(default_factory=dict)
-    guides: list[tuple[str, TokenGuide]] = field(default_factory=list)
-    """Those that read what attention showed, with their block."""
+    attended: list[tuple[str, AttendedTokens]] = field(default_factory=list)
+    """What guides read of what attention showed, with its block."""
     rooms: dict[Any, Room] = field(default_factory=dict)
     samples: int = 0
     """Of this forward."""
@@ -164,9 +164,9 @@ class Tokens:
         for name, watched in self.watched.items():
             watched.state = room.blocks[name]
         groups = iter(room.groups)
-        for name, guide in self.guides:
-            guide.block = room.blocks[name]
-            guide.groups = next(groups) if guide.groups is not None else None
+        for name, attention in self.attended:
+            attention.block = room.blocks[name]
+            attention.groups = next(groups) if attention.groups is not None else None
         self.flags.windows = room.windows
         return room
 

@@ -143,10 +143,11 @@ class _Recorder:
 
 def evidence(layer: SeDialectLinear, tokens: int) -> dict[str, torch.Tensor]:
     """What the layer's guide knows of its video tokens, as one number a token: `saliency`, `group`, `shapes`."""
-    guide = getattr(layer, "guide", None)
-    block, groups = getattr(guide, "block", None), getattr(guide, "groups", None)
-    found = {}
-    if block is not None and block.received.shape[-1] == tokens:
+    attention, found = getattr(layer.guide, "attention", None), dict[str, torch.Tensor]()
+    if attention is None:
+        return found
+    block, groups = attention.block, attention.groups
+    if block.received.shape[-1] == tokens:
         found["saliency"] = block.received[0, -1]
     if groups is not None and groups.group.shape[-1] == tokens:
         group = groups.group[0, -1].long()

@@ -71,9 +71,8 @@ def test_what_a_guide_knows_becomes_numbers_of_tokens(traced):
     group[0, 2, :4] = torch.tensor([5, 5, 4, 4])
     choice = torch.full((2, 6, 3), 0xFF, dtype=torch.uint8)
     choice[0, 5], choice[0, 4] = torch.tensor([0b11, 0b11, 0b110]), torch.tensor([0b1100, 0b110, 0b1100])
-    layer.guide = SimpleNamespace(
-        block=SimpleNamespace(received=received), groups=SimpleNamespace(group=group, choice=choice)
-    )
+    groups = SimpleNamespace(group=group, choice=choice)
+    layer.guide = SimpleNamespace(attention=SimpleNamespace(block=SimpleNamespace(received=received), groups=groups))
     try:
         found = evidence(layer, 12)
         assert evidence(layer, 13) == {}, "a layer that reads other tokens"

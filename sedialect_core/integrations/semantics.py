@@ -14,6 +14,7 @@ from ..errors import ConfigError, ModelError
 from ..formatbook import Formatbook
 from ..linear import Guide, SeDialectLinear
 from ..plan import LayerPlan, Plan, guided
+from ..semantics.attended import AttendedTokens
 from ..semantics.decisions import attention_modules, is_guided, needs_profile
 from ..semantics.guides import TextGuide, TokenGuide
 from ..semantics.hook import StepHook, fixed_layout
@@ -175,15 +176,22 @@ def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> G
         config.salient_ratio if entry.salient else 0.0,
         entry.salient or config.salient_by,
         protects,
-        hook.blocks.get(entry.block or ""),
     )
-    if entry.grouped:
-        guide.groups = GroupState(layer.in_features // layer.block_size)
-        guide.similarity, guide.megabytes = config.semantic_similarity, float(config.profile_megabytes)
-        if config.semantic_sharing == "sub-formatbook":
-            guide.books = sub_formatbooks(layer)
-        hook.groups.append(guide.groups)
+    if entry.block in hook.blocks:
+        guide.attention = _attended(entry, layer, config, hook)
     return guide
+
+
+def _attended(entry: LayerPlan, layer: GuidedLayer, config: SeDialectConfig, hook: Told) -> AttendedTokens:
+    """What is made of the attention of the layer's block."""
+    attention = AttendedTokens(hook.flags, hook.blocks[entry.block or ""])
+    if entry.grouped:
+        attention.groups = GroupState(layer.in_features // layer.block_size)
+        attention.similarity, attention.megabytes = config.semantic_similarity, float(config.profile_megabytes)
+        if config.semantic_sharing == "sub-formatbook":
+            attention.books = sub_formatbooks(layer)
+        hook.groups.append(attention.groups)
+    return attention
 
 
 def sub_formatbooks(layer: GuidedLayer) -> torch.Tensor:
