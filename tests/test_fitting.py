@@ -22,7 +22,7 @@ from sedialect.sedialect_core.formatbook.blocks import Blocks, BlockSample, join
 from sedialect.sedialect_core.sampling import Request
 
 COUNTS = st.lists(st.integers(0, 40), min_size=32, max_size=32)
-BOOK = Formatbook.builtin()
+BOOK = Formatbook.builtin("sedialect-32")
 PROMPTS = [
     Request(text, seed=i, steps=2, height=32, width=48, num_frames=5) for i, text in enumerate(["ball", "cat", "rain"])
 ]
@@ -213,7 +213,7 @@ SIZE = ["--height", "32", "--width", "48", "--num-frames", "5", "--steps", "4", 
 def test_the_command_fits_measures_saves_and_keeps_for_auto(folder, tmp_path, fast, capsys):
     (tmp_path / "prompts.txt").write_text("a red ball\n\na cat jumps\n")
     arguments = ["--model", str(folder), "--prompts", str(tmp_path / "prompts.txt"), "--output", str(tmp_path / "book")]
-    assert cli.main(["formatbook", "fit", *arguments, *SIZE]) == 0
+    assert cli.main(["formatbook", "fit", *arguments, *SIZE, "--start", BOOK.name]) == 0
     out, progress = capsys.readouterr()
     book = Formatbook.from_pretrained(tmp_path / "book")
     report = json.loads((tmp_path / "book" / "fit.json").read_text())

@@ -44,7 +44,7 @@ def measure_kernels(trials: Trials, layers: Iterable[Layers], quick: bool) -> No
     for rows, width_in, width_out in dict.fromkeys((layer.rows, layer.width_in, layer.width_out) for layer in layers):
         _products(trials, rows, width_in, width_out)
     rows, width = layers[0].rows, layers[0].width_in
-    trials.run(f"encode {rows} x {width}", ALL, EAGER, partial(_encode, rows, width, device, (16, 4, "all", None)))
+    trials.run(f"encode {rows} x {width}", ALL, EAGER, partial(_encode, rows, width, device, (16, 4, "all")))
 
 
 def _copy(count: int, device: torch.device) -> Numbers:
@@ -96,8 +96,8 @@ def _encode(rows: int, width: int, device: torch.device, kind: tuple[Any, ...]) 
     """Operands in 8 bits of activations in 16."""
     tables = list(Formatbook.builtin().tables(device))
     timing = time_calls(lambda x: ops.encode(x, tables, *kind), _inputs(rows, width, device), device)
-    operands = ops.encode(_inputs(rows, width, device)[0], tables, *kind)[0]
-    return _with_bytes(timing.numbers(), len(operands) * width * 3)
+    salient = len(kind[3].salient) if len(kind) > 3 else 0
+    return _with_bytes(timing.numbers(), (rows + salient) * width * 3)
 
 
 def _cast(rows: int, width: int, device: torch.device) -> Numbers:
