@@ -7,6 +7,7 @@ docs/semantics.md.
 import torch
 
 from . import reference
+from .guidance import UNGUIDED, RowGuidance
 from .rotation import rotate_rows
 from .tables import DialectTables
 
@@ -17,10 +18,7 @@ def encode_activations(
     block_size: int,
     bits: int,
     candidates: str,
-    salient: torch.Tensor | None = None,
-    group: torch.Tensor | None = None,
-    choice: torch.Tensor | None = None,
-    protected: torch.Tensor | None = None,
+    guidance: RowGuidance = UNGUIDED,
     rotation: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands, [M + E, K] in float32 (16 bits: x's dtype where x is not rotated), and row scales, float32 [M + E], of
@@ -28,8 +26,8 @@ def encode_activations(
 
     Row M + e is the residual of row salient[e], encoded like any row: x_hat of that token is the sum of the two.
     """
-    if rotation:
-        x = rotate_rows(x, rotation)
+    salient, group, choice, protected = guidance
+    x = rotate_rows(x, rotation)
     if bits == 16:
         return x if rotation else x.clone(), x.new_ones(x.shape[0], dtype=torch.float32)  # an operator returns no input
     plain = bits == 8 or (protected is not None and bool(protected))

@@ -1,4 +1,7 @@
-"""Torch operators: what layers call. Opaque to torch.compile, each with a fake for its shapes.
+"""What layers call: Python functions of a few values, each around a torch operator, which takes tensors and scalars alone.
+
+Operators are opaque to torch.compile; each has a fake for its shapes. `flat` is the one place where values become arguments
+of operators, and the functions that implement them put them together again.
 
 `encode` and `matmul` are the two halves of a layer; layers that read the same input share one `encode`. `linear` is both at
 once and differentiable: gradients are straight-through, that is, backwards the rounding of activations counts as the
@@ -12,9 +15,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import gemm, reference
+from . import cuda, reference
 from .activations import encode_activations
-from .dispatch import check, operand_dtype, weight_dtype
+from .capabilities import check, operand_dtype, weight_dtype
+from .guidance import UNGUIDED, RowGuidance
+from .reference import EncodedRows
 from .rotation import rotate_rows
 from .tables import DialectTables
 
@@ -56,7 +61,7 @@ def _operator(schema: str) -> Callable[[Operator], Operator]:
     """
 
     def register(function: Operator) -> Operator:
-        name = function.__name__
+        name = function.__name__.lstrip("_")
         LIBRARY.define(name + schema, tags=TAGS)
         LIBRARY.impl(name, without_autocast(function), "CompositeExplicitAutograd")
         operator: Operator = getattr(getattr(torch.ops, NAMESPACE), name).default
@@ -70,119 +75,116 @@ def _fake(name: str) -> Callable[[Operator], Operator]:
     return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=LIBRARY)
 
 
-# Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations.
-ENCODE_SCHEMA = (
-    "(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, Tensor? salient=None, Tensor? group=None, "
-    "Tensor? choice=None, Tensor? protected=None, Tensor? exact=None, int rotation=0) -> (Tensor, Tensor)"
-)
+# Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations. What follows the first arguments
+# comes by its place, and torch leaves out what ends a call and has its default.
+GUIDANCE = "Tensor? salient=None, Tensor? group=None, Tensor? choice=None, Tensor? protected=None, int rotation=0"
+WEIGHT = "Tensor codes, Tensor meta, Tensor scale"
 
 
-@_operator(ENCODE_SCHEMA)
+def flat(guidance: RowGuidance, rotation: int) -> tuple[Any, ...]:
+    """The end of an operator's arguments, as `GUIDANCE` names them."""
+    return (*guidance, rotation)
+
+
+def _guided(rest: tuple[Any, ...]) -> tuple[RowGuidance, int]:
+    """What `flat` made, from as much of it as torch hands on."""
+    parts = len(RowGuidance._fields)
+    return RowGuidance(*rest[:parts]), rest[parts] if len(rest) > parts else 0
+
+
 def encode(
     x: torch.Tensor,
     tables: list[torch.Tensor],
     block_size: int,
     bits: int,
     candidates: str,
-    salient: torch.Tensor | None = None,
-    group: torch.Tensor | None = None,
-    choice: torch.Tensor | None = None,
-    protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
+    guidance: RowGuidance = UNGUIDED,
     rotation: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations as operands of a matrix product, [M + E, K], and their row scales, float32 [M + E].
 
-    The operands' dtype is `dispatch.operand_dtype`'s, in which each of them is exact; for `bits=16` it is x's, and the row
-    scales are 1. An operand times its row scale is the value, in every dtype.
+    The operands' dtype is `capabilities.operand_dtype`'s, in which each of them is exact; for `bits=16` it is x's, and the
+    row scales are 1. An operand times its row scale is the value, in every dtype.
 
     Args:
         x: [M, K] float32, float16 or bfloat16.
         tables: the tensors of a `DialectTables`.
         bits: 4, dialects; 8, E4M3 with a row scale; 16, as they are.
         candidates: for 4 bits, "max" or "all".
-        salient: int32 [E], rows of x whose residual is appended as further rows (docs/semantics.md).
-        group: int32 [M], the group of each row, -1 for none; choice: uint8 [G, K/B], a bit for each shape that a group may
-            take in a block, or `reference.SHARED_DIALECT` plus the dialect that it takes (docs/semantics.md). Both or
-            neither; for 4 bits.
-        protected: bool [1]. Where it holds True when the operator runs, 4 bits count as 8: a protected step.
-        exact: bool [1], on the CPU. Where it holds True, nothing is encoded and what is returned means nothing: `matmul`
-            will take x itself.
+        guidance: what is done for single rows; E residual rows are appended.
         rotation: size of the Hadamard blocks by which x is rotated first; 0 for none.
     """
-    book = DialectTables(*tables)
-    rows: dict[str, Any] = {"salient": salient, "group": group, "choice": choice}
-    check(x.device, book.indices.device)
-    if exact is not None and bool(exact):
-        return _empty_operand(x, bits, salient)
-    if x.device.type == "cuda" and bits != 16:
-        return gemm.encode(x, book, block_size, bits, candidates, **rows, protected=protected, rotation=rotation)
-    operand, scale = encode_activations(
-        x, book, block_size, bits, candidates, **rows, protected=protected, rotation=rotation
-    )
-    return operand.to(operand_dtype(x, bits)), scale
+    return encode_operator(x, tables, block_size, bits, candidates, *flat(guidance, rotation))
 
 
-@_fake("encode")
-def _(
-    x: torch.Tensor,
-    tables: list[torch.Tensor],
-    block_size: int,
-    bits: int,
-    candidates: str,
-    salient: torch.Tensor | None = None,
-    group: torch.Tensor | None = None,
-    choice: torch.Tensor | None = None,
-    protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return _empty_operand(x, bits, salient)
-
-
-def _empty_operand(x: torch.Tensor, bits: int, salient: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = x.shape[0] + (0 if salient is None else salient.shape[0])
-    return x.new_empty(rows, x.shape[1], dtype=operand_dtype(x, bits)), x.new_empty(rows, dtype=torch.float32)
-
-
-MATMUL_SCHEMA = (
-    "(Tensor operand, Tensor? row_scale, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, "
-    "ScalarType dtype, Tensor? salient=None, Tensor? x=None, Tensor? exact=None, int rotation=0) -> Tensor"
-)
-
-
-@_operator(MATMUL_SCHEMA)
 def matmul(
     operand: torch.Tensor,
     row_scale: torch.Tensor | None,
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
+    weight: EncodedRows,
     bias: torch.Tensor | None,
     tables: list[torch.Tensor],
     dtype: torch.dtype,
     salient: torch.Tensor | None = None,
-    x: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
 ) -> torch.Tensor:
     """x_hat @ W.T + bias in `dtype`, [M, N], of what `encode` gave and W in the storage layout.
 
     Args:
         operand: [M + E, K]; row_scale: float32 [M + E], None for ones.
-        codes: uint8 [N, K/2]; meta: uint8 [N, K/B]; scale: float32 [N]; bias: [N] or None.
+        weight: codes uint8 [N, K/2], meta uint8 [N, K/B], scale float32 [N]; bias: [N] or None.
         salient: as for `encode`; row M + e of the product is added to row salient[e]. On GPUs they must be distinct.
-        x: [M, K], what was encoded, and exact: bool [1] on the CPU. Where that holds True, x is multiplied in 16 bits
-            instead of the operand: a protected step.
-        rotation: of x, as for `encode`.
     """
-    check(operand.device, codes.device)
-    if x is not None and exact is not None and bool(exact):
-        operand, row_scale, salient = (rotate_rows(x, rotation).to(x.dtype) if rotation else x), None, None
+    return matmul_operator(operand, row_scale, *weight, bias, tables, dtype, salient)
+
+
+def linear(
+    x: torch.Tensor,
+    weight: EncodedRows,
+    bias: torch.Tensor | None,
+    tables: list[torch.Tensor],
+    bits: int,
+    candidates: str,
+    guidance: RowGuidance = UNGUIDED,
+    rotation: int = 0,
+) -> torch.Tensor:
+    """x @ W.T + bias in x.dtype, [M, N], with W in the storage layout and activations encoded as they come.
+
+    Arguments as of `encode` and `matmul`.
+    """
+    return linear_operator(x, *weight, bias, tables, bits, candidates, *flat(guidance, rotation))
+
+
+@_operator(f"(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, {GUIDANCE}) -> (Tensor, Tensor)")
+def _encode(
+    x: torch.Tensor, tables: list[torch.Tensor], block_size: int, bits: int, candidates: str, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    book = DialectTables(*tables)
+    guidance, rotation = _guided(rest)
+    check(x.device, book.indices.device)
+    if x.device.type == "cuda" and bits != 16:
+        return cuda.encode(x, book, block_size, bits, candidates, guidance, rotation)
+    operand, scale = encode_activations(x, book, block_size, bits, candidates, guidance, rotation)
+    return operand.to(operand_dtype(x, bits)), scale
+
+
+@_fake("encode")
+def _(x: torch.Tensor, tables: Any, block_size: int, bits: int, candidates: str, *rest: Any) -> tuple[torch.Tensor, ...]:
+    salient = _guided(rest)[0].salient
+    rows = x.shape[0] + (0 if salient is None else salient.shape[0])
+    return x.new_empty(rows, x.shape[1], dtype=operand_dtype(x, bits)), x.new_empty(rows, dtype=torch.float32)
+
+
+@_operator(
+    f"(Tensor operand, Tensor? row_scale, {WEIGHT}, Tensor? bias, Tensor[] tables, ScalarType dtype, Tensor? salient=None)"
+    " -> Tensor"
+)
+def _matmul(operand: torch.Tensor, row_scale: torch.Tensor | None, *rest: Any) -> torch.Tensor:
+    *parts, bias, tables, dtype, salient = rest if len(rest) == 7 else (*rest, None)
+    stored, book = EncodedRows(*parts), DialectTables(*tables)
+    check(operand.device, stored.codes.device)
     if operand.device.type == "cuda":
-        return gemm.multiply(operand, row_scale, codes, meta, scale, bias, DialectTables(*tables), dtype, salient)
-    weight = reference.decode_rows(codes, meta, DialectTables(*tables), weight_dtype(operand))
-    product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, scale)
+        return cuda.multiply(operand, row_scale, stored, bias, book, dtype, salient)
+    weight = reference.decode_rows(stored.codes, stored.meta, book, weight_dtype(operand))
+    product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, stored.scale)
     if salient is not None:
         rows = product.shape[0] - salient.shape[0]
         product = product[:rows].index_add_(0, salient, product[rows:])
@@ -190,86 +192,35 @@ def matmul(
 
 
 @_fake("matmul")
-def _(
-    operand: torch.Tensor,
-    row_scale: torch.Tensor | None,
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    tables: list[torch.Tensor],
-    dtype: torch.dtype,
-    salient: torch.Tensor | None = None,
-    x: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
-) -> torch.Tensor:
+def _(operand: torch.Tensor, row_scale: Any, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
+    *_, dtype, salient = rest if len(rest) == 6 else (*rest, None)
     rows = operand.shape[0] - (0 if salient is None else salient.shape[0])
     return operand.new_empty(rows, codes.shape[0], dtype=dtype)
 
 
-LINEAR_SCHEMA = (
-    "(Tensor x, Tensor codes, Tensor meta, Tensor scale, Tensor? bias, Tensor[] tables, "
-    "int activation_bits, str candidates, Tensor? salient=None, Tensor? group=None, Tensor? choice=None, "
-    "Tensor? protected=None, Tensor? exact=None, int rotation=0) -> Tensor"
+@torch.library.custom_op(
+    f"{NAMESPACE}::linear",
+    mutates_args=(),
+    schema=f"(Tensor x, {WEIGHT}, Tensor? bias, Tensor[] tables, int bits, str candidates, {GUIDANCE}) -> Tensor",
 )
-
-
-@torch.library.custom_op(f"{NAMESPACE}::linear", mutates_args=(), schema=LINEAR_SCHEMA)
 @without_autocast
-def linear(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    tables: list[torch.Tensor],
-    activation_bits: int,
-    candidates: str,
-    salient: torch.Tensor | None = None,
-    group: torch.Tensor | None = None,
-    choice: torch.Tensor | None = None,
-    protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
-) -> torch.Tensor:
-    """x @ W.T + bias in x.dtype, [M, N], with W in the storage layout and activations encoded as they come.
-
-    Arguments as of `encode` and `matmul`.
-    """
-    block_size = codes.shape[1] * 2 // meta.shape[1]
+def linear_operator(x: torch.Tensor, codes: torch.Tensor, meta: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """What `linear` calls."""
+    scale, bias, tables, bits, candidates, *others = rest
+    guidance, rotation = _guided(tuple(others))
     operand, row_scale = x, None
-    if activation_bits != 16 or rotation:
-        operand, row_scale = encode(
-            x, tables, block_size, activation_bits, candidates, salient, group, choice, protected, exact, rotation
-        )
-    return matmul(operand, row_scale, codes, meta, scale, bias, tables, x.dtype, salient, x, exact, rotation)
+    if bits != 16 or rotation:
+        block_size = codes.shape[1] * 2 // meta.shape[1]
+        operand, row_scale = encode(x, tables, block_size, bits, candidates, guidance, rotation)
+    return matmul(operand, row_scale, EncodedRows(codes, meta, scale), bias, tables, x.dtype, guidance.salient)
 
 
-@linear.register_fake
-def _(
-    x: torch.Tensor,
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    tables: list[torch.Tensor],
-    activation_bits: int,
-    candidates: str,
-    salient: torch.Tensor | None = None,
-    group: torch.Tensor | None = None,
-    choice: torch.Tensor | None = None,
-    protected: torch.Tensor | None = None,
-    exact: torch.Tensor | None = None,
-    rotation: int = 0,
-) -> torch.Tensor:
+@linear_operator.register_fake
+def _(x: torch.Tensor, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
     return x.new_empty(x.shape[0], codes.shape[0])
 
 
-GRADIENT_SCHEMA = "(Tensor gradient, Tensor codes, Tensor meta, Tensor scale, Tensor[] tables, int rotation=0) -> Tensor"
-
-
-@_operator(GRADIENT_SCHEMA)
+@_operator(f"(Tensor gradient, {WEIGHT}, Tensor[] tables, int rotation=0) -> Tensor")
 def linear_input_gradient(
     gradient: torch.Tensor,
     codes: torch.Tensor,
@@ -285,24 +236,20 @@ def linear_input_gradient(
     wide = torch.bfloat16 if gradient.device.type != "cpu" and gradient.dtype == torch.bfloat16 else torch.float32
     check(gradient.device, codes.device)
     if gradient.device.type == "cuda":
-        weight, _ = gemm.decode(codes, meta, scale, DialectTables(*tables), wide, scaled=True)
+        weight, _ = cuda.decode(EncodedRows(codes, meta, scale), DialectTables(*tables), wide, scaled=True)
         product = gradient.to(wide) @ weight
     else:
         weight = reference.decode_rows(codes, meta, DialectTables(*tables), wide)
         product = (gradient.float() * scale).to(wide) @ weight
-    return (rotate_rows(product, rotation) if rotation else product).to(gradient.dtype)  # its own transpose
+    return rotate_rows(product, rotation).to(gradient.dtype)  # its own transpose
 
 
 @_fake("linear_input_gradient")
-def _(
-    gradient: torch.Tensor,
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
-    tables: list[torch.Tensor],
-    rotation: int = 0,
-) -> torch.Tensor:
+def _(gradient: torch.Tensor, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
     return gradient.new_empty(gradient.shape[0], codes.shape[1] * 2)
+
+
+encode_operator, matmul_operator = _encode, _matmul  # for those who look at operators themselves, as torch's checks do
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -322,4 +269,4 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
     return to_x, None, None, None, to_bias, [None] * len(tables), *[None] * others
 
 
-linear.register_autograd(_backward, setup_context=_keep_for_backward)
+linear_operator.register_autograd(_backward, setup_context=_keep_for_backward)

@@ -22,6 +22,7 @@ META_DIALECT_BITS = 5
 CHUNK_ELEMENTS = {"cpu": 1 << 18}
 GPU_CHUNK_ELEMENTS = 1 << 23
 E4M3_MAX = 448.0
+LIFT = 4  # operands in E4M3 are multiplied by 2^LIFT, and their row scales divided by it: its exponents reach less far down
 SHARED_DIALECT = 0x80  # in a byte of `allowed`: its low five bits are the dialect to take, not shapes
 SHARED_MASK = 0xE0
 CODES = 16  # of one dialect: 8 magnitudes, then the same negated

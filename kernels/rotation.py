@@ -26,9 +26,14 @@ def rotate_rows(x: torch.Tensor, size: int) -> torch.Tensor:
     and in the end each element is multiplied once by float32(1 / sqrt(size)). A value that is not finite makes its own block
     not finite and no other one.
 
+    Args:
+        size: 0 for no rotation: x itself, as it is.
+
     Raises:
         ValueError: `size` is not one of `SIZES`, or K is not a multiple of it.
     """
+    if not size:
+        return x
     rows, width = x.shape
     if size not in SIZES or width % size:
         raise ValueError(

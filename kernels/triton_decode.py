@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .reference import LIFT, EncodedRows
 from .tables import DialectTables
 
 TILE_ELEMENTS = 2048  # of a program: one 16-byte store a thread
@@ -54,18 +55,14 @@ def _values(code, ladder, unit):
 
 
 def decode(
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
-    tables: DialectTables,
-    dtype: torch.dtype,
-    scaled: bool,
+    weight: EncodedRows, tables: DialectTables, dtype: torch.dtype, scaled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands [N, K] of a weight in `dtype`, and the row scales, float32 [N], that they are to be multiplied by.
 
     Args:
         scaled: multiply the row scales in, rounding to `dtype`; then they are returned as they came.
     """
+    codes, meta, scale = weight
     rows, row_blocks = meta.shape
     block_size = codes.shape[1] * 2 // row_blocks
     operand = torch.empty(rows, codes.shape[1] * 2, dtype=dtype, device=codes.device)
@@ -80,7 +77,7 @@ def decode(
         row_blocks,
         BLOCK=block_size,
         TILE=tile,
-        LIFT=4 if dtype == torch.float8_e4m3fn else 0,
+        LIFT=LIFT if dtype == torch.float8_e4m3fn else 0,
         SCALED=scaled,
     )
     return operand, lowered

@@ -15,12 +15,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import SHARED_DIALECT, SHARED_MASK
+from .guidance import UNGUIDED, RowGuidance
+from .reference import LIFT, SHARED_DIALECT, SHARED_MASK
 from .tables import ERROR_BIAS, DialectTables
 
 # Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
 Q_SHIFTS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 0}
-LIFT = 4  # of operands in E4M3
 PIECES = 10  # of a row at most, as far as 16 warps go: what a thread keeps in registers
 ELEMENTS_OF_WARP = 256  # 8 of each thread: one 16-byte load in 16 bit
 
@@ -305,10 +305,7 @@ def encode(
     bits: int,
     candidates: str,
     dtype: torch.dtype,
-    salient: torch.Tensor | None = None,
-    group: torch.Tensor | None = None,
-    choice: torch.Tensor | None = None,
-    protected: torch.Tensor | None = None,
+    guidance: RowGuidance = UNGUIDED,
     rotation: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands [M + E, K] in `dtype` and row scales, float32 [M + E], as `activations.encode_activations` has them.
@@ -316,7 +313,7 @@ def encode(
     For 4 or 8 bits. Dialects in E4M3 are lifted by 2^4, and their row scales lowered by as much.
     """
     x = x.contiguous()
-    salient, group, choice = (None if one is None else one.contiguous() for one in (salient, group, choice))
+    salient, group, choice, protected = (None if one is None else one.contiguous() for one in guidance)
     rows, width = x.shape
     extra = 0 if salient is None else salient.shape[0]
     operand = torch.empty(rows + extra, width, dtype=dtype, device=x.device)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..kernels.guidance import RowGuidance
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.integrations.semantics import guide_for, is_told, watched_block
-from ..sedialect_core.linear import Guidance, Guide
+from ..sedialect_core.linear import Guide
 from ..sedialect_core.plan import Plan
 from ..sedialect_core.semantics.decisions import is_guided, key_linears, needs_profile
 from ..sedialect_core.semantics.guides import TokenGuide
@@ -42,7 +43,7 @@ class RowGuide:
     tokens: "Tokens"
     guide: Guide
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
         """Guidance for x [B, ..., K], or [..., B, K] as Cosmos 1 has it."""
         self.tokens.ran = True
         batch = self.tokens.samples
@@ -55,7 +56,7 @@ class RowGuide:
             return guidance if rows is None else guidance._replace(salient=rows % length * batch + rows // length)
         return self._told(x)
 
-    def _told(self, x: torch.Tensor) -> Guidance:
+    def _told(self, x: torch.Tensor) -> RowGuidance:
         try:
             guidance = self.guide(x)
         except ModelError as error:
@@ -101,8 +102,8 @@ def _guide_layers(network: torch.nn.Module, plan: Plan, tokens: Tokens) -> None:
 def _guide(guide: Guide, block: str, tokens: Tokens) -> Guide:
     if not isinstance(guide, TokenGuide):
         return guide
-    if guide.block is not None:
-        tokens.guides.append((block, guide))
+    if guide.attention is not None:
+        tokens.attended.append((block, guide.attention))
     by_input = guide.by not in BY_ATTENTION or not guide.ratio
     if by_input and guide.among is not None and guide.among.where == "all":
         guide.among = None  # reference and guide frames stand in the sequence too, and no grid is needed to choose from all

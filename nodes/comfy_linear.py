@@ -9,6 +9,7 @@ import comfy.ops
 import comfy.quant_ops
 import torch
 
+from ..kernels.guidance import UNGUIDED
 from ..sedialect_core.linear import Guide
 from . import layout
 from .adapters import Patch, add_patches
@@ -107,7 +108,7 @@ class EncodedLinear:
                 dense = function(dense)
             y = torch.nn.functional.linear(x, dense, bias)
         else:
-            y = layout.multiply(x, weight, bias, None if self.guide is None else self.guide(x))
+            y = layout.multiply(x, weight, bias, UNGUIDED if self.guide is None else self.guide(x))
         return add_patches(y, x, self.patches, decoded, self._merge) if self.patches else y
 
     def _merge(self, patches: list[Patch], weight: torch.Tensor) -> torch.Tensor:

@@ -255,8 +255,7 @@ def _encode(
         for layer, encoded in encoder.encode(group, weight_of):
             before = weights[f"{layer.name}.weight"]
             settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
-            scale = encoded.scale.view(-1, 1).view(torch.uint8)
-            parts = (tensor.to(before.device) for tensor in (encoded.codes, encoded.meta, scale))
+            parts = (tensor.to(before.device) for tensor in encoded.stored.values())
             weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
             done[layer.name] = layer
             watch(sum(one.weights for one in done.values()), total)

@@ -7,6 +7,8 @@ step, for some samplers look between two entries of the list, and several calls 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..sedialect_core.semantics.steps import is_protected
+
 BARELY = 1e-6  # relative: a sigma that went through another float type
 AS_NOISE = (
     1e-4  # relative: the second sigma of 100 steps lies further from the first even where the schedule is shifted by 12
@@ -29,7 +31,7 @@ class Step(NamedTuple):
 
     def is_protected(self, first: int, last: int) -> bool:
         """Whether it is among the `first` or the `last` steps of the video."""
-        return (self.opens and self.number < first) or (self.closes and self.number >= self.total - last)
+        return is_protected(self.number, self.total, first if self.opens else 0, last if self.closes else 0)
 
 
 def step_of(sigma: float, sigmas: Sequence[float], noisiest: float) -> Step:

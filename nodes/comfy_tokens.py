@@ -16,11 +16,12 @@ import torch
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.inspection import TokenLayout
 from ..sedialect_core.plan import Plan
+from ..sedialect_core.semantics.attended import AttendedTokens
 from ..sedialect_core.semantics.grouping import Windows, windows_of
-from ..sedialect_core.semantics.guides import TokenGuide
 from ..sedialect_core.semantics.placement import Placement
 from ..sedialect_core.semantics.probe import Seen, Watched
 from ..sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
+from ..sedialect_core.semantics.steps import due
 from .comfy_steps import Step, step_of
 
 OVERRIDE = "optimized_attention_override"  # the entry of transformer_options that attention is called through
@@ -62,8 +63,8 @@ class Tokens:
     blocks: dict[str, BlockState] = field(default_factory=dict)
     groups: list[GroupState] = field(default_factory=list)
     watched: dict[str, Watched] = field(default_factory=dict)
-    guides: list[tuple[str, TokenGuide]] = field(default_factory=list)
-    """Those that read what attention showed, with their block."""
+    attended: list[tuple[str, AttendedTokens]] = field(default_factory=list)
+    """What guides read of what attention showed, with its block."""
     rooms: dict[Any, Room] = field(default_factory=dict)
     samples: int = 0
     """Of this forward."""
@@ -163,9 +164,9 @@ class Tokens:
         for name, watched in self.watched.items():
             watched.state = room.blocks[name]
         groups = iter(room.groups)
-        for name, guide in self.guides:
-            guide.block = room.blocks[name]
-            guide.groups = next(groups) if guide.groups is not None else None
+        for name, attention in self.attended:
+            attention.block = room.blocks[name]
+            attention.groups = next(groups) if attention.groups is not None else None
         self.flags.windows = room.windows
         return room
 
@@ -185,13 +186,11 @@ class Tokens:
 
     def _is_due(self, step: Step, last: int) -> bool:
         """Whether it is time to look again, having looked in step `last`, or never for -1."""
-        every, parts = self.plan.config.refresh_every, self.plan.config.refresh_at
-        if parts:
-            return any(last < min(int(part * step.total), step.total - 1) <= step.number for part in parts)
-        return last < 0 or (every > 0 and step.number // every > last // every)
+        config = self.plan.config
+        return due(step.number, last, config.refresh_every, config.refresh_at, step.total)
 
     def _tell(self, step: Step, room: Room | None) -> None:
-        self.flags.protect(step.is_protected(*self.plan.config.protected_steps))
+        self.flags.protected.fill_(step.is_protected(*self.plan.config.protected_steps))
         self.flags.profile.fill_(room is not None and self._is_due(step, room.profiled))
         self.flags.assign.fill_(room is not None and room.grouping)
 

@@ -13,10 +13,11 @@ from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layo
 from comfy_kitchen.tensor.base import BaseLayoutParams, dequantize_args
 
 from ..kernels import ops
-from ..kernels.rotation import rotate_rows
+from ..kernels.guidance import UNGUIDED, RowGuidance
+from ..kernels.reference import EncodedRows
 from ..sedialect_core.codec import EncodedTensor, encode
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.linear import ACTIVATION_BITS, Guidance
+from ..sedialect_core.linear import ACTIVATION_BITS
 
 LAYOUT = "SeDialectLayout"  # names in comfy-kitchen's and ComfyUI's registries, which all packs share
 FORMAT = "sedialect"
@@ -66,20 +67,18 @@ class SeDialectLayout(QuantizedLayout):
         pass besides (scale, stochastic_rounding) has no meaning here: rounding to the nearest is the format's own."""
         book, size = settings["book"], settings["block_size"]
         rotation = settings.get("rotation", 0)
-        weight = rotate_rows(tensor, rotation) if rotation else tensor
-        encoded = encode(weight, formatbook=book, block_size=size, name=settings.get("name", "weight"))
-        scale = encoded.scale.view(-1, 1).view(torch.uint8)
+        name = settings.get("name", "weight")
+        encoded = encode(tensor, formatbook=book, block_size=size, rotation=rotation, name=name)
+        codes, meta, scale = encoded.stored.values()
         shape = (int(tensor.shape[0]), int(tensor.shape[1]))
         kinds = (settings.get("precision", "w4a4"), settings.get("candidates", "max"))
-        return encoded.codes, Params(scale, tensor.dtype, shape, encoded.meta, book, *kinds, rotation)
+        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation)
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """The weight as floats, [N, K]."""
-        encoded = EncodedTensor(qdata, params.meta, params.row_scale, params.block_size, "weight", params.book)
-        if params.rotation:
-            return rotate_rows(encoded.dequantize(), params.rotation).to(params.orig_dtype)
-        return encoded.dequantize(params.orig_dtype)
+        stored, settings = (qdata, params.meta, params.scale), {"block_size": params.block_size, "rotation": params.rotation}
+        return EncodedTensor.of_stored(stored, params.book, **settings).dequantize(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
@@ -123,7 +122,7 @@ def dialects(weight: QuantizedTensor) -> torch.Tensor:
 
 
 def multiply(
-    x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, guidance: Guidance | None = None
+    x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, guidance: RowGuidance = UNGUIDED
 ) -> torch.Tensor:
     """x [..., K] @ weight.T + bias, [..., N] in x.dtype; x is encoded in the precision of the weight's layer.
 
@@ -134,15 +133,13 @@ def multiply(
     rows = x.reshape(-1, x.shape[-1])
     y = ops.linear(
         rows,
-        weight._qdata,
-        params.meta,
-        params.row_scale,
+        EncodedRows(weight._qdata, params.meta, params.row_scale),
         bias,
         list(params.book.tables(x.device)),
         ACTIVATION_BITS[params.precision],
         params.candidates,
-        *(guidance or Guidance()),
-        rotation=params.rotation,
+        guidance,
+        params.rotation,
     )
     return y.view(*x.shape[:-1], weight.shape[0])
 

@@ -1,6 +1,5 @@
 """Quantized models from and to ComfyUI's model folder."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..sedialect_core.errors import InputError, ModelError, SeDialectError
-from ..sedialect_core.report import megabytes
+from ..sedialect_core.atomic import check_room
+from ..sedialect_core.errors import ModelError, SeDialectError
 from . import comfy_model
 from .checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model
@@ -21,7 +20,6 @@ FOLDER = "diffusion_models"
 FROM_HUB = "(from the Hub repository below)"
 NAMES = ("ComfyUI", "diffusers")
 AS_SAVED = "as saved"
-ROOM = 1.02  # of what is written, for headers
 
 
 class SeDialectLoad(io.ComfyNode):
@@ -142,7 +140,7 @@ class SeDialectSave(io.ComfyNode):
         check_complete(checkpoint)
         output = folder_paths.get_output_directory()
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
-        _check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+        check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
         path = Path(folder) / f"{name}_{counter:05}_"
         with Progress("writing"):
             if names == NAMES[0]:
@@ -150,9 +148,3 @@ class SeDialectSave(io.ComfyNode):
             else:
                 path = write_folder(path, checkpoint, known.plan.config)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved {path}"))
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed * ROOM > free:
-        raise InputError(f"the file takes {megabytes(needed)} MB; {folder} has {megabytes(free)} MB free: make room first")

@@ -10,6 +10,7 @@ from pathlib import Path
 from .errors import InputError
 
 REMEDY = "choose a writable place with free space"
+ROOM = 1.02  # of what is written: headers, and what a file system adds
 
 
 @contextmanager
@@ -62,3 +63,15 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def check_room(place: Path, needed: int) -> None:
+    """Refuse to write `needed` bytes where there is no room for them; `place` itself may not be there yet.
+
+    Raises:
+        InputError: too little is free.
+    """
+    folder = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed * ROOM > free:
+        raise InputError(f"{place} needs {needed * ROOM / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free some first")

@@ -5,7 +5,7 @@ Layers that read one input are done together: they share its statistics, their f
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -97,31 +97,26 @@ class WeightEncoder:
         return f"{self.where}{layer.name}.weight"
 
     def _plain(self, layer: LayerPlan, weight: torch.Tensor) -> EncodedLayer:
-        if layer.rotation:
-            weight = rotate_rows(weight, layer.rotation)
-        size = layer.block_size or 0
-        return EncodedLayer(layer, encode(weight, formatbook=self.book, block_size=size, name=self._name(layer)))
+        settings: dict[str, Any] = {"block_size": layer.block_size or 0, "rotation": layer.rotation}
+        return EncodedLayer(layer, encode(weight, formatbook=self.book, name=self._name(layer), **settings))
 
     def _compensated(self, layer: LayerPlan, weight: torch.Tensor, view: "_View") -> EncodedLayer:
         layer = replace(layer, rotation=view.rotation, compensated=True)
-        encoded, _ = self._encode(weight, view, layer, REFINING)
-        return EncodedLayer(layer, encoded)
+        return EncodedLayer(layer, self._encode(weight, view, layer, REFINING))
 
-    def _encode(
-        self, weight: torch.Tensor, view: "_View", layer: LayerPlan, passes: int
-    ) -> tuple[EncodedTensor, torch.Tensor]:
-        """The codes of some rows of a layer's weight, and the rows as they were encoded: rotated, where they are."""
-        weight = rotate_rows(weight, view.rotation) if view.rotation else weight
+    def _encode(self, weight: torch.Tensor, view: "_View", layer: LayerPlan, passes: int) -> EncodedTensor:
+        """The codes of some rows of a layer's weight."""
         found = encode_compensated(
             weight,
             view.moment,
             view.factor,
             formatbook=self.book,
             block_size=layer.block_size or 0,
+            rotation=view.rotation,
             name=self._name(layer),
             passes=passes,
         )
-        return found.encoded, weight
+        return found.encoded
 
     def _look(
         self, group: Sequence[LayerPlan], statistics: InputStatistics, weight_of: Callable[[LayerPlan], torch.Tensor]
@@ -139,7 +134,7 @@ class WeightEncoder:
     def _error(self, layer: LayerPlan, weight: torch.Tensor, view: "_View") -> float:
         """Relative squared error of some of a layer's outputs, activations encoded as they will be, on the kept rows."""
         weight = weight[:: max(1, len(weight) // JUDGED_ROWS)].float()
-        encoded, weight = self._encode(weight, view, layer, 0)
+        encoded, weight = self._encode(weight, view, layer, 0), rotate_rows(weight, view.rotation)
         tables = self.book.tables(weight.device)
         read = view.rows
         if layer.precision == "w4a4":
@@ -149,7 +144,7 @@ class WeightEncoder:
             operand, scale = reference.e4m3_rows(read)
             read = operand * scale.unsqueeze(1)
         wanted = functional.linear(view.rows, weight)
-        lost = functional.linear(read, encoded.dequantize()) - wanted
+        lost = functional.linear(read, encoded.coded_values()) - wanted
         return float(lost.double().square().sum() / wanted.double().square().sum().clamp_min(1e-30))
 
 
@@ -163,9 +158,9 @@ class _View(NamedTuple):
 
     @classmethod
     def of(cls, statistics: InputStatistics, rotation: int, block_size: int, device: torch.device) -> "_View | None":
-        moment, rows = statistics.moment.to(device), statistics.rows.to(device).float()
+        moment, rows = statistics.moment.to(device), rotate_rows(statistics.rows.to(device).float(), rotation)
         if rotation:
-            moment, rows = rotate_moment(moment, rotation), rotate_rows(rows, rotation)
+            moment = rotate_moment(moment, rotation)
         factor = factorize(moment, block_size, DAMPING * max(1.0, len(moment) / max(1, statistics.count)))
         return None if factor is None else cls(rotation, moment, factor, rows)
 

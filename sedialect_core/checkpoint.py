@@ -23,7 +23,7 @@ from .linear import SeDialectLinear
 from .plan import Plan
 from .quantize import set_submodule
 
-FORMAT_VERSION = 2  # written only where a layer is rotated, which version 1 does not know
+FORMAT_VERSION = 1
 RECORD = "sedialect_record"
 SCALE = ".weight_scale"
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -71,15 +71,10 @@ class Record:
             rotations={name: value for name, value in self.rotations.items() if name in names},
         )
 
-    @property
-    def version(self) -> int:
-        """The lowest version of the format that can say all this."""
-        return FORMAT_VERSION if self.rotations else 1
-
     def to_tensor(self) -> torch.Tensor:
         """The record as the bytes of its JSON form, uint8 [n]."""
         data: dict[str, Any] = {
-            "format_version": self.version,
+            "format_version": FORMAT_VERSION,
             "model": self.model,
             "block_size": self.block_size,
             "formatbook": self.formatbook.to_dict(),
@@ -103,9 +98,9 @@ class Record:
             version = data["format_version"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{key} is damaged ({error}); {DAMAGED}") from None
-        if version not in range(1, FORMAT_VERSION + 1):
+        if version != FORMAT_VERSION:
             raise InputError(
-                f"{key} is of format version {version!r}; this sedialect reads 1 to {FORMAT_VERSION}: update sedialect"
+                f"{key} is of format version {version!r}; this sedialect reads {FORMAT_VERSION}: update sedialect"
             )
         try:
             book = Formatbook.from_dict(data["formatbook"])
@@ -141,7 +136,7 @@ class Record:
         """What the header of each file says, for people and for the Hub's viewer."""
         counts = {p: sum(value == p for value in self.precisions.values()) for p in PRECISIONS}
         return {
-            "sedialect_version": str(self.version),
+            "sedialect_version": str(FORMAT_VERSION),
             "sedialect_block_size": str(self.block_size),
             "sedialect_formatbook": self.formatbook.name,
             "sedialect_formatbook_digest": self.formatbook.digest,

@@ -15,11 +15,11 @@ import torch
 from .atomic import staging
 from .bench.metrics import Fidelity, fidelity
 from .config import SeDialectConfig
-from .integrations.pipelines import PipelineReport, SeDialectMixin, denoisers
+from .integrations.pipelines import PipelineReport, denoisers, disable_sedialect, enable_sedialect, sedialect_report
 from .progress import Watch, following
 from .report import megabytes
 from .sampling import Request, Sample, computed_in, sample
-from .video import Frames, side_by_side, write_mp4, write_still
+from .video import side_by_side, write_mp4, write_still
 
 if TYPE_CHECKING:
     from .calibration.cache import CalibrationCache
@@ -124,17 +124,12 @@ def quantized_pipeline(
     calibration: "CalibrationCache | None" = None,
 ) -> Iterator[PipelineReport]:
     """The pipeline quantized in place, and its report; `restore` puts the 16-bit layers back when the block ends."""
-    SeDialectMixin.enable_sedialect(pipe, config, calibration=calibration, keep_original=restore, progress=progress)
+    enable_sedialect(pipe, config, calibration=calibration, keep_original=restore, progress=progress)
     try:
-        yield SeDialectMixin.sedialect_report(pipe)
+        yield sedialect_report(pipe)
     finally:
         if restore:
-            SeDialectMixin.disable_sedialect(pipe)
-
-
-def fidelity_by_frame(video: Frames, reference: Frames) -> list[Fidelity]:
-    """How near each frame of a video [T, H, W, 3] is to the same frame of its reference."""
-    return [fidelity(video[t : t + 1], reference[t : t + 1]) for t in range(len(reference))]
+            disable_sedialect(pipe)
 
 
 def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Path]:

@@ -10,10 +10,8 @@ from typing import Any, ClassVar
 
 from .errors import ConfigError
 
-CONFIG_VERSION = 2
-# The version that first had a setting; 1 where it is not named. What is as it was before the setting came is not written,
-# and the version written is the lowest that has all that is: what an older sedialect can read, it reads. `BEFORE` says how
-# it was where that is not today's default.
+CONFIG_VERSION = 1
+# Settings that only matter while the model runs: they can change without encoding weights anew.
 SEMANTICS = (
     "salient_ratio",
     "salient_by",
@@ -28,10 +26,7 @@ SEMANTICS = (
     "refresh_at",
     "profile_megabytes",
     "protected_steps",
-    "protected_precision",
 )
-SINCE: Mapping[str, int] = {"rotation": 2, **dict.fromkeys(SEMANTICS, 2)}
-BEFORE: Mapping[str, Any] = {"salient_ratio": 0.0}
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
@@ -40,7 +35,6 @@ ROTATIONS = (0, 16, 32, 64, 128)
 SALIENCES = ("norm", "error", "attention", "peak-attention", "attention-error", "random")
 SALIENT_LAYERS = ("feed_forward", "all")
 SHARINGS = ("sub-formatbook", "dialect")
-PROTECTIONS = ("w4a8", "w4a16")
 
 # What each is worth is measured in docs/quality.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -91,8 +85,7 @@ class SeDialectConfig:
             its own first step if one of them lies before it.
         profile_megabytes: what profiling and grouping may take in temporaries, in units of 10^6 bytes; one head of one
             sample, at least, is looked at at a time.
-        protected_steps: how many steps at the start and at the end of sampling run in `protected_precision`.
-        protected_precision: "w4a8" or "w4a16".
+        protected_steps: how many steps at the start and at the end of sampling run with 8-bit activations, as "w4a8".
         formatbook_digest: what the book's numbers must hash to, as checkpoints record it; empty where any will do.
 
     Raises:
@@ -126,7 +119,6 @@ class SeDialectConfig:
     refresh_at: tuple[float, ...] = ()
     profile_megabytes: int = 128
     protected_steps: tuple[int, int] = (0, 0)
-    protected_precision: str = "w4a8"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
@@ -170,7 +162,6 @@ class SeDialectConfig:
             raise ConfigError("semantic_window is (1, 1, 1), which holds nothing but the anchor; make it larger")
 
     def _check_schedule(self) -> None:
-        _one_of("protected_precision", self.protected_precision, PROTECTIONS)
         if type(self.refresh_every) is not int or self.refresh_every < 0:
             raise ConfigError(f"refresh_every is {self.refresh_every!r}; give a number of steps, or 0")
         if type(self.profile_megabytes) is not int or self.profile_megabytes < 1:
@@ -215,14 +206,11 @@ class SeDialectConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the version of this form and the name that diffusers looks for."""
-        before = _before()
-        settings = {key: value for key, value in asdict(self).items() if key not in before or value != before[key]}
-        version = max([1, *(SINCE[key] for key in settings if key in SINCE)])
-        return {"quant_method": self.quant_method.value, "version": version, **settings}
+        return {"quant_method": self.quant_method.value, "version": CONFIG_VERSION, **asdict(self)}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """`to_dict` without what has its default and is written by every version."""
-        defaults = {key: value for key, value in _defaults().items() if key not in SINCE}
+        """`to_dict` without the settings that have their defaults."""
+        defaults = {field.name: field.default for field in fields(self)}
         return {key: value for key, value in self.to_dict().items() if key not in defaults or value != defaults[key]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -241,21 +229,9 @@ class SeDialectConfig:
         if method != cls.quant_method:
             raise ConfigError(f"settings of the quantizer {method!r}, not of {cls.quant_method.value!r}")
         version = settings.pop("version", None)
-        if version not in range(1, CONFIG_VERSION + 1):
-            raise ConfigError(
-                f"settings of version {version!r}; this sedialect reads 1 to {CONFIG_VERSION}: update sedialect"
-            )
-        return cls().override(**{**_before(), **settings})
-
-
-def _before() -> dict[str, Any]:
-    """What a file means that does not name a setting which came later."""
-    defaults = _defaults()
-    return {key: BEFORE.get(key, defaults[key]) for key in SINCE}
-
-
-def _defaults() -> dict[str, Any]:
-    return {field.name: field.default for field in fields(SeDialectConfig)}
+        if version != CONFIG_VERSION:
+            raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")
+        return cls().override(**settings)
 
 
 def _one_of(name: str, value: object, possible: tuple[object, ...]) -> None:

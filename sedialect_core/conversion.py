@@ -6,7 +6,6 @@ output appears in one move when everything in it is there.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .atomic import replacing, write_text
+from .atomic import check_room, replacing, write_text
 from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
-from .checkpoint import RECORD, SCALE, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
+from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .plan import LayerPlan, Plan, make_plan
@@ -28,7 +27,6 @@ from .source import WEIGHTS, Component
 
 DTYPES = ("bfloat16", "float16", "float32")
 ENCODED = "sedialect_encoded"  # in the header of a file: what became of the layers in it
-ROOM = 1.02  # headers and what a file system adds
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def convert(components: tuple[Component, ...], job: Job) -> dict[str, Plan]:
             task.check_done(job.output / task.folder)
     else:
         _check_staging(job, {task.folder for task in tasks})
-        _check_room(job, sum(task.bytes_left() for task in tasks))
+        check_room(job.output, sum(task.bytes_left() for task in tasks))
         for task in tasks:
             task.run()
     return {task.component.name: task.carried_out() for task in tasks}
@@ -231,9 +229,7 @@ class _Task:
             found = self.encoder.encode(self.groups[layer.name], self._weight)
             self.ahead |= {item.plan.name: item for item in found}
         self.done[layer.name], encoded = self.ahead.pop(layer.name)
-        scale = encoded.scale.view(-1, 1).view(torch.uint8)
-        values = {key: encoded.codes, f"{layer.name}.weight_meta": encoded.meta, layer.name + SCALE: scale}
-        return {name: value.cpu().contiguous() for name, value in values.items()}
+        return {key + suffix: value.cpu().contiguous() for suffix, value in encoded.stored.items()}
 
     def _weight(self, layer: LayerPlan) -> torch.Tensor:
         return self._read(f"{layer.name}.weight").to(self.job.device)
@@ -306,15 +302,6 @@ def _check_staging(job: Job, folders: set[str]) -> None:
     found = {path.relative_to(job.staging).parent.as_posix() for path in job.staging.rglob(f"*{WEIGHTS}*.safetensors")}
     if found - folders:
         raise InputError(f"{job.staging} holds unfinished work on other components; remove it to start anew")
-
-
-def _check_room(job: Job, needed: int) -> None:
-    folder = next(folder for folder in (job.output, *job.output.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(folder).free
-    if needed * ROOM > free:
-        raise InputError(
-            f"{job.output} needs {needed * ROOM / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free some first"
-        )
 
 
 def _elements(stored: Stored) -> int:

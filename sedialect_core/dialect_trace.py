@@ -17,6 +17,7 @@ from ..kernels.rotation import rotate_rows
 from .codec import encode
 from .inspection import TokenLayout, layout_of
 from .linear import SeDialectLinear
+from .semantics.steps import TimestepClock
 
 DIALECT = 31  # the bits of a meta entry that hold the dialect
 CELLS = 8_000_000  # of all maps of one kind together; larger grids are thinned out to that
@@ -50,11 +51,6 @@ class Trace:
     weights: dict[str, list[int]] = field(default_factory=dict)
     steps: dict[str, list[LayerStep]] = field(default_factory=dict)
     grid: Grid | None = None
-
-    def mean_error(self, layer: str, step: int) -> float:
-        """Mean relative error over the tokens of a layer's input; NaN where its rows are no video tokens."""
-        error = self.steps[layer][step].maps.get("error")
-        return float("nan") if error is None else float(error.astype(np.float32).mean())
 
 
 @contextmanager
@@ -95,14 +91,10 @@ class _Clock:
 
     def __init__(self, layout: TokenLayout, trace: Trace) -> None:
         self.layout, self.trace = layout, trace
-        self.timestep: float | None = None
-        self.first_forward = True
+        self.steps, self.first_forward = TimestepClock(), True
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = kwargs.get("timestep")
-        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
-        self.first_forward = value is None or value != self.timestep
-        self.timestep = value
+        self.first_forward = self.steps.advance(kwargs.get("timestep"))
         if self.first_forward:
             known = self.layout.for_inputs(kwargs)
             self.layout, self.trace.grid = known, known.grid
@@ -122,7 +114,7 @@ class _Recorder:
         assert isinstance(layer, SeDialectLinear)
         x = args[0].detach()
         rows = x.reshape(-1, *x.shape[-2:])[-1].float() if x.ndim > 1 else x.view(1, -1).float()
-        rows = rotate_rows(rows, layer.rotation) if layer.rotation else rows
+        rows = rotate_rows(rows, layer.rotation)
         settings: dict[str, Any] = {
             "formatbook": layer.formatbook,
             "block_size": layer.block_size,
@@ -151,10 +143,11 @@ class _Recorder:
 
 def evidence(layer: SeDialectLinear, tokens: int) -> dict[str, torch.Tensor]:
     """What the layer's guide knows of its video tokens, as one number a token: `saliency`, `group`, `shapes`."""
-    guide = getattr(layer, "guide", None)
-    block, groups = getattr(guide, "block", None), getattr(guide, "groups", None)
-    found = {}
-    if block is not None and block.received.shape[-1] == tokens:
+    attention, found = getattr(layer.guide, "attention", None), dict[str, torch.Tensor]()
+    if attention is None:
+        return found
+    block, groups = attention.block, attention.groups
+    if block.received.shape[-1] == tokens:
         found["saliency"] = block.received[0, -1]
     if groups is not None and groups.group.shape[-1] == tokens:
         group = groups.group[0, -1].long()

@@ -12,6 +12,7 @@ from .codec import encode
 from .config import SeDialectConfig
 from .errors import InputError, first_line
 from .formatbook import Formatbook
+from .inspection import is_transformer
 from .plan import make_plan
 from .progress import shown_bar
 
@@ -69,7 +70,7 @@ def _components(source: str) -> list[str | None]:
     index = _index(source)
     if index is None:
         return [None]
-    names: list[str | None] = [name for name, kind in index.items() if name.startswith("transformer") and any(kind or ())]
+    names: list[str | None] = [name for name, kind in index.items() if is_transformer(name) and any(kind or ())]
     if not names:
         raise InputError(f"the pipeline {source!r} has no transformer; pass a video diffusion transformer")
     return names

@@ -4,13 +4,14 @@ Why a subclass with plain uint8 Parameters, rather than a tensor subclass or buf
 offloading, layerwise casting and safetensors all handle it without knowing it.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..kernels import ops
-from ..kernels.rotation import rotate_rows
+from ..kernels.guidance import UNGUIDED, RowGuidance
+from ..kernels.reference import EncodedRows
 from .codec import EncodedTensor, encode
 from .formatbook import Formatbook
 from .shared_input import Encoded, SharedInput
@@ -18,20 +19,10 @@ from .shared_input import Encoded, SharedInput
 ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
 
 
-class Guidance(NamedTuple):
-    """What a layer is told about the rows of one input; each as `ops.encode` takes it."""
-
-    salient: torch.Tensor | None = None
-    group: torch.Tensor | None = None
-    choice: torch.Tensor | None = None
-    protected: torch.Tensor | None = None
-    exact: torch.Tensor | None = None
-
-
 class Guide(Protocol):
     """Tells a layer about its rows, from the input [..., K] itself or from what was seen before."""
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
         """Guidance for this input."""
 
 
@@ -93,7 +84,7 @@ class SeDialectLinear(nn.Linear):
         """Encode a float layer, on the device it lies on. `settings` are those of the constructor.
 
         Args:
-            encoded: its weight, where it is rotated and encoded already.
+            encoded: its weight, where it is encoded already.
 
         Raises:
             EncodeError: its weight holds NaN or Inf, or K is not a multiple of the block size; the error calls it `name`.
@@ -101,19 +92,25 @@ class SeDialectLinear(nn.Linear):
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         new = cls(*shape, compute_dtype=linear.weight.dtype, device="meta", **settings)
         if encoded is None:
-            weight = linear.weight.detach()
-            weight = rotate_rows(weight, new.rotation) if new.rotation else weight
-            encoded = encode(weight, formatbook=new.formatbook, block_size=new.block_size, name=name)
+            encoded = new.encode_weight(linear.weight.detach(), name)
         new.store(encoded)
         if linear.bias is not None:
             new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
         return new.train(linear.training)
 
+    def encode_weight(self, weight: torch.Tensor, name: str = "weight") -> EncodedTensor:
+        """A float weight [N, K] as this layer stores it, on the device it lies on.
+
+        Raises:
+            EncodeError: it holds NaN or Inf, or K is not a multiple of the block size; the error calls it `name`.
+        """
+        settings: dict[str, Any] = {"block_size": self.block_size, "rotation": self.rotation, "name": name}
+        return encode(weight, formatbook=self.formatbook, **settings)
+
     def store(self, encoded: EncodedTensor) -> None:
         """Make `encoded` the weight."""
-        self.weight = nn.Parameter(encoded.codes, requires_grad=False)
-        self.weight_meta = nn.Parameter(encoded.meta, requires_grad=False)
-        self.weight_scale = nn.Parameter(encoded.scale.view(-1, 1).view(torch.uint8), requires_grad=False)
+        for suffix, part in encoded.stored.items():
+            setattr(self, f"weight{suffix}", nn.Parameter(part, requires_grad=False))
 
     @property
     def row_scale(self) -> torch.Tensor:
@@ -122,27 +119,21 @@ class SeDialectLinear(nn.Linear):
 
     @property
     def encoded(self) -> EncodedTensor:
-        """The weight as the codec's value, rotated if the layer is; shares the layer's storage."""
-        codes, meta, scale = self.weight.detach(), self.weight_meta.detach(), self.row_scale.detach()
-        return EncodedTensor(codes, meta, scale, self.block_size, "weight", self.formatbook)
+        """The weight as the codec's value; shares the layer's storage."""
+        stored = [part.detach() for part in (self.weight, self.weight_meta, self.weight_scale)]
+        return EncodedTensor.of_stored(stored, self.formatbook, block_size=self.block_size, rotation=self.rotation)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight as floats, [N, K], in `compute_dtype` unless told otherwise; rotated back if the layer is rotated."""
-        dtype = dtype or self.compute_dtype
-        if self.rotation:
-            return rotate_rows(self.encoded.dequantize(torch.float32), self.rotation).to(dtype)
-        return self.encoded.dequantize(dtype)
+        return self.encoded.dequantize(dtype or self.compute_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] in x.dtype, freshly allocated and contiguous."""
         if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             y = self._differentiable(x)
         else:
-            operand, row_scale, salient, exact = self._encoded(x)
-            weight = (self.weight, self.weight_meta, self.row_scale)
-            rows = None if exact is None else x.reshape(-1, self.in_features)
-            tables, rotation = self._tables(x), self.rotation
-            y = ops.matmul(operand, row_scale, *weight, self.bias, tables, x.dtype, salient, rows, exact, rotation)
+            operand, row_scale, salient = self._encoded(x)
+            y = ops.matmul(operand, row_scale, self._rows, self.bias, self._tables(x), x.dtype, salient)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _encoded(self, x: torch.Tensor) -> Encoded:
@@ -154,28 +145,23 @@ class SeDialectLinear(nn.Linear):
     def _encode(self, x: torch.Tensor) -> Encoded:
         rows, bits = x.reshape(-1, self.in_features), ACTIVATION_BITS[self.precision]
         if bits == 16 and not self.rotation:
-            return Encoded(rows, None, None, None)
-        guidance = Guidance() if self.guide is None else self.guide(x)
+            return Encoded(rows, None, None)
+        guidance = UNGUIDED if self.guide is None else self.guide(x)
         operand, row_scale = ops.encode(
-            rows, self._tables(x), self.block_size, bits, self.candidates, *guidance, rotation=self.rotation
+            rows, self._tables(x), self.block_size, bits, self.candidates, guidance, self.rotation
         )
-        return Encoded(operand, row_scale, guidance.salient, guidance.exact)
+        return Encoded(operand, row_scale, guidance.salient)
 
     def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one operator, which knows its gradient."""
-        guidance = Guidance() if self.guide is None else self.guide(x)
-        return ops.linear(
-            x.reshape(-1, self.in_features),
-            self.weight,
-            self.weight_meta,
-            self.row_scale,
-            self.bias,
-            self._tables(x),
-            ACTIVATION_BITS[self.precision],
-            self.candidates,
-            *guidance,
-            rotation=self.rotation,
-        )
+        guidance = UNGUIDED if self.guide is None else self.guide(x)
+        bits, rows = ACTIVATION_BITS[self.precision], x.reshape(-1, self.in_features)
+        return ops.linear(rows, self._rows, self.bias, self._tables(x), bits, self.candidates, guidance, self.rotation)
+
+    @property
+    def _rows(self) -> EncodedRows:
+        """The weight as kernels take it."""
+        return EncodedRows(self.weight, self.weight_meta, self.row_scale)
 
     def _tables(self, x: torch.Tensor) -> list[torch.Tensor]:
         return list(self.formatbook.tables(x.device))

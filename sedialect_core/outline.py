@@ -13,7 +13,8 @@ from torch import nn
 
 from .conversion import skeleton
 from .errors import InputError, first_line
-from .source import COMPONENT, Place
+from .inspection import is_transformer
+from .source import Place
 
 TEXT_ENCODER = re.compile(r"text_encoder(_\d+)?")
 # Decoded in float32, as diffusers advises for them; all other models are counted in 16 bit.
@@ -77,7 +78,7 @@ def outline_of(model: str) -> Outline:
         config = _config(place, "config.json")
         return Outline(model, (_diffusers_part("transformer", "transformer", config, model),))
     names = [name for name, entry in index.items() if _is_model(entry)]
-    if not any(COMPONENT.fullmatch(name) for name in names):
+    if not any(is_transformer(name) for name in names):
         raise InputError(f"{model} is a {index.get('_class_name')} without a transformer; sedialect quantizes no UNets")
     parts = [
         _part(name, index[name][0], index[name][1], _config(place, f"{name}/config.json"), f"{model}/{name}")
@@ -148,7 +149,7 @@ def _config(place: Place, name: str) -> dict[str, Any]:
 
 
 def _part(name: str, library: str, class_name: str, config: Mapping[str, Any], where: str) -> Part:
-    if COMPONENT.fullmatch(name):
+    if is_transformer(name):
         role = "transformer"
     elif TEXT_ENCODER.fullmatch(name):
         role = "text encoder"

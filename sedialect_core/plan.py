@@ -1,9 +1,8 @@
-"""What will be done to which layer, and why: pure data, made before anything is touched, printed and saved as it is."""
+"""What will be done to which layer, and why: pure data, made before anything is touched."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -111,26 +110,6 @@ class Plan:
     def left_alone(self) -> tuple[LayerPlan, ...]:
         """The layers that stay as they are; each has its reason."""
         return tuple(layer for layer in self.layers if layer.precision is None)
-
-    def to_json(self) -> str:
-        """The plan as JSON, layer by layer."""
-        data = asdict(self)
-        data["config"] = self.config.to_dict()
-        return json.dumps(data, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """A plan from what `to_json` gave."""
-        data: dict[str, Any] = json.loads(text)
-        layout: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["token_layout"].items()}
-        return cls(
-            model=data["model"],
-            family=data["family"],
-            config=SeDialectConfig.from_dict(data["config"]),
-            layers=tuple(LayerPlan(**layer) for layer in data["layers"]),
-            token_layout=TokenLayout(**layout),
-            notes=tuple(data.get("notes", ())),
-        )
 
     def __str__(self) -> str:
         """Layers that share everything but the block's number stand in one line."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..kernels.dispatch import refusals
+from ..kernels.capabilities import refusals
 from .calibrated import Calibration, WeightEncoder, groups_of
 from .codec import DTYPES, all_finite
 from .config import SeDialectConfig

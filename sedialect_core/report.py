@@ -121,7 +121,7 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
         shared = f"a {config.semantic_sharing} for groups in windows of {window} tokens"
         rows.append(("shared", f"{shared}, renewed {renewed}, {grouped} layers"))
     if first or last:
-        rows.append(("protected", f"the first {first} and the last {last} steps run in {config.protected_precision}"))
+        rows.append(("protected", f"the first {first} and the last {last} steps run in w4a8"))
     return rows
 
 

@@ -12,13 +12,11 @@ import torch
 
 
 class Encoded(NamedTuple):
-    """What `ops.encode` gave for an input: operands [M + E, K], row scales [M + E], salient rows int32 [E]; and the flag
-    by which the product takes the input itself. Or None."""
+    """What `ops.encode` gave for an input: operands [M + E, K], row scales [M + E], salient rows int32 [E]; or None."""
 
     operand: torch.Tensor
     row_scale: torch.Tensor | None
     salient: torch.Tensor | None
-    exact: torch.Tensor | None
 
 
 class HasInput(Protocol):

@@ -1,7 +1,6 @@
 """Where the models to be quantized come from: a folder, or the Hub, from which only what is needed is fetched."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 from . import hub
 from .errors import InputError
+from .inspection import is_transformer
 
 WEIGHTS = "diffusion_pytorch_model"
-COMPONENT = re.compile(r"transformer(_\d+)?")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def find_source(model: str, component: str | None = None, variant: str | None = 
         if component is not None:
             raise InputError(f"{model} is no pipeline (it has no model_index.json), so it has no {component}")
         return Source((_component(place, "", variant),), None, place.text("README.md"))
-    names = [name for name, entry in index.items() if COMPONENT.fullmatch(name) and isinstance(entry, list) and all(entry)]
+    names = [name for name, entry in index.items() if is_transformer(name) and isinstance(entry, list) and all(entry)]
     if not names:
         raise InputError(f"{model} is a {index.get('_class_name')} without a transformer; sedialect quantizes no UNets")
     if component is not None and component not in names:

@@ -13,7 +13,7 @@ import numpy as np
 from browser import chromium
 from player_pages import served
 
-from sedialect.sedialect_core.comparison import fidelity_by_frame
+from sedialect.sedialect_core.bench.metrics import fidelity
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = """<!doctype html><style>body { margin: 16px; width: 868px }</style><div id="box"></div>
@@ -36,7 +36,7 @@ def frames_of(path: Path) -> tuple[np.ndarray, float]:
 def options_for(folder: Path) -> dict:
     """What the player is given, but for its theme."""
     (left, fps), (right, _) = (frames_of(folder / name) for name in ("16-bit.mp4", "quantized.mp4"))
-    near = fidelity_by_frame(right, left)
+    near = [fidelity(one[None], other[None]) for one, other in zip(right, left, strict=True)]
     series = [
         {"name": "PSNR", "unit": "dB", "values": [one.psnr for one in near]},
         {"name": "SSIM", "unit": "", "values": [one.ssim for one in near]},

@@ -6,6 +6,7 @@ import torch
 from sedialect import Formatbook, encode
 from sedialect.kernels import ops, reference
 from sedialect.kernels.activations import allowed_shapes
+from sedialect.kernels.guidance import RowGuidance
 from sedialect.kernels.rotation import rotate_rows
 
 BOOK = Formatbook.builtin()
@@ -24,7 +25,7 @@ def values(operand: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_salient_rows_gain_the_encoding_of_their_residual(bits):
     x, salient = rows(), torch.tensor([7, 2], dtype=torch.int32)
-    operand, scale = ops.encode(x, TABLES, 16, bits, "max", salient)
+    operand, scale = ops.encode(x, TABLES, 16, bits, "max", RowGuidance(salient))
     plain, plain_scale = ops.encode(x, TABLES, 16, bits, "max")
     assert torch.equal(operand[:9], plain) and torch.equal(scale[:9], plain_scale)
     residual = x[[7, 2]] - values(plain, plain_scale)[[7, 2]]
@@ -38,12 +39,13 @@ def test_salient_rows_gain_the_encoding_of_their_residual(bits):
 def test_the_product_adds_the_extra_rows_to_their_own():
     x, salient = rows(), torch.tensor([0, 8, 3], dtype=torch.int32)
     weight = encode(rows(24))
-    arguments = (weight.codes, weight.meta, weight.scale, torch.randn(24), TABLES)
-    y = ops.linear(x, *arguments, 4, "max", salient)
-    operand, scale = ops.encode(x, TABLES, 16, 4, "max", salient)
+    bias = torch.randn(24)
+    rows_of_weight = reference.EncodedRows(weight.codes, weight.meta, weight.scale)
+    y = ops.linear(x, rows_of_weight, bias, TABLES, 4, "max", RowGuidance(salient))
+    operand, scale = ops.encode(x, TABLES, 16, 4, "max", RowGuidance(salient))
     x_hat = values(operand, scale)
     x_hat[salient.long()] += x_hat[9:]
-    wanted = x_hat[:9].double() @ weight.dequantize(torch.float64).T + arguments[3]
+    wanted = x_hat[:9].double() @ weight.dequantize(torch.float64).T + bias
     assert torch.allclose(y.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
 
@@ -60,7 +62,7 @@ def test_groups_take_only_the_shapes_that_they_chose(candidates):
     assert ((allowed.long() >> (bound.dialect % 4)) & 1 == 1).all()
     kept = (allowed.long() >> (free.dialect % 4)) & 1 == 1
     assert torch.equal(bound.dialect[kept], free.dialect[kept]) and not kept.all()
-    operand, scale = ops.encode(x, TABLES, 16, 4, candidates, None, group, choice)
+    operand, scale = ops.encode(x, TABLES, 16, 4, candidates, RowGuidance(None, group, choice))
     whole, _ = ops.encode(x, TABLES, 16, 4, candidates)
     assert torch.equal(operand[group < 0], whole[group < 0])
     assert (values(operand, scale) - x).square().sum() > (values(whole, scale) - x).square().sum()
@@ -72,7 +74,7 @@ def test_groups_take_the_very_dialect_that_they_share(candidates):
     x[4, 16:32] = 0
     group = torch.tensor([0, 0, 1, -1, 1, -1, 0, 1, 1], dtype=torch.int32)
     dialect = torch.randint(0, 32, (2, 6), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    operand, scale = ops.encode(x, TABLES, 16, 4, candidates, None, group, reference.SHARED_DIALECT + dialect)
+    operand, scale = ops.encode(x, TABLES, 16, 4, candidates, RowGuidance(None, group, reference.SHARED_DIALECT + dialect))
     whole, _ = ops.encode(x, TABLES, 16, 4, candidates)
     tables = BOOK.tables()
     value = tables.half_units.gather(1, tables.indices.long()).float()
@@ -91,18 +93,18 @@ def test_groups_take_the_very_dialect_that_they_share(candidates):
 
 def test_a_protected_step_takes_eight_bits_when_the_flag_says_so():
     x, salient, flag = rows(), torch.tensor([1], dtype=torch.int32), torch.tensor([False])
-    four = ops.encode(x, TABLES, 16, 4, "max", salient, None, None, flag)
+    four = ops.encode(x, TABLES, 16, 4, "max", RowGuidance(salient, protected=flag))
     flag.fill_(True)
-    eight = ops.encode(x, TABLES, 16, 4, "max", salient, None, None, flag)
-    assert torch.equal(four[0], ops.encode(x, TABLES, 16, 4, "max", salient)[0])
-    assert torch.equal(eight[0], ops.encode(x, TABLES, 16, 8, "max", salient)[0])
+    eight = ops.encode(x, TABLES, 16, 4, "max", RowGuidance(salient, protected=flag))
+    assert torch.equal(four[0], ops.encode(x, TABLES, 16, 4, "max", RowGuidance(salient))[0])
+    assert torch.equal(eight[0], ops.encode(x, TABLES, 16, 8, "max", RowGuidance(salient))[0])
 
 
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_rotation_comes_before_everything_else(bits):
     x, salient = rows(), torch.tensor([4], dtype=torch.int32) if bits < 16 else None
-    operand, scale = ops.encode(x, TABLES, 16, bits, "max", salient, rotation=32)
-    wanted, wanted_scale = ops.encode(rotate_rows(x, 32), TABLES, 16, bits, "max", salient)
+    operand, scale = ops.encode(x, TABLES, 16, bits, "max", RowGuidance(salient), rotation=32)
+    wanted, wanted_scale = ops.encode(rotate_rows(x, 32), TABLES, 16, bits, "max", RowGuidance(salient))
     assert torch.equal(operand, wanted) and torch.equal(scale, wanted_scale)
 
 
@@ -114,7 +116,7 @@ def test_rotation_comes_before_everything_else(bits):
 def test_the_operators_pass_torchs_own_checks(further):
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     x, weight = rows(4), encode(rows(24))
-    torch.library.opcheck(ops.encode, (x, TABLES, 16, 4, "max"), further, test_utils=checks)
-    operand, scale = ops.encode(x, TABLES, 16, 4, "max", **further)
+    torch.library.opcheck(ops.encode_operator, (x, TABLES, 16, 4, "max"), further, test_utils=checks)
+    operand, scale = ops.encode_operator(x, TABLES, 16, 4, "max", **further)
     stored = (weight.codes, weight.meta, weight.scale, None, TABLES, torch.float32)
-    torch.library.opcheck(ops.matmul, (operand, scale, *stored, further.get("salient")), test_utils=checks)
+    torch.library.opcheck(ops.matmul_operator, (operand, scale, *stored, further.get("salient")), test_utils=checks)

@@ -88,23 +88,15 @@ def test_the_plan_says_what_is_rotated_and_what_cannot_be():
     assert "rotated by 64" in str(plan)
 
 
-def test_files_without_rotations_are_those_of_the_first_version(plain, tmp_path):
-    load(plain, quantization_config=SeDialectConfig.preset("plain")).save_pretrained(tmp_path)
-    first = recorded(GOLDEN)
-    assert recorded(tmp_path).keys() == first.keys()
-    assert recorded(tmp_path)["format_version"] == first["format_version"] == 1
-    assert settings(tmp_path).keys() <= settings(GOLDEN).keys()
-    assert settings(tmp_path)["version"] == 1
-
-
-def test_an_older_reader_refuses_rotated_files_and_says_what_to_do(saved, tmp_path, monkeypatch):
-    assert recorded(saved)["format_version"] == settings(saved)["version"] == 2
+def test_every_file_is_version_1_and_a_reader_of_another_says_what_to_do(saved, monkeypatch):
+    assert recorded(saved)["format_version"] == settings(saved)["version"] == 1
+    assert recorded(GOLDEN)["format_version"] == settings(GOLDEN)["version"] == 1
     with monkeypatch.context() as patched:
-        patched.setattr(config, "CONFIG_VERSION", 1)
-        with pytest.raises(ConfigError, match=r"settings of version 2; this sedialect reads 1 .*update sedialect"):
+        patched.setattr(config, "CONFIG_VERSION", 2)
+        with pytest.raises(ConfigError, match=r"settings of version 1; this sedialect reads 2: update sedialect"):
             load(saved)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 1)
-    with pytest.raises(InputError, match=r"is of format version 2; this sedialect reads 1 .*update sedialect"):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    with pytest.raises(InputError, match=r"is of format version 1; this sedialect reads 2: update sedialect"):
         load(saved)
 
 

@@ -152,7 +152,7 @@ def test_a_book_that_nobody_else_has_travels_with_the_weights(plain, tmp_path):
 
 def test_config_json_stays_small(saved):
     text = json.dumps(json.loads((saved / "config.json").read_text())["quantization_config"])
-    assert len(text) < 600
+    assert len(text) < 700, "every setting, and room for patterns"
     with pytest.raises(ConfigError, match="of at most 2048 characters; use shorter patterns"):
         SeDialectConfig(skip=tuple(f"blocks.{n}.attn1.to_q" for n in range(200)))
 
@@ -395,7 +395,7 @@ DAMAGE = {
     "newer": (
         lambda s, _: record(s, format_version=3),
         InputError,
-        "format version 3; this sedialect reads 1 to 2: update sedialect",
+        "format version 3; this sedialect reads 1: update sedialect",
     ),
     "incomplete": (lambda s, _: record(s, layers=None), InputError, "is damaged .*download it again"),
     "precision": (lambda s, _: record(s, layers={"w1a1": ["x"]}), InputError, "a precision that does not exist"),
@@ -453,7 +453,7 @@ def settings_changed(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"quant": {"version": 3}}, ConfigError, "settings of version 3; this sedialect reads 1 to 2: update sedialect"),
+        ({"quant": {"version": 3}}, ConfigError, "settings of version 3; this sedialect reads 1: update sedialect"),
         ({"quant": {"version": None}}, ConfigError, "settings of version None"),
         ({"quant": {"salience": 1}}, ConfigError, "no setting 'salience'"),
         ({"quant": {"block_size": 32}}, InputError, "has blocks of 16, but config.json says 32"),

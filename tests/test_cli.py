@@ -202,6 +202,6 @@ def test_options_make_the_settings_that_they_name():
     parser = argparse.ArgumentParser()
     add_config(parser)
     given = "--salient-ratio 0.25 --salient-by error --semantic --semantic-sharing dialect"
-    parsed = parser.parse_args([*given.split(), "--protected-steps", "2", "1", "--protected-precision", "w4a16"])
+    parsed = parser.parse_args([*given.split(), "--protected-steps", "2", "1"])
     wanted = SeDialectConfig(salient_ratio=0.25, salient_by="error", semantic=True, semantic_sharing="dialect")
-    assert config_of(parsed) == wanted.override(protected_steps=(2, 1), protected_precision="w4a16")
+    assert config_of(parsed) == wanted.override(protected_steps=(2, 1))

@@ -352,7 +352,7 @@ def test_mistakes_get_one_line_and_exit_code_2(wan22, tmp_path, capsys, argument
 
 def test_too_little_room_is_found_out_first(single, tmp_path, monkeypatch, capsys):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: usage(1, 1, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1, 1, 1000))
     assert quantize(single, tmp_path / "out") == 2
     assert "out needs 0.0 GB and 0.0 GB are free; free some first" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import torch
 from tiny_models import TINY
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
-from sedialect.kernels import dispatch, gemm, reference
+from sedialect.kernels import capabilities, cuda, dispatch, reference
 from sedialect.kernels.activations import encode_activations
 from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.report import implementations, report_of
@@ -26,13 +26,13 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: "Some GPU")
 
     def pretend(major: int, minor: int, torch_version: str = "2.13.0") -> torch.device:
-        dispatch._refusals.cache_clear()
+        capabilities._refusals.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (major, minor))
         monkeypatch.setattr(torch, "__version__", torch_version)
         return GPU
 
     yield pretend
-    dispatch._refusals.cache_clear()
+    capabilities._refusals.cache_clear()
 
 
 def dtype_of(device: torch.device, bits: int) -> torch.dtype:
@@ -40,7 +40,7 @@ def dtype_of(device: torch.device, bits: int) -> torch.dtype:
         dtype = torch.float16
 
     Input.device = device
-    return dispatch.operand_dtype(Input, bits)
+    return capabilities.operand_dtype(Input, bits)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_gpu_without_bfloat16_is_refused_with_what_would_do(gpu):
     name, reason = dispatch.implementation(gpu(7, 5))
     assert name == "none" and "compute capability 7.5 and no bfloat16 units" in reason and "8.0 (Ampere)" in reason
     with pytest.raises(RuntimeError, match="no bfloat16 units; quantized layers need 8.0"):
-        dispatch.check(GPU, GPU)
+        capabilities.check(GPU, GPU)
 
 
 def test_a_kernel_that_fails_is_replaced_for_good_with_one_warning(gpu):
@@ -121,6 +121,34 @@ def test_a_kernel_that_fails_is_replaced_for_good_with_one_warning(gpu):
     assert told in dispatch.implementation(device).reason
 
 
+@pytest.mark.parametrize("error", [TypeError, AttributeError, NotImplementedError, RuntimeError, ImportError, ValueError])
+def test_a_mistake_of_ours_is_an_error_and_never_slower(gpu, error):
+    def mistaken() -> None:
+        raise error("one argument too many")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(error, match="one argument too many"):
+            dispatch.run("decoding", gpu(9, 0), mistaken, lambda: "plain")
+    assert dispatch._FAILED == {}
+
+
+def test_what_triton_or_cuda_refuses_is_replaced(gpu):
+    """A kernel that does not compile, Triton's own errors without a class, and the driver's."""
+    triton = type("OutOfResources", (Exception,), {"__module__": "triton.runtime.errors"})
+    inside: dict[str, object] = {"__name__": "triton.runtime.build"}
+    exec("def build():\n    raise RuntimeError('Failed to find C compiler')", inside)  # as if Triton's code had raised it
+
+    def raises(error: Exception) -> None:
+        raise error
+
+    for number, fast in enumerate(
+        (lambda: raises(triton("shared memory")), inside["build"], lambda: raises(RuntimeError("CUDA error: out of range")))
+    ):
+        with pytest.warns(RuntimeWarning, match=f"kernel for thing {number} failed on cuda:0"):
+            assert dispatch.run(f"thing {number}", gpu(9, 0), fast, lambda: "plain") == "plain"
+
+
 def test_a_product_that_cublas_refuses_is_done_in_bfloat16_with_one_warning(gpu, monkeypatch):
     device = gpu(9, 0)
 
@@ -130,15 +158,15 @@ def test_a_product_that_cublas_refuses_is_done_in_bfloat16_with_one_warning(gpu,
     weight, x = encode(torch.randn(48, 256)), torch.randn(3, 256)
     tables = Formatbook.builtin().tables()
     operand, row_scale = encode_activations(x, tables, 16, 4, "max")
-    lowered = (operand.mul(16).to(gemm.FP8), row_scale / 16)
-    decoded = reference.decode_rows(weight.codes, weight.meta, tables).mul_(16).to(gemm.FP8), weight.scale / 16
+    lowered = (operand.mul(16).to(cuda.FP8), row_scale / 16)
+    decoded = reference.decode_rows(weight.codes, weight.meta, tables).mul_(16).to(cuda.FP8), weight.scale / 16
     bias = torch.randn(48)
-    monkeypatch.setattr(gemm, "fp8_product", refused)
+    monkeypatch.setattr(cuda, "fp8_product", refused)
     with pytest.warns(RuntimeWarning, match="the FP8 product of 3 x 256 x 48 failed on cpu .*NOT_SUPPORTED.*; bfloat16"):
-        found = gemm.scaled_product(*lowered, *decoded, bias)
+        found = cuda.scaled_product(*lowered, *decoded, bias)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert torch.equal(gemm.scaled_product(*lowered, *decoded, bias), found)
+        assert torch.equal(cuda.scaled_product(*lowered, *decoded, bias), found)
     wanted = (operand * row_scale[:, None]).double() @ weight.dequantize(torch.float64).T + bias
     assert found.dtype == torch.bfloat16 and (found - wanted).norm() < 0.01 * wanted.norm()
     assert "bfloat16 for FP8 product of 3 x 256 x 48, since that failed" in dispatch.implementation(device).reason
@@ -158,4 +186,4 @@ def test_too_little_memory_is_not_taken_for_a_kernel_that_fails(gpu):
 def test_inputs_on_another_device_than_the_weight_are_refused():
     layer = SeDialectLinear.from_linear(torch.nn.Linear(32, 16))
     with pytest.raises(RuntimeError, match="the input lies on meta and the layer's weight on cpu"):
-        dispatch.check(torch.device("meta"), layer.weight.device)
+        capabilities.check(torch.device("meta"), layer.weight.device)

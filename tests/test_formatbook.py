@@ -3,9 +3,10 @@
 import json
 
 import pytest
+import torch
 from oracle import HALF_UNITS, HALF_UNITS_16
 
-from sedialect import Dialect, Formatbook
+from sedialect import Dialect, Formatbook, SeDialectConfig, SeDialectLinear, encode
 from sedialect.kernels.tables import build_tables
 from sedialect.sedialect_core.errors import FormatbookError
 
@@ -13,7 +14,7 @@ FP4 = (0, 1, 2, 3, 4, 6, 8, 12)
 
 
 def data(**changes: object) -> dict:
-    return {**Formatbook.builtin().to_dict(), **changes}
+    return {**Formatbook.builtin("sedialect-32").to_dict(), **changes}
 
 
 @pytest.mark.parametrize(("name", "expected"), [("sedialect-32", HALF_UNITS), ("dialectfp4-16", HALF_UNITS_16)])
@@ -24,13 +25,13 @@ def test_builtin_books_hold_the_numbers_of_the_papers_and_of_the_notes(name, exp
 
 
 def test_the_published_dialects_are_marked():
-    published = [d.half_units for d in Formatbook.builtin().dialects if d.published]
+    published = [d.half_units for d in Formatbook.builtin("sedialect-32").dialects if d.published]
     assert published == list(HALF_UNITS_16)
     assert all(d.published for d in Formatbook.builtin("dialectfp4-16").dialects)
 
 
 def test_sub_formatbooks():
-    assert Formatbook.builtin().sub_formatbooks == ((0, 1), (1, 2), (2, 3))
+    assert Formatbook.builtin("sedialect-32").sub_formatbooks == ((0, 1), (1, 2), (2, 3))
     assert Formatbook.builtin("dialectfp4-16").sub_formatbooks == ()
 
 
@@ -45,10 +46,10 @@ def test_saved_books_come_back_equal_and_byte_for_byte(tmp_path):
 
 def test_digests_are_of_the_numbers_alone_and_never_change():
     """Checkpoints name their book by these."""
-    assert Formatbook.builtin().digest == "2dc781e2d6be3eb73b6fdfaccaceaa60b4d5da2f4ab6e180a5a0a61b1b802092"
+    assert Formatbook.builtin("sedialect-32").digest == "2dc781e2d6be3eb73b6fdfaccaceaa60b4d5da2f4ab6e180a5a0a61b1b802092"
     assert Formatbook.builtin("dialectfp4-16").digest == "0b26262c8c5028fd434ec55d653ce1fa750b69b3ba8e88241e5bd385273dd649"
-    assert Formatbook.from_dict(data(name="other", description="other")).digest == Formatbook.builtin().digest
-    assert Formatbook.from_dict(data(sub_formatbooks=[[0, 1]])).digest != Formatbook.builtin().digest
+    assert Formatbook.from_dict(data(name="other", description="other")).digest == Formatbook.builtin("sedialect-32").digest
+    assert Formatbook.from_dict(data(sub_formatbooks=[[0, 1]])).digest != Formatbook.builtin("sedialect-32").digest
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def without(dialects, index):
     return [d for number, d in enumerate(dialects) if number != index]
 
 
-DIALECTS = Formatbook.builtin().to_dict()["dialects"]
+DIALECTS = Formatbook.builtin("sedialect-32").to_dict()["dialects"]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +129,15 @@ def test_tables_agree_with_distances_counted_one_by_one(name):
     assert tables.errors.max() <= 961
 
 
+def test_one_book_is_the_default_everywhere():
+    x = torch.randn(2, 32)
+    layer = SeDialectLinear.from_linear(torch.nn.Linear(32, 8))
+    names = {Formatbook.builtin().name, SeDialectConfig().formatbook, encode(x).formatbook.name, layer.formatbook.name}
+    assert names == {"universal-32"}
+
+
 def test_copies_of_a_model_share_its_book():
     import copy
 
-    book = Formatbook.builtin()
+    book = Formatbook.builtin("sedialect-32")
     assert copy.deepcopy([book])[0] is book

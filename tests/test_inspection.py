@@ -101,7 +101,7 @@ def test_forward_and_sites(name: str) -> None:
         assert (site.in_features, site.out_features) == (module.in_features, module.out_features)
         assert (site.block is None) == (site.role in ("embedder", "head", "norm"))
         assert site.block is None or site.name.startswith(f"{site.block}.")
-    blocks = {site.block for site in trace.sites.values() if site.quantizable}
+    blocks = {site.block for site in trace.sites.values() if is_quantizable(site)}
     assert len(blocks) >= 2
 
 
@@ -199,12 +199,12 @@ def test_share_of_weights(name: str) -> None:
     model = full_size(name)
     sites = find_linears(model)
     total = sum(parameter.numel() for parameter in model.parameters())
-    covered = sum(site.in_features * site.out_features for site in sites if site.quantizable) / total
+    covered = sum(site.in_features * site.out_features for site in sites if is_quantizable(site)) / total
     modulation = sum(site.in_features * site.out_features for site in sites if site.role == "modulation") / total
     assert covered == pytest.approx(SHARES[name][0], abs=0.01)
     assert modulation == pytest.approx(SHARES[name][1], abs=0.01)
-    assert [site.name for site in sites if site.quantizable and SENSITIVE.search(site.name)] == []
-    assert {site.in_features % 64 for site in sites if site.quantizable} == {0}
+    assert [site.name for site in sites if is_quantizable(site) and SENSITIVE.search(site.name)] == []
+    assert {site.in_features % 64 for site in sites if is_quantizable(site)} == {0}
 
 
 def test_the_closing_layer_of_a_single_block_is_not_the_models_head() -> None:
@@ -294,7 +294,7 @@ def test_rearranged_streams(name: str, grid: tuple[int, int, int]) -> None:
     shapes = {"frame": (BATCH * frames, place), "place": (BATCH * place, frames)}
     assert set(shapes) <= {site.stream for site in trace.sites.values()}
     for site in trace.sites.values():
-        if site.quantizable:
+        if is_quantizable(site):
             seen = {tuple(x.shape[:-1]) for x in trace.calls[site.name]}
             assert seen == {shapes[site.stream]} if site.stream in shapes else not seen & set(shapes.values())
 
@@ -311,7 +311,7 @@ def test_a_linear_called_once_with_video_and_once_with_text() -> None:
 
 def inputs_of(trace: Trace) -> dict[str, tuple[Any, ...]]:
     """A comparable stand-in for the inputs of each quantizable linear: shapes and exact values."""
-    quantizable = [name for name, site in trace.sites.items() if site.quantizable and name in trace.calls]
+    quantizable = [name for name, site in trace.sites.items() if is_quantizable(site) and name in trace.calls]
     return {
         name: tuple((tuple(x.shape), x.contiguous().numpy().tobytes()) for x in trace.calls[name]) for name in quantizable
     }
@@ -378,6 +378,18 @@ def nudge(inputs: dict[str, Any], name: str, layout: TokenLayout, place: tuple[i
     latents[index if latents.dim() == 4 else (0, *index)] += 1.0
 
 
+def is_quantizable(site: LinearSite) -> bool:
+    """Whether it is an attention or feed-forward layer of a block."""
+    return site.block is not None and site.role in ("attention", "feed_forward")
+
+
+def video_start(layout: TokenLayout, length: int, text: int = 0) -> int:
+    """The row of the first video token in a sequence of this length, `text` of which are text."""
+    if layout.order.startswith("history") or layout.order == "packed":
+        return length - layout.video_tokens - (text if layout.order.endswith("text") else 0)
+    return text if layout.order.startswith("text") else 0
+
+
 def first_input(name: str, stream: str, place: tuple[int, int, int] | None, without: int) -> tuple[Tensor, TokenLayout]:
     """What the first linear of this stream gets, [B, N, K], and the layout of the call.
 
@@ -393,7 +405,7 @@ def first_input(name: str, stream: str, place: tuple[int, int, int] | None, with
     if place is not None:
         nudge(inputs, name, layout, place)
     _, calls = run(model, inputs)
-    sites = {site.name: site for site in find_linears(model) if site.quantizable and site.stream == stream}
+    sites = {site.name: site for site in find_linears(model) if is_quantizable(site) and site.stream == stream}
     site = next(sites[linear] for linear in calls if linear in sites)
     return calls[site.name][0].reshape(ROWS.get(name, Rows()).batch, -1, site.in_features), layout
 
@@ -406,14 +418,14 @@ def check_layout(name: str, stream: str, without: int = 0) -> None:
     place = (1, height // 2, width - 2)  # no two orders of axes or tiles give it the same index
     after, _ = first_input(name, stream, place, without)
     text = TEXT_IN_SEQUENCE.get(name, TEXT) if stream == "joint" else 0
-    start, _ = layout.video_range(before.shape[1], text)
+    start = video_start(layout, before.shape[1], text)
     changed = (before != after).any(dim=-1)
     assert changed.nonzero().tolist() == [[0, start + layout.token_index(*place)]]
 
 
 def first_stream(name: str) -> str:
     """The stream of the first linears whose rows are video tokens, in a model as it is."""
-    streams = (site.stream for site in traced(name).sites.values() if site.quantizable)
+    streams = (site.stream for site in traced(name).sites.values() if is_quantizable(site))
     return next(stream for stream in streams if stream in ("video", "joint", "frame"))
 
 
@@ -482,7 +494,7 @@ def test_token_order_in_attention(name: str, monkeypatch: pytest.MonkeyPatch) ->
             nudge(inputs, name, layout, place)
         run(model, inputs)
         seen.append(next(key for key in keys if key.shape[-2] >= VIDEO + text)[0])
-    start, _ = layout.video_range(seen[0].shape[-2], text)
+    start = video_start(layout, seen[0].shape[-2], text)
     changed = (seen[0] != seen[1]).any(dim=-1).any(dim=0)
     assert changed.nonzero().flatten().tolist() == [start + layout.token_index(*place)]
 
@@ -493,11 +505,9 @@ def test_history_stands_before_the_video() -> None:
     model, inputs = ALL[name]()
     layout = layout_of(model).for_inputs(inputs)
     assert layout.grid is None
-    with pytest.raises(ModelError, match="18 tokens"):
-        layout.with_grid(GRID).video_range(18)
     whole = replace(layout, axes="TCHW").with_grid((2, *GRID[1:]))
-    assert whole.video_range(18) == (2, 18)
-    site = next(site for site in find_linears(model) if site.quantizable)
+    assert video_start(whole, 18) == 2
+    site = next(site for site in find_linears(model) if is_quantizable(site))
     _, before = run(model, inputs)
     _, inputs = ALL[name]()
     nudge(inputs, name, whole, (1 + 1, 0, 2))  # the second of the whole frames
@@ -523,44 +533,6 @@ def test_token_index_is_a_permutation(tile: int) -> None:
     assert indices.flatten().sort().values.tolist() == list(range(TILED))
     assert indices[1, 7, 9].item() == layout.token_index(1, 7, 9)
     assert (indices.flatten().tolist() == list(range(TILED))) == (tile == 0)
-
-
-@pytest.mark.parametrize(
-    ("order", "grid", "length", "text", "expected"),
-    [
-        ("video", None, 24, 0, (0, 24)),
-        ("video", GRID, 24, 0, (0, 24)),
-        ("text_video", GRID, 31, 7, (7, 31)),
-        ("text_video", None, 31, 7, (7, 31)),
-        ("text_video", GRID, 24, 0, (0, 24)),
-        ("video_text", GRID, 31, 7, (0, 24)),
-        ("history_video", GRID, 40, 0, (16, 40)),
-        ("history_video_text", GRID, 47, 7, (16, 40)),
-        ("packed", GRID, 40, 0, (16, 40)),
-    ],
-)
-def test_video_range(
-    order: str, grid: tuple[int, int, int] | None, length: int, text: int, expected: tuple[int, int]
-) -> None:
-    assert TokenLayout(order, patch=(1, 2, 2), grid=grid).video_range(length, text) == expected
-
-
-@pytest.mark.parametrize(
-    ("order", "grid", "length", "text"),
-    [
-        ("video", GRID, 25, 0),  # guides or padding the grid does not know
-        ("video", GRID, 31, 7),
-        ("video", GRID, 24, 7),
-        ("text_video", GRID, 24, 7),
-        ("video_text", None, 6, 7),
-        ("history_video", None, 40, 0),
-        ("history_video", GRID, 23, 0),
-        ("unknown", GRID, 24, 0),
-    ],
-)
-def test_video_range_refuses_to_guess(order: str, grid: tuple[int, int, int] | None, length: int, text: int) -> None:
-    with pytest.raises(ModelError):
-        TokenLayout(order, patch=(1, 2, 2), grid=grid).video_range(length, text)
 
 
 def test_layouts_refuse_what_they_do_not_know() -> None:
@@ -627,16 +599,15 @@ def test_generic_rules_agree_with_the_tables(name: str, monkeypatch: pytest.Monk
     trace = traced(name)
     monkeypatch.setattr(linears_module, "family_of", generic_family)
     generic = {site.name: site for site in find_linears(trace.model)}
-    known = {site.name for site in trace.sites.values() if site.quantizable}
-    found = {site.name for site in generic.values() if site.quantizable}
+    known = {site.name for site in trace.sites.values() if is_quantizable(site)}
+    found = {site.name for site in generic.values() if is_quantizable(site)}
     assert found <= known
     assert [site for site in known - found if not re.fullmatch(GENERIC_LEAVES_OUT.get(name, r"(?!)"), site)] == []
     assert {site.role for site in generic.values() if trace.sites[site.name].role == "modulation"} <= {"modulation"}
     assert all(generic[site].role == trace.sites[site].role for site in found)
     assert {site.stream for site in generic.values()} == {"other"}
     assert not any(site.shared_input for site in generic.values())
-    with pytest.raises(ModelError):
-        generic_family(trace.model).layout.video_range(VIDEO)
+    assert generic_family(trace.model).layout.order == "unknown"
 
 
 def skeleton(names: list[str], size: int = 32) -> nn.Module:
@@ -686,8 +657,8 @@ def test_tell_tale_names(family: str, names: list[str], quantizable: list[str]) 
     model = skeleton(names)
     sites = find_linears(model)
     assert family_of(model).name == family
-    assert {site.name for site in sites if site.quantizable} == set(quantizable)
-    assert "other" not in {site.stream for site in sites if site.quantizable}
+    assert {site.name for site in sites if is_quantizable(site)} == set(quantizable)
+    assert "other" not in {site.stream for site in sites if is_quantizable(site)}
 
 
 def test_open_sora_is_known_under_any_class_name() -> None:
@@ -702,7 +673,7 @@ def test_open_sora_is_known_under_any_class_name() -> None:
 def test_an_image_model_with_the_same_blocks_is_not_taken_for_a_video_model() -> None:
     model = skeleton([*HUNYUAN_NAMES, "img_in", "txt_in", "vector_in.in_layer", "final_layer.linear"])
     assert family_of(model).name == "generic"
-    assert any(site.quantizable for site in find_linears(model))
+    assert any(is_quantizable(site) for site in find_linears(model))
 
 
 def test_a_subclass_belongs_to_its_parents_family() -> None:
@@ -754,7 +725,7 @@ def test_blocks_may_lie_inside_a_wrapper() -> None:
 
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Conv3d(1, 1, 1)])
 def test_a_model_without_blocks_has_nothing_to_quantize(model: nn.Module) -> None:
-    assert not any(site.quantizable for site in find_linears(model))
+    assert not any(is_quantizable(site) for site in find_linears(model))
 
 
 class OtherLinear(nn.Linear):

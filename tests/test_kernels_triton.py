@@ -7,6 +7,7 @@ from interpreted import added, decoded, encoded, encoded_weight, interpreter
 from sedialect import Formatbook, encode
 from sedialect.kernels import reference
 from sedialect.kernels.activations import encode_activations
+from sedialect.kernels.guidance import RowGuidance
 
 __all__ = ["interpreter"]
 BOOK = Formatbook.builtin().tables("cpu")
@@ -59,14 +60,14 @@ def test_odd_shapes(interpreter, count, width):
 def test_arrays_with_gaps_and_without_rows(interpreter, bits):
     x, wide = rows(9, 320)[:, ::2], torch.tensor([[8, 0], [2, 0], [5, 0]], dtype=torch.int32)
     group, choice = torch.randint(-1, 3, (9, 2), dtype=torch.int32)[:, 0], torch.full((3, 20), 5, dtype=torch.uint8)[:, ::2]
-    settings = {"salient": wide[:, 0], "group": group, "choice": choice}
-    assert not any(one.is_contiguous() for one in (x, *settings.values()))
-    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, **settings)
-    assert_same(found, encode_activations(x, BOOK, 16, bits, "max", **settings))
+    told = RowGuidance(wide[:, 0], group, choice)
+    assert not any(one.is_contiguous() for one in (x, *told[:3]))
+    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, told)
+    assert_same(found, encode_activations(x, BOOK, 16, bits, "max", told))
     operand, scale = interpreter(encoded, x[:0], BOOK, 16, bits, "max", torch.float32)
     assert operand.shape == (0, 160) and scale.shape == (0,)
     none = torch.empty(0, dtype=torch.int32)
-    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, salient=none)
+    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, RowGuidance(none))
     assert_same(found, encode_activations(x, BOOK, 16, bits, "max"))
 
 
@@ -89,23 +90,24 @@ def test_salient_rows_and_groups(interpreter, bits, candidates, tables):
     }
     dialects = torch.randint(0, 8 * tables.shapes, (2, 10), generator=generator, dtype=torch.uint8)
     settings["choice"][1:] = reference.SHARED_DIALECT + dialects
-    found = interpreter(encoded, x, tables, 16, bits, candidates, torch.float32, **settings)
-    assert_same(found, encode_activations(x, tables, 16, bits, candidates, **settings))
+    told = RowGuidance(**settings)
+    found = interpreter(encoded, x, tables, 16, bits, candidates, torch.float32, told)
+    assert_same(found, encode_activations(x, tables, 16, bits, candidates, told))
 
 
 @pytest.mark.parametrize("flag", [False, True])
 def test_protected_steps(interpreter, flag):
     x = rows(9)
-    settings = {"salient": torch.tensor([8, 6], dtype=torch.int32), "protected": torch.tensor([flag])}
-    found = interpreter(encoded, x, BOOK, 16, 4, "max", torch.float32, **settings)
-    assert_same(found, encode_activations(x, BOOK, 16, 4, "max", **settings))
+    told = RowGuidance(torch.tensor([8, 6], dtype=torch.int32), protected=torch.tensor([flag]))
+    found = interpreter(encoded, x, BOOK, 16, 4, "max", torch.float32, told)
+    assert_same(found, encode_activations(x, BOOK, 16, 4, "max", told))
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rotation(interpreter, size, bits):
     x = rows(6, 384, torch.float16)[3:] if size == 16 else rows(9, 384)[[0, 1, 3, 5, 6, 7]]
-    settings = {"rotation": size, "salient": torch.tensor([2, 0], dtype=torch.int32)}
+    settings = {"rotation": size, "guidance": RowGuidance(torch.tensor([2, 0], dtype=torch.int32))}
     found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, **settings)
     assert_same(found, encode_activations(x, BOOK, 16, bits, "max", **settings))
 
@@ -114,15 +116,17 @@ def test_rotation(interpreter, size, bits):
 @pytest.mark.parametrize(("dtype", "lift"), [(torch.float32, 0), (torch.float8_e4m3fn, 4)])
 def test_weights_decode(interpreter, block_size, dtype, lift):
     weight = encode(rows(13)[5:], block_size=block_size)
-    arrays = (weight.codes, weight.meta, weight.scale)
-    operand, scale = interpreter(decoded, *arrays, BOOK, dtype, False)
+    arrays = reference.EncodedRows(weight.codes, weight.meta, weight.scale)
+    operand, scale = interpreter(decoded, arrays, BOOK, dtype, False)
     assert torch.equal(operand.float(), reference.decode_rows(weight.codes, weight.meta, BOOK) * 2**lift)
     assert torch.equal(scale, weight.scale * 2.0**-lift)
 
 
 def test_decoded_weights_with_their_scales_are_exact_in_few_digits(interpreter):
     weight = encode(rows(13)[5:])
-    operand, _ = interpreter(decoded, weight.codes, weight.meta, weight.scale, BOOK, torch.float32, True)
+    operand, _ = interpreter(
+        decoded, reference.EncodedRows(weight.codes, weight.meta, weight.scale), BOOK, torch.float32, True
+    )
     assert torch.equal(operand, weight.dequantize())
     assert torch.equal(operand, operand.bfloat16().float())  # magnitudes and multiples of 1/8: 8 digits together
 

@@ -186,3 +186,14 @@ def test_nothing_refers_to_a_document_that_is_not_here():
             assert (ROOT / name).is_file() or (ROOT / "web" / name).is_file(), (
                 f"{relative(path)} cites {name}, which is not there"
             )
+
+
+def test_functions_of_kernels_take_at_most_eight_values():
+    """Triton's kernels take pointers and constants one by one; what calls them takes values that belong together."""
+    long = []
+    for path in sorted((ROOT / "kernels").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "triton.jit" not in map(ast.unparse, node.decorator_list):
+                count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
+                long += [f"{path.name}: {node.name} takes {count}"] if count > 8 else []
+    assert not long

@@ -131,7 +131,7 @@ def test_the_operator_keeps_its_contract():
     tables = list(Formatbook.builtin().tables())
     arguments = (rows(5, 96), layer.weight, layer.weight_meta, layer.row_scale, layer.bias, tables, 4, "max")
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(ops.linear, arguments, test_utils=checks)
+    torch.library.opcheck(ops.linear_operator, arguments, test_utils=checks)
 
 
 def test_a_compiled_model_is_one_graph_and_gives_the_same():

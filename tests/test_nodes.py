@@ -178,9 +178,9 @@ def test_what_is_not_quantized_is_neither_saved_nor_reported(base):
 def test_a_full_disk_is_said_before_anything_is_written(base):
     node("SeDialectSave")
     load_save = importlib.import_module("sedialect.nodes.load_save")
-    with pytest.raises(InputError, match=r"the file takes 1000000000000.0 MB; .* MB free: make room first"):
-        load_save._check_room(base, 10**18)
-    load_save._check_room(base, 1)
+    with pytest.raises(InputError, match=r"needs 1020000000.0 GB and .* GB are free; free some first"):
+        load_save.check_room(base, 10**18)
+    load_save.check_room(base, 1)
 
 
 class TestFormatbook:

@@ -183,7 +183,7 @@ def checkpoint_of(model) -> checkpoints.Checkpoint:
     record = Record(
         "WanModel",
         16,
-        Formatbook.builtin(),
+        Formatbook.builtin("sedialect-32"),
         {wan_keys.to_authors(name): layer.precision for name, layer in layers.items()},
         {wan_keys.to_authors(name): layer.rotation for name, layer in layers.items() if layer.rotation},
     )

@@ -265,7 +265,6 @@ def test_counts_are_rounded_up_and_bounded():
         ({"refresh_at": (0.5, 1.5)}, "refresh_at holds 1.5; its parts of the schedule lie between 0 and 1"),
         ({"profile_megabytes": 0}, "profile_megabytes is 0; give an integer of at least 1"),
         ({"semantic_sharing": "exponent"}, "semantic_sharing is 'exponent'; choose one of sub-formatbook, dialect"),
-        ({"protected_precision": "w4a4"}, "protected_precision is 'w4a4'; choose one of w4a8, w4a16"),
         ({"protected_steps": (1,)}, r"protected_steps is \(1,\); give 2 integers"),
     ],
 )

@@ -15,12 +15,11 @@ from tiny_pipelines import build, generate
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 
-from sedialect import Plan, SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
-from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
-from sedialect.sedialect_core.integrations.semantics import evidence_of, reguide
+from sedialect import SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
+from sedialect.sedialect_core.errors import ConfigError, ModelError
+from sedialect.sedialect_core.integrations.semantics import reguide
 from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.semantics import probe
-from sedialect.sedialect_core.semantics.evidence import Evidence
 from sedialect.sedialect_core.semantics.hook import StepHook
 
 from . import tiny_models
@@ -35,7 +34,6 @@ OTHERWISE = {
     "salient_by": "attention-error",
     "semantic_sharing": "dialect",
     "refresh_at": (0.0, 0.5),
-    "protected_precision": "w4a16",
     "rotation": 32,
 }
 NO_PROFILE = {  # why nothing is profiled
@@ -240,20 +238,11 @@ def test_second_terms_are_what_the_rows_lacked():
 
 
 @pytest.mark.parametrize("rotation", [0, 32])
-@pytest.mark.parametrize("precision", ["w4a8", "w4a16"])
-def test_protected_steps_run_in_the_precision_that_is_asked_for(precision, rotation):
+def test_protected_steps_run_with_8_bit_activations(rotation):
     pipe, arguments = build("wan")
-    settings = {"salient_ratio": 0.25, "protected_precision": precision, "rotation": rotation}
-    pipe.enable_sedialect(progress=False, protected_steps=(2, 3), **settings)
-    everything_protected = generate(pipe, arguments, steps=5)
+    pipe.enable_sedialect(progress=False, protected_steps=(2, 3), salient_ratio=0.0, rotation=rotation)
     plain, _ = build("wan")
-    second = {"salient_ratio": 0.25} if precision == "w4a8" else {}
-    plain.enable_sedialect(progress=False, precision=precision, rotation=rotation, **second)
-    if precision == "w4a16":  # second terms of 8 bits are added in the protected steps, too
-        assert torch.equal(generate(plain, arguments, steps=5), everything_protected)
-    reguide(pipe.transformer, salient_ratio=0.0)
-    plain, _ = build("wan")
-    plain.enable_sedialect(progress=False, precision=precision, rotation=rotation)
+    plain.enable_sedialect(progress=False, precision="w4a8", rotation=rotation)
     assert torch.equal(generate(plain, arguments, steps=5), generate(pipe, arguments, steps=5))
     reguide(pipe.transformer, protected_steps=(0, 0))
     assert not torch.equal(generate(plain, arguments, steps=5), generate(pipe, arguments, steps=5))
@@ -383,7 +372,6 @@ def test_a_plan_says_what_is_done_and_settings_can_change():
     plan = quantize_model(model, SeDialectConfig(salient_ratio=0.1))
     salient = {layer.name: layer.salient for layer in plan.quantized if layer.salient}
     assert set(salient.values()) == {"norm", "text"} and all("attn2.to_" in name or "ffn" in name for name in salient)
-    assert Plan.from_json(plan.to_json()) == plan
     plan = reguide(model, salient_ratio=0.0)
     assert not any(layer.salient for layer in plan.layers) and all(layer.guide is None for layer in layers(model))
     with pytest.raises(ConfigError, match="block_size cannot be changed in a quantized model"):
@@ -402,35 +390,6 @@ def test_copies_remember_for_themselves():
         assert theirs.flags is not ours.flags and next(iter(theirs.blocks.values())) is not next(iter(ours.blocks.values()))
         guide = next(layer.guide for layer in layers(twin) if layer.guide is not None)
         assert guide.flags is theirs.flags
-
-
-@torch.no_grad()
-def test_evidence_is_what_was_seen_and_speaks_for_one_model_at_one_size(tmp_path):
-    model, inputs = tiny_models.TINY["WanTransformer3DModel"]()
-    quantize_model(model, SeDialectConfig(**GROUPS))
-    with pytest.raises(ModelError, match="no attention was profiled yet"):
-        evidence_of(model)
-    model(**inputs)
-    evidence = evidence_of(model)
-    assert evidence.grid == tiny_models.GRID and set(evidence.received) == {"blocks.0", "blocks.1"}
-    state = model._sedialect_steps.blocks["blocks.1"]
-    assert torch.equal(evidence.received["blocks.1"][0, 1].flatten(), state.received[0, 1])
-    assert float(evidence.received["blocks.0"][0].sum((1, 2, 3)).mean()) == pytest.approx(1, abs=1e-5)
-    evidence.save(tmp_path / "seen.safetensors")
-    again = Evidence.load(tmp_path / "seen.safetensors")
-    assert again.fingerprint == evidence.fingerprint and torch.equal(again.claims["blocks.0"], evidence.claims["blocks.0"])
-    again.check(evidence.fingerprint, evidence.grid)
-    other, inputs = tiny_models.TINY["SkyReelsV2Transformer3DModel"]()
-    quantize_model(other, SeDialectConfig(**GROUPS))
-    other(**inputs)
-    theirs = evidence_of(other)
-    with pytest.raises(ModelError, match=f"{evidence.fingerprint[:12]} at .*{theirs.fingerprint[:12]}"):
-        again.check(theirs.fingerprint, theirs.grid)
-    with pytest.raises(ModelError, match=r"at \(3, 2, 4\), not of model .* at \(3, 4, 4\)"):
-        again.check(evidence.fingerprint, (3, 4, 4))
-    (tmp_path / "broken").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="cannot read the evidence"):
-        Evidence.load(tmp_path / "broken")
 
 
 def test_a_model_that_was_quantized_before_its_pipeline_follows_it():

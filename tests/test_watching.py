@@ -1,13 +1,12 @@
 """A run that is watched: what the watcher is told, how it stops a run, and what it sees of a video that is not there yet."""
 
-import numpy as np
 import pytest
 import tiny_pipelines
 import torch
 
 from sedialect import SeDialectLinear
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.comparison import MEASURING, QUANTIZING, compare, fidelity_by_frame
+from sedialect.sedialect_core.comparison import MEASURING, QUANTIZING, compare
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.errors import ModelError
 from sedialect.sedialect_core.integrations.pipelines import denoisers
@@ -67,13 +66,6 @@ def test_what_a_watcher_raises_stops_the_run_and_leaves_the_pipeline_restored(wa
         compare(wan, Request("a ball", steps=2, **SMALL), SeDialectConfig(), watch=notes, restore=True)
     assert notes.told.count("forward") == stop_at and not quantized(wan)
     assert all(not model._forward_pre_hooks for model in (wan.transformer,)), "no hook is left behind"
-
-
-def test_fidelity_by_frame_finds_the_frame_that_differs():
-    reference = np.full((4, 16, 16, 3), 100, np.uint8)
-    video = reference.copy()
-    video[2] += 10
-    assert [round(frame.psnr, 2) for frame in fidelity_by_frame(video, reference)] == [100.0, 100.0, 28.13, 100.0]
 
 
 def test_previews_show_the_bundled_model_s_colours_before_the_video_is_there():

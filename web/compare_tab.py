@@ -52,8 +52,7 @@ SETTINGS: dict[str, dict[str, tuple[str, str]]] = {
         "refresh_at": ("Or at these parts of the run", "0 to 1, such as 0, 0.5"),
     },
     "Steps and layers that are treated otherwise": {
-        "protected_steps": ("Protected steps", "at the start, at the end"),
-        "protected_precision": ("Precision of protected steps", "w4a8: 8-bit activations; w4a16: 16-bit ones"),
+        "protected_steps": ("Steps with 8-bit activations", "at the start, at the end"),
         LAYERS: ("Precision of some layers", "parts of their names, such as attn2 = w4a8, blocks.0. = w4a16"),
     },
 }

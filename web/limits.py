@@ -10,7 +10,6 @@ from ..sedialect_core.config import (
     MODULATIONS,
     PRECISIONS,
     PRESETS,
-    PROTECTIONS,
     ROTATIONS,
     SALIENCES,
     SALIENT_LAYERS,
@@ -34,7 +33,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "salient_by": SALIENCES,
     "salient_layers": SALIENT_LAYERS,
     "semantic_sharing": SHARINGS,
-    "protected_precision": PROTECTIONS,
 }
 # Settings of several numbers, and the largest of them that is taken. They are written as "2, 2, 2", or a list.
 NUMBERS: dict[str, int] = {"semantic_window": 8, "semantic_spacing": 16, "protected_steps": 50, "refresh_at": 1}

@@ -30,7 +30,7 @@ def measure_compensating(rows: int, width: int, tokens: int, device: str, seed: 
     def read(count: int) -> torch.Tensor:
         return (normal(count, RANK) @ directions * RANK**-0.5 + 0.5 * normal(count, width)) * sizes
 
-    tables = Formatbook.builtin().tables(weight.device)
+    tables = Formatbook.builtin("sedialect-32").tables(weight.device)
     moment, moment_s = timed(lambda: _moment(read, tokens, width, device), weight.device)
     plain, plain_s = timed(lambda: reference.encode_weight_rows(weight, tables, 16), weight.device)
     factor, factor_s = timed(lambda: factorize(moment, 16, DAMPING), weight.device)

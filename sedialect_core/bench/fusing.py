@@ -4,6 +4,7 @@ import torch
 
 from ..codec import encode
 
+BOOK = "sedialect-32"
 RATIOS = (0.01, 0.03, 0.1, 0.3, 1.0)
 ROWS, COLUMNS, RANK = 512, 1024, 16
 
@@ -11,13 +12,13 @@ ROWS, COLUMNS, RANK = 512, 1024, 16
 def measure_fusing(seed: int = 0) -> str:
     """A markdown table: rounding error and remaining effect of a Gaussian LoRA on a Gaussian weight, encoded before."""
     generator = torch.Generator().manual_seed(seed)
-    weight = encode(torch.randn(ROWS, COLUMNS, generator=generator)).dequantize()
+    weight = encode(torch.randn(ROWS, COLUMNS, generator=generator), formatbook=BOOK).dequantize()
     lora = torch.randn(ROWS, RANK, generator=generator) @ torch.randn(RANK, COLUMNS, generator=generator)
     lora *= weight.norm() / lora.norm()
     errors, effects = [], []
     for ratio in RATIOS:
         wanted = ratio * lora
-        done = encode(weight + wanted).dequantize() - weight
+        done = encode(weight + wanted, formatbook=BOOK).dequantize() - weight
         errors.append(f"{float((done - wanted).norm() / wanted.norm()):.0%}")
         effects.append(f"{float((done * wanted).sum() / wanted.square().sum()):.0%}")
     rows = [

@@ -89,7 +89,7 @@ def study(prompts: int) -> Study:
     """The study on the bundled model, in float32 on the CPU."""
     pipe = load_pipeline(demo.MODEL, torch.float32, "cpu")
     (model,) = denoisers(pipe).values()
-    book, found = Formatbook.builtin(), Study()
+    book, found = Formatbook.builtin("sedialect-32"), Study()
     chooser = torch.Generator().manual_seed(0)
     with _reading(model, lambda step, grid, x: _add_pairs(found, step, grid, x, book, chooser)):
         for prompt, seed in demo.evaluation_prompts()[:prompts]:

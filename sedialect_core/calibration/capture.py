@@ -15,6 +15,7 @@ from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..formatbook.blocks import BlockSample
 from ..plan import make_plan
+from ..semantics.steps import TimestepClock
 
 ROWS = 64  # of one input that are looked at: enough, for every layer, step and prompt brings as many
 WEIGHT_ROWS = 256  # of one weight
@@ -37,7 +38,7 @@ class Target:
     def weight_rows(self, count: int, offset: float = 0.0) -> torch.Tensor:
         """Rows of the weight, as of `spread_rows`, rotated where the layer is."""
         rows = spread_rows(self.linear.weight.detach(), count, offset)
-        return rotate_rows(rows, self.rotation) if self.rotation else rows
+        return rotate_rows(rows, self.rotation)
 
 
 def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list[Target]:
@@ -123,12 +124,15 @@ def _add(
 
 
 class Steps:
-    """A transformer's forward pre-hook that tells sampling steps apart: the timestep changes between them."""
+    """A transformer's forward pre-hook that counts sampling steps, every `every`-th of which is looked at."""
 
     def __init__(self, every: int) -> None:
-        self.every = every
-        self.number = -1
-        self.timestep: float | None = None
+        self.every, self.clock = every, TimestepClock()
+
+    @property
+    def number(self) -> int:
+        """Of this step, from 0."""
+        return self.clock.number
 
     @property
     def chosen(self) -> bool:
@@ -136,11 +140,7 @@ class Steps:
         return self.number % self.every == 0
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)  # ComfyUI passes it by its place
-        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
-        if value is None or value != self.timestep:
-            self.number += 1
-            self.timestep = value
+        self.clock.advance(kwargs.get("timestep", args[1] if len(args) > 1 else None))  # ComfyUI passes it by its place
 
 
 class _Hook:
@@ -154,4 +154,4 @@ class _Hook:
             x = args[0] if args else kwargs["input"]
             rows = x.detach().reshape(-1, x.shape[-1])
             rows = rows if self.rows is None else spread_rows(rows, self.rows)
-            self.on_rows(self.name, rotate_rows(rows, self.rotation) if self.rotation else rows)
+            self.on_rows(self.name, rotate_rows(rows, self.rotation))

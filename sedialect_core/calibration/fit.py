@@ -82,7 +82,7 @@ def fit_formatbook(
     Args:
         prompts: at least two; a text stands for a request with the pipeline's own settings, and its place as the seed.
         config: which layers count, and the block size.
-        start: the book to improve on, `sedialect-32` when not given. The result has as many shapes and its sub-formatbooks.
+        start: the book to improve on, `universal-32` when not given. The result has as many shapes and its sub-formatbooks.
         held_out: how many of the last prompts are for measuring only; a quarter when not given.
         every: look at every `every`-th sampling step.
 

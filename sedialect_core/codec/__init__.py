@@ -1,7 +1,7 @@
 """Tensors to codes and back. This room knows blocks and books; it knows no layer and no model."""
 
 from .compensated import encode_compensated
-from .encoded import DTYPES, ROW_SCALE_BITS, EncodedTensor, all_finite, effective_bits, encode, encode_residual
+from .encoded import DTYPES, ROW_SCALE_BITS, EncodedTensor, all_finite, effective_bits, encode
 
 __all__ = [
     "DTYPES",
@@ -11,5 +11,4 @@ __all__ = [
     "effective_bits",
     "encode",
     "encode_compensated",
-    "encode_residual",
 ]

@@ -6,6 +6,7 @@ import torch
 
 from ...kernels.compensation import REFINING, Factor
 from ...kernels.dialect_blocks import encode_compensated_rows
+from ...kernels.rotation import rotate_rows
 from ..errors import EncodeError
 from ..formatbook import Formatbook
 from .encoded import EncodedTensor, check_encodable
@@ -25,6 +26,7 @@ def encode_compensated(
     *,
     formatbook: Formatbook,
     block_size: int = 16,
+    rotation: int = 0,
     name: str = "weight",
     passes: int = REFINING,
 ) -> Compensated:
@@ -33,6 +35,7 @@ def encode_compensated(
     Args:
         moment: X^T X [K, K] of these rows, up to a factor, on the device of the weight.
         factor: `kernels.compensation.factorize(moment, block_size)`.
+        rotation: of the weight, as of `encode`; the moment is of rows that are rotated already.
         passes: of refining, after every column has been rounded once.
 
     Raises:
@@ -41,7 +44,8 @@ def encode_compensated(
     check_encodable(weight, block_size, "weight", None, name)
     if not bool(weight.isfinite().all()):
         raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-    result = encode_compensated_rows(weight, moment, factor, formatbook.tables(weight.device), block_size, passes)
+    rows = rotate_rows(weight, rotation)
+    result = encode_compensated_rows(rows, moment, factor, formatbook.tables(weight.device), block_size, passes)
     plain = float(result.plain.sum())
-    encoded = EncodedTensor(*result.rows, block_size, "weight", formatbook)
+    encoded = EncodedTensor(*result.rows, block_size, "weight", formatbook, rotation)
     return Compensated(encoded, float(result.error.sum()) / plain if plain else 1.0)

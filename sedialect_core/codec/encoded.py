@@ -1,12 +1,14 @@
 """`encode` and what it returns (docs/format.md)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ...kernels import gemm, reference
+from ...kernels import cuda, reference
+from ...kernels.rotation import rotate_rows
 from ..config import BLOCK_SIZES
 from ..errors import EncodeError
 from ..formatbook import Formatbook
@@ -21,11 +23,12 @@ ROW_SCALE_BITS = 32
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """A tensor [..., K] as 4-bit codes with one meta entry a block and one scale a row.
+    """A tensor [..., K] as 4-bit codes with one meta entry a block and one scale a row; one of rotated rows, if it says so.
 
     codes  uint8 [..., K/2]: sign << 3 | index, element 2i in the low nibble of byte i
     meta   uint8 [..., K/B] for weights, uint16 for activations, whose delta may pass 7: delta << 5 | dialect
     scale  float32 [...]
+    rotation  size of the Hadamard blocks by which the rows were rotated before they were encoded; 0: they were not
     """
 
     codes: torch.Tensor
@@ -34,6 +37,21 @@ class EncodedTensor:
     block_size: int
     role: Role
     formatbook: Formatbook
+    rotation: int = 0
+
+    @classmethod
+    def of_stored(
+        cls, stored: Sequence[torch.Tensor], formatbook: Formatbook, *, block_size: int = 16, rotation: int = 0
+    ) -> "EncodedTensor":
+        """A weight from the three tensors of `stored`; shares their storage."""
+        codes, meta, scale = stored
+        return cls(codes, meta, scale.view(torch.float32).squeeze(1), block_size, "weight", formatbook, rotation)
+
+    @property
+    def stored(self) -> dict[str, torch.Tensor]:
+        """What files and layers keep of a weight [N, K], by the end of the key: codes, meta and, as bytes because loaders
+        cast floats, row scales, uint8 [N, 4]."""
+        return {"": self.codes, "_meta": self.meta, "_scale": self.scale.view(-1, 1).view(torch.uint8)}
 
     @property
     def shape(self) -> torch.Size:
@@ -50,12 +68,19 @@ class EncodedTensor:
         return replace(self, codes=self.codes.to(device), meta=self.meta.to(device), scale=self.scale.to(device))
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The values, [..., K] in `dtype`: operands times row scales, rounded once."""
+        """The values, [..., K] in `dtype`: operands times row scales, rotated back where they are rotated, rounded once."""
+        values = self.coded_values()
+        if self.rotation:
+            values = rotate_rows(values.view(-1, self.shape[-1]), self.rotation).view(self.shape)
+        return values.to(dtype)
+
+    def coded_values(self) -> torch.Tensor:
+        """What the codes stand for, float32 [..., K]: the values, still rotated where they are."""
         rows = math.prod(self.scale.shape)
         tables = self.formatbook.tables(self.codes.device)
         codes, meta = (part.reshape(rows, part.shape[-1]) for part in (self.codes, self.meta))
         operand = reference.decode_rows(codes, meta, tables)
-        return operand.mul_(self.scale.reshape(rows, 1)).view(self.shape).to(dtype)
+        return operand.mul_(self.scale.reshape(rows, 1)).view(self.shape)
 
 
 def effective_bits(role: Role, block_size: int, width: int) -> float:
@@ -71,20 +96,23 @@ def encode(
     block_size: int = 16,
     role: Role = "weight",
     candidates: Candidates | None = None,
+    rotation: int = 0,
     name: str = "tensor",
 ) -> EncodedTensor:
     """Encode a float tensor [..., K] in blocks of `block_size` along its last dimension.
 
     Args:
-        formatbook: a book, or what `Formatbook.resolve` takes; `sedialect-32` when not given.
+        formatbook: a book, or what `Formatbook.resolve` takes; `universal-32` when not given.
         role: a "weight" chooses by exact squared error and searches its row scale, once; an "activation" takes a power of
             two as row scale and chooses by the error tables, as layers do at run time.
         candidates: what a block chooses from; "max": the shapes of the maximum nearest to its own (default for activations);
             "all": every dialect (default for weights).
+        rotation: size of the Hadamard blocks by which the rows are rotated first, a divisor of K; 0: they are not.
         name: what an error calls the tensor.
 
     Raises:
         EncodeError: K is not a multiple of the block size, the dtype is not floating, or a weight holds NaN or Inf.
+        ValueError: there is no such rotation.
 
     Example:
         >>> encoded = encode(torch.randn(64, 256), role="weight")
@@ -95,11 +123,11 @@ def encode(
     book = Formatbook.resolve(formatbook) if isinstance(formatbook, str) else formatbook or Formatbook.builtin()
     tables = book.tables(x.device)
     width = x.shape[-1]
-    rows = x.reshape(math.prod(x.shape[:-1]), width)
+    rows = rotate_rows(x.reshape(math.prod(x.shape[:-1]), width), rotation)
     if role == "weight":
         if not all_finite(rows):
             raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-        encoded = gemm.encode_weight(rows, tables, block_size, candidates or "all")
+        encoded = cuda.encode_weight(rows, tables, block_size, candidates or "all")
     else:
         encoded = reference.encode_rows(rows, tables, block_size, candidates or "max")
     return EncodedTensor(
@@ -109,30 +137,13 @@ def encode(
         block_size,
         role,
         book,
+        rotation,
     )
 
 
 def all_finite(x: torch.Tensor) -> bool:
     """Whether x holds neither NaN nor Inf. Without copies: beside a large weight, there may be no room for any."""
     return x.numel() == 0 or bool(torch.linalg.vector_norm(x, torch.inf).isfinite())
-
-
-def encode_residual(x: torch.Tensor, encoded: EncodedTensor, candidates: Candidates | None = None) -> EncodedTensor:
-    """Encode what an encoding lost: x - Q(x), one more row each with its own scale and dialects (docs/format.md).
-
-    Args:
-        x: [..., K], the rows that `encoded` was made from.
-
-    Example:
-        >>> first = encode(x, role="activation")
-        >>> two_terms = first.dequantize() + encode_residual(x, first).dequantize()
-    """
-    if x.shape != encoded.shape:
-        raise EncodeError(f"residual of {tuple(x.shape)} against an encoding of {tuple(encoded.shape)}; pass the same rows")
-    lost = x.float() - encoded.dequantize()
-    return encode(
-        lost, formatbook=encoded.formatbook, block_size=encoded.block_size, role="activation", candidates=candidates
-    )
 
 
 def check_encodable(x: torch.Tensor, block_size: int, role: str, candidates: str | None, name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS, PROTECTIONS, SALIENCES, SHARINGS, SeDialectConfig
+from ..config import PRESETS, SALIENCES, SHARINGS, SeDialectConfig
 
 if TYPE_CHECKING:
     from ..sampling import Request
@@ -19,7 +19,6 @@ OPTIONS = (
     "semantic",
     "semantic_sharing",
     "protected_steps",
-    "protected_precision",
 )
 
 
@@ -56,7 +55,6 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run with 8-bit activations"
     )
-    command.add_argument("--protected-precision", help=", ".join(PROTECTIONS))
 
 
 def add_dtype(command: argparse.ArgumentParser, what: str) -> None:

@@ -26,7 +26,7 @@ def add_to(actions: Any) -> None:
     fit.add_argument("--output", required=True, type=Path, help="folder for the book and its measured gain")
     fit.add_argument("--push-to", metavar="REPO", help="upload the book to this Hub repository, too")
     fit.add_argument("--name", help="name of the book")
-    fit.add_argument("--start", default="sedialect-32", help="the book to improve on")
+    fit.add_argument("--start", default="universal-32", help="the book to improve on")
     fit.add_argument("--block-size", type=int, default=16, help="16 or 32")
     fit.add_argument(
         "--held-out", type=int, help="how many of the last prompts are used only to measure; a quarter by default"

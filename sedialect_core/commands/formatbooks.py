@@ -14,7 +14,7 @@ def add_to(commands: Any) -> None:
     books = commands.add_parser("formatbook", help="show, fit, push or pull a set of 4-bit number formats")
     books = books.add_subparsers(required=True, metavar="WHAT")
     show = books.add_parser("show", help="each dialect of a book and how often it is chosen")
-    show.add_argument("book", nargs="?", default="sedialect-32", help="built-in name, file, folder or Hub repository")
+    show.add_argument("book", nargs="?", default="universal-32", help="built-in name, file, folder or Hub repository")
     show.add_argument("--model", help="count which dialects this model's weights choose: a folder, or a name on the Hub")
     show.add_argument("--block-size", type=int, default=16, help="16 or 32")
     show.add_argument("--png", type=Path, help="also write a chart to this file")

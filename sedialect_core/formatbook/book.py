@@ -172,8 +172,8 @@ class Formatbook:
             ) from None
 
     @classmethod
-    def builtin(cls, name: str = "sedialect-32") -> "Formatbook":
-        """A book that ships with the package: `sedialect-32` (default), `universal-32` or `dialectfp4-16`.
+    def builtin(cls, name: str = "universal-32") -> "Formatbook":
+        """A book that ships with the package: `universal-32` (default), `sedialect-32` or `dialectfp4-16`.
 
         Raises:
             FormatbookError: no built-in book has this name.

@@ -2,7 +2,7 @@
 
 from .families import FAMILIES, family_of, layout_of
 from .linears import find_linears
-from .rules import BlockKind, Family, Rule
+from .rules import BlockKind, Family, Rule, is_transformer
 from .sites import LinearSite, Role, Stream
 from .tokens import TokenLayout
 
@@ -17,5 +17,6 @@ __all__ = [
     "TokenLayout",
     "family_of",
     "find_linears",
+    "is_transformer",
     "layout_of",
 ]

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 from .sites import Role, Stream
 from .tokens import TokenLayout
 
+TRANSFORMER = re.compile(r"transformer(_\d+)?")  # transformer_2: Wan 2.2's expert for the less noisy steps
+
+
+def is_transformer(component: str) -> bool:
+    """Whether a pipeline's component of this name is one of its video transformers."""
+    return TRANSFORMER.fullmatch(component) is not None
+
 
 @dataclass(frozen=True)
 class Rule:

@@ -44,8 +44,3 @@ class LinearSite:
     states that every block's cross-attention reads."""
     linear: bool = False
     """Whether its attention is linear or a recurrence: there is no softmax that could be looked at."""
-
-    @property
-    def quantizable(self) -> bool:
-        """Whether it is an attention or feed-forward layer of a block: the layers that token statistics are for."""
-        return self.block is not None and self.role in ("attention", "feed_forward")

@@ -21,14 +21,7 @@ from ..errors import ModelError
 Grid = tuple[int, int, int]
 Index = TypeVar("Index", int, Tensor)
 
-ORDERS: dict[str, tuple[str, str]] = {
-    "video": ("", ""),
-    "text_video": ("text", ""),
-    "video_text": ("", "text"),
-    "history_video": ("rest", ""),
-    "history_video_text": ("rest", "text"),
-    "packed": ("rest", ""),
-}
+ORDERS = ("video", "text_video", "video_text", "history_video", "history_video_text", "packed")
 """What stands before and after the video tokens. "rest": tokens whose number only the grid tells (past frames in
 several compressions; text and audio of a packed sequence): the video tokens are the last ones before the text."""
 
@@ -99,26 +92,6 @@ class TokenLayout:
         sizes = dict(zip(self.axes, latent_shape[-4:], strict=True))
         frames, height, width = (sizes[axis] // step for axis, step in zip("THW", self.patch, strict=True))
         return frames, height, width
-
-    def video_range(self, sequence_length: int, text_tokens: int = 0) -> tuple[int, int]:
-        """Rows `start .. stop - 1` of a sequence are the video tokens.
-
-        `text_tokens` counts the text tokens in this very sequence: 0 for the video stream of a model that joins
-        text and video only in some of its blocks. A length that contradicts the grid is an error, not a guess.
-        """
-        if self.order not in ORDERS:
-            raise ModelError("where the video tokens stand is unknown for this model")
-        before, after = ORDERS[self.order]
-        stop = sequence_length - (text_tokens if after == "text" else 0)
-        start = text_tokens if before == "text" else 0
-        if before == "rest":
-            start = stop - self.video_tokens
-        misplaced = text_tokens > 0 and not before and not after
-        if misplaced or start < 0 or stop < start or (self.grid is not None and stop - start != self.video_tokens):
-            raise ModelError(
-                f"{sequence_length} tokens with {text_tokens} of text do not fit {self.order!r} and grid {self.grid}"
-            )
-        return start, stop
 
     def token_index(self, t: Index, h: Index, w: Index) -> Index:
         """Place of the token at (t, h, w) among the video tokens; ints, or integer tensors that broadcast."""

@@ -1,13 +1,11 @@
 """Which components of a pipeline are its video transformers."""
 
-import re
 from typing import Any
 
 from torch import nn
 
 from ..errors import ModelError
-
-DENOISER = re.compile(r"^transformer(_\d+)?$")  # transformer_2: Wan 2.2's expert for the less noisy steps
+from ..inspection import is_transformer
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
@@ -17,7 +15,7 @@ def denoisers(pipe: Any) -> dict[str, nn.Module]:
         ModelError: there is none.
     """
     components: dict[str, Any] = pipe.components
-    found = {name: part for name, part in components.items() if DENOISER.match(name) and isinstance(part, nn.Module)}
+    found = {name: part for name, part in components.items() if is_transformer(name) and isinstance(part, nn.Module)}
     if not found:
         raise ModelError(
             f"{type(pipe).__name__} has no transformer among its components ({', '.join(components)}); "

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ...kernels.rotation import rotate_rows
-from ..codec import encode
 from ..errors import ModelError
 from ..linear import SeDialectLinear
 
@@ -107,11 +105,7 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
         delta += adapter.get_delta_weight(name).to(weight)
         if adapter.lora_bias[name]:
             bias = bias + adapter.lora_B[name].bias.to(bias) * adapter.scaling[name]
-    settings: dict[str, Any] = {"formatbook": base.formatbook, "block_size": base.block_size}
-    both = weight + delta
-    if base.rotation:
-        both = rotate_rows(both, base.rotation)
-    encoded = encode(both, name=f"a weight with LoRA {', '.join(names)} added", **settings)
+    encoded = base.encode_weight(weight + delta, f"a weight with LoRA {', '.join(names)} added")
     if base.compensated:
         warnings.warn(
             f"LoRA {', '.join(names)} is fused into calibrated weights; the sum is encoded without "
@@ -127,7 +121,7 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
     if BACKUP not in adapter.__dict__:
         stored = tuple(_clone(getattr(base, part)) for part in STORED)
         adapter.__dict__[BACKUP] = Backup(stored, tuple(adapter.merged_adapters))
-    _store(base, encoded.codes, encoded.meta, encoded.scale.view(-1, 1).view(torch.uint8), bias)
+    _store(base, *encoded.stored.values(), bias)
     adapter.merged_adapters.extend(names)
 
 

@@ -1,9 +1,12 @@
-"""The methods that every diffusers pipeline gains: `enable_sedialect`, `disable_sedialect`, `sedialect_report`."""
+"""The methods that every diffusers pipeline gains: `enable_sedialect`, `disable_sedialect`, `sedialect_report`.
+
+Plain functions of a pipeline; `registration` puts them on diffusers' `DiffusionPipeline` and `ModularPipeline`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,90 +29,85 @@ if TYPE_CHECKING:
 ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
 
 
-class SeDialectMixin:
-    """Methods for `diffusers.DiffusionPipeline` and `ModularPipeline`; `self` is the pipeline."""
+def enable_sedialect(
+    pipe: Any,
+    config: SeDialectConfig | None = None,
+    *,
+    preset: str | None = None,
+    calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
+    keep_original: bool = False,
+    progress: bool | Watch = True,
+    **overrides: Any,
+) -> Any:
+    """Quantize the pipeline's video transformers in place, both of Wan 2.2 included. Returns the pipeline.
 
-    PUBLIC: ClassVar[tuple[str, ...]] = ("enable_sedialect", "disable_sedialect", "sedialect_report")
+    Args:
+        config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
+        calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
+            prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
+        keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
+        progress: show progress bars on stderr, or tell a watch.
 
-    def enable_sedialect(
-        self,
-        config: SeDialectConfig | None = None,
-        *,
-        preset: str | None = None,
-        calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
-        keep_original: bool = False,
-        progress: bool | Watch = True,
-        **overrides: Any,
-    ) -> "SeDialectMixin":
-        """Quantize the pipeline's video transformers in place, both of Wan 2.2 included. Returns the pipeline.
+    Raises:
+        ConfigError: an unknown preset, setting or value.
+        ModelError: the pipeline has no transformer, or is in a state that quantizing would break; the message says how
+            to mend it. No model has been changed then.
+        InputError: the calibration is of another model, not finished, or failed. No model has been changed then.
 
-        Args:
-            config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
-            calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
-                prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
-            keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
-            progress: show progress bars on stderr, or tell a watch.
+    Example:
+        >>> pipe.enable_sedialect(preset="quality", keep_original=True)
+        >>> pipe.enable_sedialect(calibration="self", rotation=64)
+    """
+    if config is not None and preset is not None:
+        raise ModelError("pass either a config or a preset, not both")
+    config = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
+    models = denoisers(pipe)
+    for name, model in models.items():
+        check_ready(name, model)
+    cache = None
+    if calibration is not None:
+        from ..calibration.moments import calibration_of
 
-        Raises:
-            ConfigError: an unknown preset, setting or value.
-            ModelError: the pipeline has no transformer, or is in a state that quantizing would break; the message says how
-                to mend it. No model has been changed then.
-            InputError: the calibration is of another model, not finished, or failed. No model has been changed then.
+        cache = calibration_of(pipe, calibration, config, progress)
+    for name, model in models.items():
+        _enable(name, model, config, keep_original, progress, cache)
+        follow(pipe, model)
+    return pipe
 
-        Example:
-            >>> pipe.enable_sedialect(preset="quality", keep_original=True)
-            >>> pipe.enable_sedialect(calibration="self", rotation=64)
-        """
-        if config is not None and preset is not None:
-            raise ModelError("pass either a config or a preset, not both")
-        config = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
-        models = denoisers(self)
-        for name, model in models.items():
-            check_ready(name, model)
-        cache = None
-        if calibration is not None:
-            from ..calibration.moments import calibration_of
 
-            cache = calibration_of(self, calibration, config, progress)
-        for name, model in models.items():
-            _enable(name, model, config, keep_original, progress, cache)
-            follow(self, model)
-        return self
+def disable_sedialect(pipe: Any) -> Any:
+    """Put the original layers back, bit for bit. Returns the pipeline.
 
-    def disable_sedialect(self) -> "SeDialectMixin":
-        """Put the original layers back, bit for bit. Returns the pipeline.
+    Raises:
+        ModelError: the pipeline is not enabled, or was enabled without `keep_original=True`, or is offloaded layer by
+            layer, or has LoRAs fused. No model has been changed then.
+    """
+    states = {name: (model, _state(name, model)) for name, model in denoisers(pipe).items()}
+    for name, (model, state) in states.items():
+        if state.loaded:
+            raise ModelError(f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()")
+        if not state.keeps_originals:
+            raise ModelError(f"{name} kept no 16-bit layers; load it again, or enable with keep_original=True next time")
+        check_restorable(name, model)
+        if fused := fused_into_codes(model):
+            raise ModelError(f"{name} has LoRA {', '.join(fused)} fused into its codes; call pipe.unfuse_lora() first")
+    for model, _ in states.values():
+        _disable(model)
+    return pipe
 
-        Raises:
-            ModelError: the pipeline is not enabled, or was enabled without `keep_original=True`, or is offloaded layer by
-                layer, or has LoRAs fused. No model has been changed then.
-        """
-        states = {name: (model, _state(name, model)) for name, model in denoisers(self).items()}
-        for name, (model, state) in states.items():
-            if state.loaded:
-                raise ModelError(
-                    f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()"
-                )
-            if not state.keeps_originals:
-                raise ModelError(f"{name} kept no 16-bit layers; load it again, or enable with keep_original=True next time")
-            check_restorable(name, model)
-            if fused := fused_into_codes(model):
-                raise ModelError(f"{name} has LoRA {', '.join(fused)} fused into its codes; call pipe.unfuse_lora() first")
-        for model, _ in states.values():
-            _disable(model)
-        return self
 
-    def sedialect_report(self) -> "PipelineReport":
-        """Layers, bits, memory and the implementation that runs, for each transformer. Print it.
+def sedialect_report(pipe: Any) -> "PipelineReport":
+    """Layers, bits, memory and the implementation that runs, for each transformer. Print it.
 
-        Raises:
-            ModelError: the pipeline is not enabled.
-        """
-        found = denoisers(self).items()
-        states = ((name, model, _state(name, model)) for name, model in found)
-        runs_on = getattr(self, "_execution_device", None)
-        return PipelineReport(
-            tuple(report_of(name, model, state.plan, state.bytes_before, runs_on) for name, model, state in states)
-        )
+    Raises:
+        ModelError: the pipeline is not enabled.
+    """
+    found = denoisers(pipe).items()
+    states = ((name, model, _state(name, model)) for name, model in found)
+    runs_on = getattr(pipe, "_execution_device", None)
+    return PipelineReport(
+        tuple(report_of(name, model, state.plan, state.bytes_before, runs_on) for name, model, state in states)
+    )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
 from torch import nn
 
-from ...kernels.rotation import rotate_rows
 from ..checkpoint import (
     RECORD,
     SCALE,
@@ -26,7 +25,7 @@ from ..checkpoint import (
     place_layers,
     read_contents,
 )
-from ..codec import DTYPES, encode
+from ..codec import DTYPES
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..formatbook import Formatbook
@@ -224,11 +223,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
             raise ModelError(f"{param_name} is {weight.dtype}; quantize from float32, float16 or bfloat16 weights")
         layer = model.get_submodule(param_name.removesuffix(".weight"))
         assert isinstance(layer, SeDialectLinear)
-        size, book = layer.block_size, layer.formatbook
-        weight = weight.to(target_device)
-        if layer.rotation:
-            weight = rotate_rows(weight, layer.rotation)
-        layer.store(encode(weight, formatbook=book, block_size=size, name=param_name))
+        layer.store(layer.encode_weight(weight.to(target_device), param_name))
         self._bar.update(weight.numel())
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:

@@ -36,13 +36,13 @@ def register() -> None:
 
 
 def _extend_pipelines(module: ModuleType) -> None:
-    from .pipelines import SeDialectMixin
+    from .pipelines import disable_sedialect, enable_sedialect, sedialect_report
 
     for name in ("DiffusionPipeline", "ModularPipeline"):
         pipeline = getattr(module, name, None)
         if pipeline is not None:
-            for method in SeDialectMixin.PUBLIC:
-                setattr(pipeline, method, getattr(SeDialectMixin, method))
+            for method in (enable_sedialect, disable_sedialect, sedialect_report):
+                setattr(pipeline, method.__name__, method)
     _follow_pipelines(module)
 
 

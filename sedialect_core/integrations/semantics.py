@@ -14,8 +14,8 @@ from ..errors import ConfigError, ModelError
 from ..formatbook import Formatbook
 from ..linear import Guide, SeDialectLinear
 from ..plan import LayerPlan, Plan, guided
+from ..semantics.attended import AttendedTokens
 from ..semantics.decisions import attention_modules, is_guided, needs_profile
-from ..semantics.evidence import Evidence, evidence_from, fingerprint_of
 from ..semantics.guides import TextGuide, TokenGuide
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.placement import Placement, attention_placement, placement_of
@@ -89,26 +89,6 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     return plan
 
 
-def evidence_of(model: nn.Module) -> Evidence:
-    """What the attention of a quantized model showed when it was last profiled.
-
-    Raises:
-        ModelError: it does not profile, or has not run yet.
-    """
-    hook = getattr(model, HOOK, None)
-    if not isinstance(hook, StepHook):
-        raise ModelError(
-            f"{type(model).__name__} profiles nothing; enable it with semantic=True or salient_by='attention' and a ratio"
-        )
-    return evidence_from(hook, fingerprint_of(_description(model)))
-
-
-def _description(model: nn.Module) -> object:
-    """What makes a model this one: class, and every quantized layer's name and codes' sum."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, SeDialectLinear)}
-    return type(model).__name__, {name: int(layer.weight.sum(dtype=torch.int64)) for name, layer in layers.items()}
-
-
 def follow(pipeline: Any, model: nn.Module) -> None:
     """Tell a model which pipeline's scheduler counts its steps."""
     hook = getattr(model, HOOK, None)
@@ -180,7 +160,7 @@ def watched_block(block: str, plan: Plan, hook: Told) -> Watched:
 def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> Guide:
     """The guide of a layer, by the plan's entry for it."""
     config = plan.config
-    protects = config.protected_precision if any(config.protected_steps) else ""
+    protects = any(config.protected_steps)
     if entry.salient == "text" or not (entry.salient or entry.grouped):
         return TextGuide(hook.flags, bool(entry.salient), protects)
     place = placement_of(entry.stream, plan.token_layout)
@@ -196,15 +176,22 @@ def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> G
         config.salient_ratio if entry.salient else 0.0,
         entry.salient or config.salient_by,
         protects,
-        hook.blocks.get(entry.block or ""),
     )
-    if entry.grouped:
-        guide.groups = GroupState(layer.in_features // layer.block_size)
-        guide.similarity, guide.megabytes = config.semantic_similarity, float(config.profile_megabytes)
-        if config.semantic_sharing == "sub-formatbook":
-            guide.books = sub_formatbooks(layer)
-        hook.groups.append(guide.groups)
+    if entry.block in hook.blocks:
+        guide.attention = _attended(entry, layer, config, hook)
     return guide
+
+
+def _attended(entry: LayerPlan, layer: GuidedLayer, config: SeDialectConfig, hook: Told) -> AttendedTokens:
+    """What is made of the attention of the layer's block."""
+    attention = AttendedTokens(hook.flags, hook.blocks[entry.block or ""])
+    if entry.grouped:
+        attention.groups = GroupState(layer.in_features // layer.block_size)
+        attention.similarity, attention.megabytes = config.semantic_similarity, float(config.profile_megabytes)
+        if config.semantic_sharing == "sub-formatbook":
+            attention.books = sub_formatbooks(layer)
+        hook.groups.append(attention.groups)
+    return attention
 
 
 def sub_formatbooks(layer: GuidedLayer) -> torch.Tensor:

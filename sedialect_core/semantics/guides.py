@@ -4,17 +4,17 @@ Guides run in every forward, compiled or not. They read tensors, the shape of th
 compiled graphs therefore hold for all steps. Layers that read the same input have one guide.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
+from ...kernels.guidance import RowGuidance
 from ...kernels.tables import DialectTables
 from ..formatbook import Formatbook
-from ..linear import Guidance
-from . import operators
+from .attended import AttendedTokens
 from .placement import Placement
 from .saliency import BY_ATTENTION, CHOSEN_BY_PROFILE, Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
-from .state import BlockState, Flags, GroupState
+from .state import Flags
 
 
 @dataclass
@@ -23,13 +23,13 @@ class TextGuide:
 
     flags: Flags
     salient: bool
-    protects: str
+    protects: bool
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
         """Guidance for x [..., K]."""
         rows = x.numel() // x.shape[-1]
         salient = torch.arange(rows, dtype=torch.int32, device=x.device) if self.salient else None
-        return Guidance(salient, **self.flags.protection(self.protects))
+        return RowGuidance(salient, protected=self.flags.protected if self.protects else None)
 
 
 @dataclass
@@ -39,11 +39,8 @@ class TokenGuide:
     placement  where the video tokens stand; None: it is not known, and there are no groups
     among      where the tokens stand that are chosen from; None: they are not told apart, and all rows are chosen from alike
     ratio, by  settings `salient_ratio` and `salient_by`
-    protects   the precision of protected steps, "" where there are none
-    block      attention of the layer's block, where it chooses the tokens, and for groups
-    groups     groups of this input, or None
-    megabytes  that forming them may take in temporaries
-    books      the sub-formatbooks that they share, as of `operators.assign_groups`
+    protects   whether there are protected steps
+    attention  what the attention of the layer's block shows, where anything is made of it
     """
 
     flags: Flags
@@ -53,14 +50,10 @@ class TokenGuide:
     among: Placement | None
     ratio: float = 0.0
     by: str = "norm"
-    protects: str = ""
-    block: BlockState | None = None
-    groups: GroupState | None = None
-    similarity: float = 1.0
-    megabytes: float = 0.0
-    books: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+    protects: bool = False
+    attention: AttendedTokens | None = None
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
         """Guidance for x [..., N, K]; leading axes are samples.
 
         Raises:
@@ -70,10 +63,10 @@ class TokenGuide:
         length = x.shape[1]
         salient = self._salient(x, self._candidates(length)) if self.ratio else None
         group, choice = None, None
-        start, stop = self._span(self.placement, length) if self.groups is not None else (0, 0)
-        if stop > start:
-            group, choice = self._shared(x, start, stop)
-        return Guidance(salient, group, choice, **self.flags.protection(self.protects))
+        if self.attention is not None and self.attention.groups is not None:
+            span = self._span(self.placement, length)
+            group, choice = self.attention.shared(x, self._tables(x), self.encoding, *span)
+        return RowGuidance(salient, group, choice, self.flags.protected if self.protects else None)
 
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
         return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)
@@ -100,46 +93,16 @@ class TokenGuide:
 
     def _chosen(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Places among the video tokens, int64 [samples, k]."""
-        if self.by in CHOSEN_BY_PROFILE and self.block is not None:
-            return self.block.salient.index_select(0, self.flags.call_there).squeeze(0).to(x.device)
+        if self.by in CHOSEN_BY_PROFILE and self.attention is not None:
+            return self.attention.chosen(x.device)
         return top_tokens(self._score(x[:, start:stop]), salient_count(self.ratio, stop - start))
 
     def _score(self, video: torch.Tensor) -> torch.Tensor:
-        if self.by in ("error", "attention-error"):
-            error = encoding_error(video, self._tables(video), self.encoding)
-            return error if self.by == "error" else error * self._received().to(error.device)
+        if self.by == "attention-error" and self.attention is not None:
+            return encoding_error(video, self._tables(video), self.encoding) * self.attention.received(video.device)
+        if self.by == "error":
+            return encoding_error(video, self._tables(video), self.encoding)
         return row_norm(video) if self.by == "norm" else chance(video)
-
-    def _received(self) -> torch.Tensor:
-        """Attention that each video token received when it was last looked at, [samples, V]; ones before that."""
-        assert self.block is not None
-        received = self.block.received.index_select(0, self.flags.call_there).squeeze(0)
-        return torch.where(received.sum() == 0, 1.0, received)
-
-    def _shared(self, x: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Group of each row, int32 [M], and what each group took, uint8 [G, K/B]."""
-        state, block = self.groups, self.block
-        assert state is not None and block is not None
-        operators.assign_groups(
-            x,
-            list(self._tables(x)),
-            self.encoding.block_size,
-            self.encoding.rotation,
-            self.books,
-            start,
-            self.similarity,
-            self.megabytes,
-            self.flags.assign,
-            self.flags.call,
-            self.flags.windows.anchors,
-            block.claims,
-            state.group,
-            state.choice,
-        )
-        call = self.flags.call_there
-        group = torch.full(x.shape[:2], -1, dtype=torch.int32, device=x.device)
-        group[:, start:stop] = state.group.index_select(0, call).squeeze(0).to(x.device)
-        return group.flatten(), state.choice.index_select(0, call).squeeze(0).to(x.device)
 
     def _tables(self, x: torch.Tensor) -> DialectTables:
         return self.formatbook.tables(x.device)

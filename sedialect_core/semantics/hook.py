@@ -19,7 +19,7 @@ from . import probe
 from .decisions import counts_steps
 from .grouping import windows_of
 from .state import BlockState, Extents, Flags, GroupState
-from .steps import StepCounter
+from .steps import StepCounter, due, is_protected
 
 TIMESTEPS = ("timestep", "timesteps", "t", "vision_timesteps")
 LATENTS = ("hidden_states", "x", "img", "vision_tokens")
@@ -50,7 +50,7 @@ class StepHook:
     """Whether attention is looked at in this step."""
     profiled: bool = False
     """Whether it was in the step before."""
-    _position: int = -1  # in the schedule, of the last step of this run
+    _looked: int = -1  # the step in which attention was last looked at in this run, -1 for none
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -110,26 +110,27 @@ class StepHook:
         if counter.call == 0:
             self.profiled = self.profiles and counter.step > 0
             self.profiles = bool(self.blocks) and self._is_due()
-            self._position = counter.position
         flags.profile.fill_(self.profiles)
         flags.assign.fill_(bool(self.groups) and self.profiled)
-        flags.protect(self._is_protected())
+        flags.protected.fill_(self._is_protected())
         if self.profiled and not self.warned:
             self._check_seen()
 
     def _is_due(self) -> bool:
         """Whether attention is to be looked at in the step that begins."""
-        every, parts, total = self.config.refresh_every, self.config.refresh_at, self.counter.total
-        step, position = self.counter.step, self.counter.position
-        if not parts:
-            return step % every == 0 if every else step == 0
-        if total is None:
+        every, parts, counter = self.config.refresh_every, self.config.refresh_at, self.counter
+        if parts and counter.total is None:
             raise ModelError(
                 f"refresh_at is {parts}, but how many steps there are is known only in a diffusers pipeline whose scheduler "
                 "holds the model's timesteps; use refresh_every here"
             )
-        before = self._position if step else -1
-        return any(before < min(int(part * total), total - 1) <= position for part in parts)
+        now = counter.position if parts else counter.step
+        if counter.step == 0:
+            self._looked = -1
+        if not due(now, self._looked, every, parts, counter.total or 0):
+            return False
+        self._looked = now
+        return True
 
     def _is_protected(self) -> bool:
         first, last = self.config.protected_steps
@@ -139,7 +140,7 @@ class StepHook:
                 f"protected_steps is {self.config.protected_steps}, but how many steps there are is known only in a "
                 f"diffusers pipeline whose scheduler holds the model's timesteps; use ({first}, 0) here"
             )
-        return position < first or (total is not None and last > 0 and position >= total - last)
+        return is_protected(position, total, first, last)
 
     def _check_seen(self) -> None:
         """Warn once if attention passed by unseen: choices would rest on nothing."""

@@ -131,8 +131,7 @@ def assign_groups(
     elements = max(width, int(megabytes * 1e6) // ELEMENT_BYTES)
     at_once = max(1, int(megabytes * 1e6) // (COSINE_BYTES * width))
     groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, at_once)
-    rows = video.reshape(-1, width)
-    rows = rotate_rows(rows, rotation) if rotation else rows
+    rows = rotate_rows(video.reshape(-1, width), rotation)
     arguments = (rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size)
     if books.numel():
         chosen = choose_books(*arguments, books.to(x.device), elements)

@@ -31,10 +31,9 @@ def row_norm(x: torch.Tensor) -> torch.Tensor:
 
 def encoding_error(x: torch.Tensor, tables: DialectTables, encoding: Encoding) -> torch.Tensor:
     """Squared error of each token's encoded input, |x - Q(x)|^2, float32 [...], of x [..., K]."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.detach().reshape(-1, x.shape[-1])  # a choice of tokens has no gradient
     operand, scale = ops.encode(rows, list(tables), encoding.block_size, 4, encoding.candidates, rotation=encoding.rotation)
-    rotated = rotate_rows(rows, encoding.rotation) if encoding.rotation else rows
-    residual = rotated.float() - operand.float() * scale.unsqueeze(1)
+    residual = rotate_rows(rows, encoding.rotation).float() - operand.float() * scale.unsqueeze(1)
     return residual.square().sum(1).view(x.shape[:-1])
 
 

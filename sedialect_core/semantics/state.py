@@ -93,20 +93,9 @@ class Flags:
     """The same where the model runs."""
     protected: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
     """This step is a protected one, bool [1], where the model runs: kernels read it."""
-    exact: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
-    """The same on the CPU, for operators that choose the product by it."""
     video_tokens: int = 0
     """Of the grid of this forward; 0 where it is not told."""
     windows: Windows = field(default_factory=lambda: Windows(torch.empty(0).long(), torch.empty(0, 0).long()))
-
-    def protect(self, now: bool) -> None:
-        """Set both flags of protected steps."""
-        self.protected.fill_(now)
-        self.exact.fill_(now)
-
-    def protection(self, precision: str) -> dict[str, torch.Tensor]:
-        """What a layer is told of protected steps in this precision; nothing for ""."""
-        return {"w4a8": {"protected": self.protected}, "w4a16": {"exact": self.exact}}.get(precision, {})
 
     def move(self, device: torch.device) -> None:
         """Have what layers read on this device."""

@@ -4,10 +4,43 @@ Schedulers are only read: pipelines copy them, closures and all, so that a wrapp
 """
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+
+@dataclass
+class TimestepClock:
+    """Counts the sampling steps of one model by its timesteps alone: one step, whatever forwards guidance makes of it."""
+
+    number: int = -1
+    """Of this step, from 0."""
+    timestep: float | None = None
+
+    def advance(self, timestep: object) -> bool:
+        """Count one forward; whether it begins a step. Without a timestep, every forward does."""
+        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
+        begins = value is None or value != self.timestep
+        self.number, self.timestep = self.number + begins, value
+        return begins
+
+
+def due(step: int, last: int, every: int, parts: Sequence[float] = (), total: int = 0) -> bool:
+    """Whether it is time to look at attention again, having looked in step `last`, or never in this run for -1.
+
+    Args:
+        every: so many steps, 0 for the first alone; or at `parts` of the `total` steps, 0..1, whatever `every` says.
+    """
+    if parts:
+        return any(last < min(int(part * total), total - 1) <= step for part in parts)
+    return last < 0 or (every > 0 and step // every > last // every)
+
+
+def is_protected(step: int, total: int | None, first: int, last: int) -> bool:
+    """Whether a step is among the `first` or the `last` of a run; of the last nothing is known where `total` is None."""
+    return step < first or (total is not None and last > 0 and step >= total - last)
 
 
 @dataclass

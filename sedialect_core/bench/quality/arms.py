@@ -11,7 +11,7 @@ from torch import nn
 
 from ...calibration.cache import CalibrationCache
 from ...config import SeDialectConfig
-from ...integrations.pipelines import SeDialectMixin, denoisers
+from ...integrations.pipelines import denoisers, disable_sedialect, enable_sedialect, sedialect_report
 from ...plan import make_plan
 from ...quantize import set_submodule
 from ..compensated_peers import compensated_weight
@@ -81,12 +81,12 @@ def installed(pipe: Any, arm: Arm, calibration: CalibrationCache | None = None) 
     """
     used = calibration if arm.calibrated else None
     if arm.config is not None:
-        SeDialectMixin.enable_sedialect(pipe, arm.config, calibration=used, keep_original=True, progress=False, **arm.enable)
-        reports = SeDialectMixin.sedialect_report(pipe).models
+        enable_sedialect(pipe, arm.config, calibration=used, keep_original=True, progress=False, **arm.enable)
+        reports = sedialect_report(pipe).models
         try:
             yield EffectiveBits(*(sum(bits) / len(reports) for bits in zip(*map(_bits, reports), strict=True)))
         finally:
-            SeDialectMixin.disable_sedialect(pipe)
+            disable_sedialect(pipe)
     elif arm.peer is not None:
         replaced = _install_peer(denoisers(pipe), arm.peer, used)
         try:

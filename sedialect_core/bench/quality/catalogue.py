@@ -30,7 +30,6 @@ PLAIN: dict[str, Any] = {
     "refresh_every": 5,
     "refresh_at": (),
     "protected_steps": (0, 0),
-    "protected_precision": "w4a8",
 }
 # What weights meet that are rotated, calibrated, or both.
 WAYS: dict[str, dict[str, Any]] = {
@@ -167,12 +166,7 @@ def _dialects() -> dict[str, Any]:
 
 def _protection() -> tuple[Arm, ...]:
     group, ends = "protected steps", ((1, 1), (2, 2), (4, 0), (0, 4), (4, 4))
-    eight = (_ours(f"first {a} and last {b} steps in w4a8", group, protected_steps=(a, b)) for a, b in ends)
-    inner: dict[str, Any] = {"sampled": False, "protected_precision": "w4a16"}
-    sixteen = (
-        _ours(f"first {a} and last {b} steps in w4a16", group, protected_steps=(a, b), **inner) for a, b in ((2, 2), (4, 4))
-    )
-    return (*eight, *sixteen)
+    return tuple(_ours(f"first {a} and last {b} steps in w4a8", group, protected_steps=(a, b)) for a, b in ends)
 
 
 def _rotation() -> tuple[Arm, ...]:

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from ....kernels import ops
+from ....kernels.guidance import UNGUIDED
 from ....kernels.rotation import rotate_rows
 from ...inspection import TokenLayout, layout_of
-from ...linear import ACTIVATION_BITS, Guidance, SeDialectLinear
+from ...linear import ACTIVATION_BITS, SeDialectLinear
 from ..metrics import difference_error, same_code_rate
 from ..peers import PeerLinear
 
@@ -86,23 +87,21 @@ def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[t
     if layer.precision == "w4a16":
         return None
     rows = x.reshape(-1, x.shape[-1])
-    guidance = Guidance() if layer.guide is None else layer.guide(x)
-    if guidance.exact is not None and bool(guidance.exact):  # a step that is protected in 16 bit has no codes
-        return None
+    guidance = UNGUIDED if layer.guide is None else layer.guide(x)
     operand, scale = ops.encode(
         rows,
         list(layer.formatbook.tables(x.device)),
         layer.block_size,
         ACTIVATION_BITS[layer.precision],
         layer.candidates,
-        *guidance,
-        rotation=layer.rotation,
+        guidance,
+        layer.rotation,
     )
     decoded = operand.float() * scale.unsqueeze(1)
     quantized = decoded[: len(rows)]
     if guidance.salient is not None:
         quantized = quantized.index_add(0, guidance.salient, decoded[len(rows) :])
-    values = rotate_rows(rows.float(), layer.rotation) if layer.rotation else rows.float()
+    values = rotate_rows(rows.float(), layer.rotation)
     return values.view(x.shape), quantized.view(x.shape)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ...errors import InputError
+from ...semantics.steps import TimestepClock
 
 Forward = Callable[..., Any]
 BRANCHES = ("guided", "conditional", "unconditional")
@@ -79,11 +80,12 @@ class Trajectory:
 def recording(models: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
     """Every call of the transformers while the block runs."""
     calls: list[Call] = []
-    steps = _Steps()
+    clock = TimestepClock()
 
     def wrap(forward: Forward) -> Forward:
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            step = steps.of(kwargs)
+            clock.advance(kwargs.get("timestep"))
+            step = clock.number
             given = forward(*args, **kwargs)
             calls.append(Call(step, given[0].detach().cpu()))
             return given
@@ -109,11 +111,12 @@ def forced(
         skip: compute nothing at other steps.
     """
     calls: list[Call] = []
-    steps, recorded = _Steps(), iter(trajectory.calls)
+    clock, recorded = TimestepClock(), iter(trajectory.calls)
 
     def wrap(forward: Forward) -> Forward:
         def led(*args: Any, **kwargs: Any) -> Any:
-            step = steps.of(kwargs)
+            clock.advance(kwargs.get("timestep"))
+            step = clock.number
             call = next(recorded, None)
             if call is None or call.step != step:
                 raise InputError(f"this arm calls the transformer at step {step} where the 16-bit run did not")
@@ -138,23 +141,6 @@ def spread(steps: int, count: int | None) -> frozenset[int]:
     if count is None or count >= steps:
         return frozenset(range(steps))
     return frozenset(round(number * (steps - 1) / max(1, count - 1)) for number in range(count))
-
-
-class _Steps:
-    """Tells sampling steps apart: the timestep changes between them, and not between the branches of guidance."""
-
-    def __init__(self) -> None:
-        self.number = -1
-        self.timestep: float | None = None
-
-    def of(self, kwargs: Mapping[str, Any]) -> int:
-        """The number of the step that a call with these arguments belongs to."""
-        timestep = kwargs.get("timestep")
-        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
-        if value is None or value != self.timestep:
-            self.number += 1
-            self.timestep = value
-        return self.number
 
 
 def _like(kwargs: Mapping[str, Any], output: torch.Tensor) -> Any:

@@ -8,10 +8,11 @@ from functools import partial
 import torch
 from torch import nn
 
+from ....kernels.guidance import RowGuidance
 from ...config import SeDialectConfig
 from ...errors import InputError
 from ...integrations.models import quantize_model
-from ...linear import Guidance, SeDialectLinear
+from ...linear import SeDialectLinear
 from ...plan import LayerPlan, make_plan
 from ...quantize import set_submodule
 from ...shared_input import share_inputs
@@ -89,8 +90,8 @@ class FixedRows:
         count = math.ceil(ratio * rows)
         self.salient = (torch.arange(count, device=device) * rows // count).int()
 
-    def __call__(self, x: torch.Tensor) -> Guidance:
-        return Guidance(salient=self.salient)
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
+        return RowGuidance(salient=self.salient)
 
 
 def _ours(precision: str, block_size: int = 16, ratio: float = 0.0) -> Arm:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ....kernels import gemm, ops, reference
+from ....kernels import cuda, ops, reference
+from ....kernels.guidance import RowGuidance
 from ...formatbook import Formatbook
 from ...linear import SeDialectLinear
 from .arms import FixedRows
@@ -43,7 +44,7 @@ def measure_kernels(trials: Trials, layers: Iterable[Layers], quick: bool) -> No
     for rows, width_in, width_out in dict.fromkeys((layer.rows, layer.width_in, layer.width_out) for layer in layers):
         _products(trials, rows, width_in, width_out)
     rows, width = layers[0].rows, layers[0].width_in
-    trials.run(f"encode {rows} x {width}", ALL, EAGER, partial(_encode, rows, width, device, (16, 4, "all", None)))
+    trials.run(f"encode {rows} x {width}", ALL, EAGER, partial(_encode, rows, width, device, (16, 4, "all")))
 
 
 def _copy(count: int, device: torch.device) -> Numbers:
@@ -78,12 +79,12 @@ def _scaled_product(weight: torch.Tensor, left: torch.Tensor, right: torch.Tenso
 def _encodings(trials: Trials, rows: int, width: int) -> None:
     """Ours, and the plain cast that any 8-bit path needs."""
     device, case = trials.device, f"encode {rows} x {width}"
-    salient = FixedRows(rows, 0.1, device).salient
+    decomposed = RowGuidance(FixedRows(rows, 0.1, device).salient)
     kinds: dict[str, tuple[Any, ...]] = {
-        "w4a4, B=16": (16, 4, "max", None),
-        "w4a4, B=32": (32, 4, "max", None),
-        "w4a4, B=16 + 10% decomposed": (16, 4, "max", salient),
-        "w4a8": (16, 8, "max", None),
+        "w4a4, B=16": (16, 4, "max"),
+        "w4a4, B=32": (32, 4, "max"),
+        "w4a4, B=16 + 10% decomposed": (16, 4, "max", decomposed),
+        "w4a8": (16, 8, "max"),
     }
     trials.run(case, CAST, EAGER, partial(_cast, rows, width, device))
     for name, kind in kinds.items():
@@ -95,7 +96,7 @@ def _encode(rows: int, width: int, device: torch.device, kind: tuple[Any, ...]) 
     """Operands in 8 bits of activations in 16."""
     tables = list(Formatbook.builtin().tables(device))
     timing = time_calls(lambda x: ops.encode(x, tables, *kind), _inputs(rows, width, device), device)
-    salient = 0 if kind[3] is None else len(kind[3])
+    salient = len(kind[3].salient) if len(kind) > 3 else 0
     return _with_bytes(timing.numbers(), (rows + salient) * width * 3)
 
 
@@ -127,15 +128,14 @@ def _decodings(trials: Trials, width_in: int, width_out: int) -> None:
 
 def _decode(width_in: int, width_out: int, device: torch.device, block_size: int, dtype: torch.dtype) -> Numbers:
     layer = _layer(width_in, width_out, device, block_size)
-    stored = (layer.weight, layer.weight_meta, layer.row_scale)
+    stored = reference.EncodedRows(layer.weight, layer.weight_meta, layer.row_scale)
     tables, packed = Formatbook.builtin().tables(device), sum(part.nbytes for part in stored)
-    copies = [[part.detach().clone() for part in stored] for _ in range(rotation(packed, device))]
+    copies = [reference.EncodedRows(*(part.detach().clone() for part in stored)) for _ in range(rotation(packed, device))]
 
-    def decode(one: list[torch.Tensor]) -> Any:
-        codes, meta, scale = one
+    def decode(one: reference.EncodedRows) -> Any:
         if device.type == "cpu":
-            return reference.decode_rows(codes, meta, tables).to(dtype)
-        return gemm.decode(codes, meta, scale, tables, dtype, scaled=dtype != E4M3)
+            return reference.decode_rows(one.codes, one.meta, tables).to(dtype)
+        return cuda.decode(one, tables, dtype, scaled=dtype != E4M3)
 
     return _with_bytes(time_calls(decode, copies, device).numbers(), packed + width_in * width_out * dtype.itemsize)
 
@@ -160,11 +160,11 @@ def our_product(rows: int, width_in: int, width_out: int, device: torch.device, 
     """
     layer = _layer(width_in, width_out, device, 16)
     tables = list(Formatbook.builtin().tables(device))
-    weight = (layer.weight, layer.weight_meta, layer.row_scale)
+    weight = reference.EncodedRows(layer.weight, layer.weight_meta, layer.row_scale)
     inputs = [ops.encode(x, tables, 16, bits, "max") for x in _inputs(rows, width_in, device)]
 
     def product(x: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return ops.matmul(*x, *weight, None, tables, torch.bfloat16)
+        return ops.matmul(*x, weight, None, tables, torch.bfloat16)
 
     timing = time_calls(product, inputs, device)
     operand, scale = inputs[0]

@@ -5,22 +5,28 @@ the same memory to the next layer on the same stream: one buffer a device and st
 addresses that stay fixed under CUDA graphs.
 """
 
-from typing import Any
-
 import torch
 from torch.nn import functional
 
 from . import reference
 from .activations import encode_activations
-from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, fp8_shape_refusal, operand_dtype, run
+from .capabilities import fp8_shape_refusal, operand_dtype
+from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, run
+from .guidance import UNGUIDED, RowGuidance
+from .reference import LIFT, EncodedRows
 from .tables import DialectTables
 
-LIFT = 4  # dialects in E4M3 are multiplied by 2^LIFT, and their row scales divided by it: its exponents do not reach as low
 FP8 = torch.float8_e4m3fn
 
 
 def encode(
-    x: torch.Tensor, tables: DialectTables, block_size: int, bits: int, candidates: str, **guidance: Any
+    x: torch.Tensor,
+    tables: DialectTables,
+    block_size: int,
+    bits: int,
+    candidates: str,
+    guidance: RowGuidance = UNGUIDED,
+    rotation: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands of 4 or 8 bits in `operand_dtype` and their row scales; arguments as of `ops.encode`."""
     dtype = operand_dtype(x, bits)
@@ -28,12 +34,11 @@ def encode(
     def fast() -> tuple[torch.Tensor, torch.Tensor]:
         from . import triton_encode
 
-        return triton_encode.encode(x, tables, block_size, bits, candidates, dtype, **guidance)
+        return triton_encode.encode(x, tables, block_size, bits, candidates, dtype, guidance, rotation)
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
-        operand, scale = encode_activations(x, tables, block_size, bits, candidates, **guidance)
-        protected = guidance.get("protected")
-        dialects = bits == 4 and not (protected is not None and bool(protected))
+        operand, scale = encode_activations(x, tables, block_size, bits, candidates, guidance, rotation)
+        dialects = bits == 4 and not (guidance.protected is not None and bool(guidance.protected))
         lift = LIFT if dialects and dtype == FP8 else 0
         return operand.mul_(2.0**lift).to(dtype), scale.mul_(2.0**-lift)
 
@@ -44,12 +49,7 @@ def encode(
 
 
 def decode(
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
-    tables: DialectTables,
-    dtype: torch.dtype,
-    scaled: bool,
+    weight: EncodedRows, tables: DialectTables, dtype: torch.dtype, scaled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A weight's operands [N, K] in `dtype`, and the row scales, float32 [N], that belong to them.
 
@@ -58,10 +58,12 @@ def decode(
             of 4 digits times multiples of 1/8 below 2.
     """
 
+    codes, meta, scale = weight
+
     def fast() -> tuple[torch.Tensor, torch.Tensor]:
         from . import triton_decode
 
-        return triton_decode.decode(codes, meta, scale, tables, dtype, scaled)
+        return triton_decode.decode(weight, tables, dtype, scaled)
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
         operand = reference.decode_rows(codes, meta, tables)
@@ -80,25 +82,23 @@ def decode(
 def multiply(
     operand: torch.Tensor,
     row_scale: torch.Tensor | None,
-    codes: torch.Tensor,
-    meta: torch.Tensor,
-    scale: torch.Tensor,
+    encoded: EncodedRows,
     bias: torch.Tensor | None,
     tables: DialectTables,
     dtype: torch.dtype,
     salient: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What `ops.matmul` gives."""
+    """What `ops.matmul` gives, of an encoded weight."""
+    outputs = encoded.codes.shape[0]
     if operand.shape[0] == 0:  # not every product takes that
-        return operand.new_empty(0, codes.shape[0], dtype=dtype)
-    fp8 = operand.dtype == FP8 and fp8_shape_refusal(codes.shape[0], operand.shape[1]) is None
+        return operand.new_empty(0, outputs, dtype=dtype)
+    fp8 = operand.dtype == FP8 and fp8_shape_refusal(outputs, operand.shape[1]) is None
     if not fp8 and operand.dtype == FP8:
         operand = operand.to(torch.bfloat16)  # exact
-    weight, scale = decode(codes, meta, scale, tables, operand.dtype, scaled=not fp8)
+    weight, scale = decode(encoded, tables, operand.dtype, scaled=not fp8)
 
     def product(operand: torch.Tensor, row_scale: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
-        if fp8:
-            assert row_scale is not None
+        if fp8 and row_scale is not None:  # FP8 operands always have row scales
             return scaled_product(operand, row_scale, weight, scale, bias)
         return float_product(operand, row_scale, weight, bias)
 
@@ -111,8 +111,8 @@ def multiply(
         extra_scale = None if row_scale is None else row_scale[rows:].clone()
         return add_rows(y, product(operand[rows:], extra_scale, None), salient).to(dtype)
     except torch.OutOfMemoryError as error:
-        what = f"multiplying {operand.shape[0]} rows with a weight of {codes.shape[0]} x {operand.shape[1]}"
-        raise explain_memory(error, what, operand.shape[0] * codes.shape[0] * dtype.itemsize) from error
+        what = f"multiplying {operand.shape[0]} rows with a weight of {outputs} x {operand.shape[1]}"
+        raise explain_memory(error, what, operand.shape[0] * outputs * dtype.itemsize) from error
 
 
 def scaled_product(
@@ -188,19 +188,17 @@ def add_rows(product: torch.Tensor, extra: torch.Tensor, salient: torch.Tensor) 
     return run("adding residual rows", product.device, fast, lambda: product.index_add_(0, salient.long(), extra))
 
 
-def encode_weight(
-    weight: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "all"
-) -> reference.EncodedRows:
+def encode_weight(weight: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "all") -> EncodedRows:
     """`reference.encode_weight_rows` of a finite weight [N, K], by the kernel where there is one."""
 
-    def plain() -> reference.EncodedRows:
+    def plain() -> EncodedRows:
         return reference.encode_weight_rows(weight, tables, block_size, candidates)
 
-    def fast() -> reference.EncodedRows:
+    def fast() -> EncodedRows:
         from . import triton_weights
 
         parts = triton_weights.encode_weight(weight, tables, block_size, reference.SCALE_MULTIPLIERS)
-        return reference.EncodedRows(*parts)
+        return EncodedRows(*parts)
 
     if weight.device.type != "cuda" or candidates != "all":
         return plain()

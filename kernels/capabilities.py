@@ -1,0 +1,89 @@
+"""What a device can do: pure data, from its name, its compute capability and the versions that are installed.
+
+What a GPU may use is decided by its `Refusals`, sentences that are data: where there is none, it is used.
+"""
+
+import importlib.util
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+BF16_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+FP8_MULTIPLE = 16  # of both sides of a weight, for FP8 matrix products
+# First torch version with row-wise scaled FP8 products, by compute capability: Hopper had them before Ada and Blackwell.
+FP8_TORCH = {(9, 0): (2, 6)}
+FP8_TORCH_ELSEWHERE = (2, 8)
+
+
+class Refusals(NamedTuple):
+    """Why a GPU does not do a thing; None where it does."""
+
+    device: str | None  # quantized layers at all
+    triton: str | None
+    fp8: str | None
+
+
+def refusals(device: torch.device) -> Refusals:
+    """What the GPU `device` does not do, and why."""
+    return _refusals(gpu_number(device))
+
+
+def fp8_shape_refusal(rows: int, width: int) -> str | None:
+    """Why a weight [rows, width] cannot be multiplied in FP8, or None."""
+    for side, count in (("outputs", rows), ("inputs", width)):
+        if count % FP8_MULTIPLE:
+            return f"{count} {side} are no multiple of {FP8_MULTIPLE}"
+    return None
+
+
+def operand_dtype(x: torch.Tensor, bits: int) -> torch.dtype:
+    """Of the operands that `ops.encode` makes of x. Those of 4 and 8 bits are exact in each of these types.
+
+    GPUs multiply E4M3 fastest, then bfloat16, and float16 would overflow in the sum; CPUs have float32 units only.
+    """
+    if bits == 16:
+        return x.dtype
+    if x.device.type == "cpu":
+        return torch.float32
+    if x.device.type != "cuda" or refusals(x.device).fp8 is not None:
+        return torch.bfloat16
+    return torch.float8_e4m3fn
+
+
+def weight_dtype(operand: torch.Tensor) -> torch.dtype:
+    """In which weights are decoded to be multiplied with these operands."""
+    return torch.float32 if operand.device.type == "cpu" else torch.bfloat16
+
+
+def check(device: torch.device, weight: torch.device) -> None:
+    """Refuse what cannot be multiplied: a GPU without bfloat16, or an input on another device than the weight."""
+    if device != weight:
+        raise RuntimeError(f"the input lies on {device} and the layer's weight on {weight}; move one of them with .to()")
+    if device.type == "cuda" and (problem := refusals(device).device):
+        raise RuntimeError(problem)
+
+
+def gpu_number(device: torch.device) -> int:
+    """The index of a GPU; of the current one where `device` names none."""
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+@cache
+def _refusals(number: int) -> Refusals:
+    capability = torch.cuda.get_device_capability(number)
+    name = f"{torch.cuda.get_device_name(number)} has compute capability {'.'.join(map(str, capability))}"
+    if torch.version.hip is not None:
+        return Refusals(None, "written for NVIDIA GPUs", "measured on NVIDIA GPUs only")
+    if capability < BF16_CAPABILITY:
+        problem = f"{name} and no bfloat16 units; quantized layers need 8.0 (Ampere) or newer, or the CPU"
+        return Refusals(problem, problem, problem)
+    triton = None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    fp8 = None
+    version = FP8_TORCH.get(capability, FP8_TORCH_ELSEWHERE)
+    if capability < FP8_CAPABILITY:
+        fp8 = f"{name}, they need 8.9 (Ada) or newer"
+    elif tuple(int(part) for part in torch.__version__.split(".")[:2]) < version:
+        fp8 = f"torch {torch.__version__}, they need {'.'.join(map(str, version))} or newer here"
+    return Refusals(None, triton, fp8)
