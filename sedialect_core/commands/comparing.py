@@ -27,6 +27,7 @@ def add_to(commands: Any) -> None:
     """Add both commands."""
     demo = commands.add_parser("demo", help="16 bit beside 4 bit, with the model that comes with the package")
     demo.add_argument("--prompt", help="what the video shows; the bundled model knows coloured objects that move")
+    demo.add_argument("--fast", action="store_true", help="4 steps without guidance, by a LoRA that comes with the model")
     _add_sampling(demo)
     demo.set_defaults(run=run_demo)
 
@@ -82,12 +83,14 @@ def run_demo(parsed: argparse.Namespace) -> int:
     config = config_of(parsed)
     settings = demo.defaults()
     prompt = settings["prompt"] if parsed.prompt is None else parsed.prompt
-    request = demo.request(prompt, settings["seed"] if parsed.seed is None else parsed.seed, parsed.steps)
+    request = demo.request(prompt, settings["seed"] if parsed.seed is None else parsed.seed, parsed.steps, parsed.fast)
 
     def load() -> Any:
         import torch
 
         pipe = load_pipeline(demo.MODEL, torch.bfloat16, pick_device(parsed.device))
+        if parsed.fast:
+            demo.use_few_steps(pipe)
         unknown = demo.unknown_words(request.prompt, pipe.tokenizer)
         if unknown:
             print(f"note: the bundled model does not know: {', '.join(unknown)}", file=sys.stderr)

@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import measuring_speed
 
 if TYPE_CHECKING:
-    from ..bench.quality import Job
+    from ..bench.quality import Arm, Job, Result
 
 QUICK_PAIRS, QUICK_STEPS = 8, 5
 
@@ -141,6 +142,16 @@ def _add_quality(bench: Any) -> None:
     quality.add_argument("--guidance-scale", type=float)
     for option in ("--height", "--width", "--num-frames"):
         quality.add_argument(option, type=int)
+    quality.add_argument(
+        "--planted",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="SIZE",
+        help="plant outlier channels so many times larger, without changing the 16-bit function; several: one run each",
+    )
+    quality.add_argument("--fast", action="store_true", help="the bundled model in 4 steps without guidance, by its LoRA")
+    quality.add_argument("--lora", help="a LoRA's file, folder or name on the Hub, fused into the 16-bit model first")
     quality.add_argument("--fps", type=int, default=16)
     quality.add_argument("--output", type=Path, default=Path("sedialect-quality"), help="results, also of interrupted runs")
     quality.add_argument("--write", type=Path, help="a document whose marked tables are replaced")
@@ -151,27 +162,56 @@ def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
     from ..bench import quality
     from ..comparison import check_writable
-    from ..errors import InputError
 
     base = parsed.base or quality.BASE
     if parsed.list:
         print("\n".join(f"{arm.group}: {arm.name}{' (quick)' if arm.quick else ''}" for arm in quality.arms()))
         return 0
     arms = quality.choose(parsed.arms, base, parsed.quick)
-    job = _job_of(parsed)
+    jobs = _jobs_of(parsed)
     check_writable(parsed.output)
     failed: dict[str, str] = {}
-    results = quality.run(job, arms, parsed.output, failed=failed)
-    if base in failed:
-        raise InputError(f"{base}, which the others are held against, failed: {failed[base]}")
-    table = quality.markdown(job, results, base)
+    by_job = {job: _measured(job, arms, base, parsed.output, failed) for job in jobs}
+    if len(jobs) == 1:
+        table = quality.markdown(jobs[0], by_job[jobs[0]], base)
+        paths = quality.write_results(jobs[0], by_job[jobs[0]], base, parsed.output)
+    else:
+        table = quality.variants_markdown(by_job, base)
+        paths = quality.write_variants(by_job, base, parsed.output)
     print(table)
-    print("written:", *quality.write_results(job, results, base, parsed.output), sep="\n  ")
+    print("written:", *paths, sep="\n  ")
     if parsed.write is not None:
         quality.write_between_marks(parsed.write, table)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _measured(job: "Job", arms: Sequence["Arm"], base: str, output: Path, failed: dict[str, str]) -> "list[Result]":
+    """The results of a job; arms that fail are added to `failed` under their names and the job's outliers."""
+    from ..bench import quality
+    from ..errors import InputError
+
+    broken: dict[str, str] = {}
+    results = quality.run(job, arms, output, failed=broken)
+    if base in broken:
+        raise InputError(f"{base}, which the others are held against, failed: {broken[base]}")
+    planted = "" if job.planted == 1 else f", outliers x{job.planted}"
+    failed.update({f"{name}{planted}": reason for name, reason in broken.items()})
+    return results
+
+
+def _jobs_of(parsed: argparse.Namespace) -> "list[Job]":
+    """One job for each size of planted outliers."""
+    from dataclasses import replace
+
+    from ..errors import InputError
+
+    job = _job_of(parsed)
+    for size in parsed.planted:
+        if size < 1 or size & (size - 1):
+            raise InputError(f"--planted is {size}; outliers are planted exactly in powers of two, as 8, 32 or 128")
+    return [replace(job, planted=size) for size in dict.fromkeys(parsed.planted)]
 
 
 def _job_of(parsed: argparse.Namespace) -> "Job":
@@ -185,6 +225,8 @@ def _job_of(parsed: argparse.Namespace) -> "Job":
         "forced_steps": parsed.forced_steps or (QUICK_STEPS if parsed.quick else None),
         "batch": (16 if device.startswith("cuda") else 4) if parsed.batch is None else parsed.batch,
         "device": device,
+        "lora": parsed.lora,
+        "fast": parsed.fast,
     }
     pairs = (QUICK_PAIRS if parsed.quick else 64) if parsed.pairs is None else parsed.pairs
     names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt", "steps")
@@ -193,6 +235,8 @@ def _job_of(parsed: argparse.Namespace) -> "Job":
         if parsed.prompts is not None:
             raise InputError("--prompts needs --model: the bundled model has its own evaluation prompts")
         return quality.bundled_job(pairs, given, **settings)
+    if parsed.fast:
+        raise InputError("--fast is about the bundled model; with --model, give --lora, --steps and --guidance-scale")
     if parsed.prompts is None:
         raise InputError("--model needs --prompts, a file with a prompt a line")
     requests = quality.requests_of(pairs, quality.read_prompts(parsed.prompts), Request(prompt="-", **given))
