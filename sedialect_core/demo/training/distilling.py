@@ -142,7 +142,7 @@ def teach(pipe: Any, denoiser: Denoiser, settings: Distillation, log: Log, deadl
     device = denoiser.device
     words, noise = random.Random(settings.seed), torch.Generator(device).manual_seed(settings.seed)
     shape = (16, (settings.frames - 1) // 4 + 1, settings.size // 8, settings.size // 8)
-    empty = tokenize(pipe.tokenizer, [""], settings.text_length).long().to(device)
+    empty = tokens_of(pipe, [""], settings).to(device)
     states, captions = [], []
     done = 0
     while done < settings.trajectories:
@@ -151,9 +151,9 @@ def teach(pipe: Any, denoiser: Denoiser, settings: Distillation, log: Log, deadl
             break
         count = min(settings.teacher_batch, settings.trajectories - done)
         lines = [write_caption(sample_spec(words), words) for _ in range(count)]
-        ids = tokenize(pipe.tokenizer, lines, settings.text_length).to(device)
+        ids = tokens_of(pipe, lines, settings).to(device)
         start = torch.randn(count, *shape, generator=noise, device=device)
-        states.append(_guided_run(pipe, denoiser, settings, start, ids.long(), empty).half())
+        states.append(guided_run(pipe, denoiser, settings, start, ids, empty).half())
         captions.append(ids)
         done += count
         if len(states) % 8 == 0 or done == settings.trajectories:
@@ -161,9 +161,12 @@ def teach(pipe: Any, denoiser: Denoiser, settings: Distillation, log: Log, deadl
     return Runs(torch.cat(states), torch.cat(captions))
 
 
-def _guided_run(
-    pipe: Any, denoiser: Denoiser, settings: Distillation, latents: Tensor, ids: Tensor, empty: Tensor
-) -> Tensor:
+def tokens_of(pipe: Any, captions: list[str], settings: Distillation) -> Tensor:
+    """Token ids [B, tokens] of captions."""
+    return tokenize(pipe.tokenizer, captions, settings.text_length).long()
+
+
+def guided_run(pipe: Any, denoiser: Denoiser, settings: Distillation, latents: Tensor, ids: Tensor, empty: Tensor) -> Tensor:
     """Latents at the student's noise levels, [B, steps + 1, ...]: the start, and every so many steps of the teacher."""
     scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(settings.teacher_steps)
@@ -199,7 +202,7 @@ class Student:
         step = torch.randint(self.settings.steps, (batch,), device=device)
         before, after = runs.states[chosen, step].float(), runs.states[chosen, step + 1].float()
         width = self.widths[step].view(-1, 1, 1, 1, 1)
-        velocity = self.denoiser.velocity(before, self.times[step], runs.ids[chosen].long())
+        velocity = self.denoiser.velocity(before, self.times[step], runs.ids[chosen])
         errors = (velocity - (before - after) / width).square().mean(dim=(1, 2, 3, 4))
         return (errors * self.widths[step] / self.widths.mean()).mean()
 
@@ -207,7 +210,7 @@ class Student:
         """How far a run of its own is from the teacher's after each step, the last one counting most."""
         chosen = torch.randint(len(runs), (self.settings.run_batch,), device=self.denoiser.device)
         wanted = runs.states[chosen].float()
-        made = self.run(wanted[:, 0], runs.ids[chosen].long())
+        made = self.run(wanted[:, 0], runs.ids[chosen])
         errors = [(latents - wanted[:, step]).square().mean() for step, latents in enumerate(made, start=1)]
         return torch.stack(errors[:-1]).mean() + 2 * errors[-1]
 
@@ -225,7 +228,7 @@ class Student:
         for start in range(0, len(runs), self.settings.run_batch):
             rows = slice(start, start + self.settings.run_batch)
             wanted = runs.states[rows].float()
-            *_, last = self.run(wanted[:, 0], runs.ids[rows].long())
+            *_, last = self.run(wanted[:, 0], runs.ids[rows])
             apart = (last - wanted[:, -1]).flatten(1).norm(dim=1) / wanted[:, -1].flatten(1).norm(dim=1)
             found += apart.tolist()
         return sum(found) / len(found)
