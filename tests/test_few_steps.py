@@ -43,7 +43,7 @@ def test_training_writes_a_small_lora_and_its_record(trained):
 
 
 def test_the_student_runs_as_the_pipeline_does():
-    """From the same noise, the student's loop gives what WanPipeline gives without guidance, the teacher's what it gives with."""
+    """From the same noise: the student's loop and WanPipeline without guidance, the teacher's and WanPipeline with it."""
     settings = smoke_distillation()
     prompt, seed = demo.evaluation_prompts()[0]
     pipe = load_pipeline(demo.MODEL, torch.float32, "cpu")
