@@ -37,6 +37,12 @@ def add_to(commands: Any) -> None:
     sharing = bench.add_parser("sharing", help="what neighbouring tokens gain and lose by sharing formats")
     sharing.add_argument("--prompts", type=int, default=2, help="how many of the 64 evaluation prompts")
     sharing.set_defaults(run=run_sharing)
+    ordering = bench.add_parser("ordering", help="what sorting channels by size gains, beside a scale a channel")
+    ordering.add_argument("--steps", type=int, help="sampling steps")
+    ordering.add_argument("--size", type=int, help="height and width")
+    ordering.add_argument("--num-frames", type=int)
+    ordering.add_argument("--every-block", type=int, default=1, help="look at every so many blocks")
+    ordering.set_defaults(run=run_ordering)
     profiling = bench.add_parser("profiling", help="what looking at attention, and forming groups, adds to a step")
     profiling.add_argument("--quick", action="store_true", help="a tiny block: tests the command, says nothing")
     profiling.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
@@ -100,6 +106,24 @@ def run_sharing(parsed: argparse.Namespace) -> int:
     if not 1 <= parsed.prompts <= 64:
         raise InputError(f"--prompts is {parsed.prompts}; choose 1 to 64")
     print(render(study(parsed.prompts), parsed.prompts, environment()))
+    return 0
+
+
+def run_ordering(parsed: argparse.Namespace) -> int:
+    """Print the tables."""
+    from dataclasses import replace
+
+    from .. import demo
+    from ..bench.ordering import PLANTED, render, study
+    from ..comparison import environment
+    from ..errors import InputError
+
+    if parsed.every_block < 1:
+        raise InputError(f"--every-block is {parsed.every_block}; it must be at least 1")
+    given = {"steps": parsed.steps, "height": parsed.size, "width": parsed.size, "num_frames": parsed.num_frames}
+    request = demo.request(*demo.evaluation_prompts()[0])
+    request = replace(request, **{name: value for name, value in given.items() if value is not None})
+    print(render({size: study(request, size, parsed.every_block) for size in PLANTED}, environment()))
     return 0
 
 
