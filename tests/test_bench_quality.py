@@ -523,5 +523,5 @@ def test_16_bit_does_not_stretch_the_axes_of_the_others():
     floor = quality.Result(REPEAT, EffectiveBits(16, 16), ({"psnr": 60.0}, {"psnr": 62.0}), 1.0)
     pen, shown = Seen(), [floor, *results()]
     chart._draw_panel(pen, chart.PANELS[1], shown, [0.0, 1.0, 2.0], 100.0, 50.0, quality.BASE)
-    assert "61" in pen.texts and len(pen.dots) == 2
+    assert "61" in pen.texts and len(pen.dots) == 4, "two means, and two rings for the worst tenth"
     assert all(100 <= x <= 100 + chart.PANEL for x in pen.dots) and "40" not in pen.texts
