@@ -22,7 +22,7 @@ def kept(tmp_path_factory):
     """A folder as `measured/` is, of two real runs."""
     folder = tmp_path_factory.mktemp("measured")
     quality, speed = folder / "q", folder / "s"
-    arms = ["--arms", "^MXFP4|w4a4 B=16$|w4a16 B=16$", "--metrics", "velocity,psnr"]
+    arms = ["--arms", "^MXFP4-32$|w4a4 B=16$|w4a16 B=16$", "--metrics", "velocity,psnr"]
     assert main(["bench", "quality", *SMALL, *arms, "--output", str(quality)]) == 0
     timed = ["--layers", "--arms", "w4a4", "--no-compile"]
     assert main(["bench", "speed", "--quick", *timed, "--output", str(speed)]) == 0

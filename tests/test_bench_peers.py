@@ -8,6 +8,7 @@ from torch import nn
 
 from sedialect.sedialect_core.bench import peers
 from sedialect.sedialect_core.bench.peers import PEERS, Bits, PeerLinear
+from sedialect.sedialect_core.bench.smoothing import power_of_two_scale
 from sedialect.sedialect_core.formatbook import Formatbook
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
@@ -167,3 +168,46 @@ def test_fp8_rows_round_to_e4m3_under_the_rows_maximum():
     x = torch.randn(5, 64)
     scale = x.abs().amax(1, keepdim=True) / 448
     assert torch.allclose(peers.fp8_rows(x), (x / scale).to(torch.float8_e4m3fn).float() * scale)
+
+
+def test_four_over_six_takes_the_end_that_loses_less():
+    """Ending at 6, 4.9 of 6 becomes 4 or 6; ending at 4, it becomes 3 of 4 (4.5). By brute force over both ends."""
+    torch.manual_seed(6)
+    x = torch.randn(6, 64)
+    tensor_scale = float(x.abs().max()) / (256 * 6)
+    got = peers.four_over_six(x)
+    ends = []
+    for block, rounded in zip(x.view(-1, 16), got.view(-1, 16), strict=True):
+        tries = []
+        for end in (6, 4):
+            scale = (block.abs().max() / end / tensor_scale).to(torch.float8_e4m3fn).float() * tensor_scale
+            tries.append(torch.stack([math.copysign(nearest_even(min(6, float(abs(v) / scale))), v) * scale for v in block]))
+        errors = [float((values - block).square().sum()) for values in tries]
+        ends.append(errors[1] < errors[0])
+        assert torch.allclose(rounded, tries[ends[-1]], rtol=1e-5)
+    assert 0 < sum(ends) < len(ends), "both ends are taken"
+    wide = torch.randn(6000, 32)
+    errors = [float((quantize(wide) - wide).square().sum()) for quantize in (peers.four_over_six, peers.nvfp4)]
+    assert errors[0] < 0.95 * errors[1]
+
+
+def test_smoothed_layers_divide_what_they_read_and_multiply_their_columns():
+    torch.manual_seed(7)
+    linear, x = nn.Linear(64, 32), torch.randn(5, 64)
+    scale = torch.exp2(torch.randint(-3, 4, (64,)).float())
+    one = peer("NVFP4-16")
+    wanted = one.activation(x / scale) @ one.weight(linear.weight.detach() * scale).T + linear.bias
+    assert torch.allclose(PeerLinear(linear, one, smoothing=scale)(x), wanted, atol=1e-5)
+    exact = peers.Peer("none", torch.Tensor.float, torch.Tensor.float, Bits(32))
+    assert torch.allclose(PeerLinear(linear, exact, smoothing=scale)(x), linear(x), atol=1e-5)
+
+
+def test_smoothing_scales_are_powers_of_two_around_one():
+    torch.manual_seed(8)
+    inputs, weights = torch.rand(64) + 0.5, torch.rand(64) + 0.5
+    inputs[3] *= 256
+    inputs[9] = 0
+    scale = power_of_two_scale(inputs, weights)
+    assert torch.equal(scale.log2(), scale.log2().round()) and scale[9] == 1
+    assert abs(float(scale.log2().mean())) < 0.5 and scale[3] >= 8 * scale.median()
+    assert torch.equal(power_of_two_scale(inputs * 2**6, weights), scale), "only proportions count"

@@ -18,7 +18,16 @@ from torch import nn
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.bench import quality
 from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
-from sedialect.sedialect_core.bench.quality import catalogue, chart, codes, measuring, rendering, runner, statistics
+from sedialect.sedialect_core.bench.quality import (
+    catalogue,
+    chart,
+    codes,
+    measuring,
+    rendering,
+    runner,
+    statistics,
+    variants,
+)
 from sedialect.sedialect_core.bench.quality import job as jobs
 from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
 from sedialect.sedialect_core.bench.quality.catalogue import PLAIN
@@ -177,7 +186,8 @@ def test_two_pairs_in_one_batch_are_measured_as_each_alone(tmp_path):
 def test_every_arm_goes_in_and_out(arm):
     pipe, _ = tiny_pipelines.build("wan")
     types = [type(module) for module in pipe.transformer.modules()]
-    with installed(pipe, arm) as bits:
+    sizes = variants.input_sizes(pipe, tiny_job(steps=1)) if arm.smoothed else None
+    with installed(pipe, arm, sizes=sizes) as bits:
         assert 4 <= bits.weight <= 16 and 4 <= bits.activation <= 16
         inside = [type(module) for module in pipe.transformer.modules()]
         assert (inside == types) == (arm.config is None and arm.peer is None)
@@ -406,6 +416,73 @@ def test_arms_of_the_table_are_about_the_precision_they_name():
     assert Path(quality.bundled_job(2, {}, metrics="velocity", forced_steps=1, batch=1, device="cpu").model).is_dir()
 
 
+def test_the_worst_tenth_is_the_mean_of_the_worst_pairs():
+    values = [float(value) for value in range(1, 21)]
+    assert statistics.worst_tenth(values) == 19.5 and statistics.worst_tenth(values, higher_is_nearer=True) == 1.5
+    assert statistics.worst_tenth(values[:3]) == 3
+    for name, wanted in (("velocity", 0.3), ("psnr", 29.7), ("ssim", None)):
+        assert results()[0].worst_tenth(name) == (wanted if wanted is None else pytest.approx(wanted))
+
+
+SMALL = ["--height", "32", "--width", "48", "--num-frames", "5", "--pairs", "2", "--steps", "2", "--forced-steps", "1"]
+
+
+def test_planted_outliers_cost_peers_and_smoothing_takes_them_away(tmp_path, capsys):
+    """The table of the command: one column a size, 16 bit unchanged, and the results of each size in a folder."""
+    tiny_pipelines.build("wan")[0].save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a ball\na star\n")
+    files = ["--model", tmp_path / "model", "--prompts", tmp_path / "prompts.txt", "--output", tmp_path / "out"]
+    arms = ["--arms", r"^(FP8 rows|NVFP4-16|NVFP4-16, smoothed)$", "--metrics", "velocity", "--device", "cpu"]
+    command = ["bench", "quality", *map(str, files), *SMALL, *arms, "--guidance-scale", "3", "--planted", "1", "32"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "| arm | weight bits | activation bits | none planted | worst tenth | x32 | worst tenth | x32 / none |" in printed
+    assert "outlier channels x32 planted" in printed
+    data = json.loads((tmp_path / "out" / "planted.json").read_text())["planted"]
+    assert data.keys() == {"1", "32"} and data["32"]["job"]["planted"] == 32
+    means = {size: {arm["name"]: arm["means"]["velocity"][0] for arm in found["arms"]} for size, found in data.items()}
+    cost = {arm: means["32"][arm] - means["1"][arm] for arm in means["1"]}
+    assert cost["NVFP4-16"] > 0.3 * means["1"]["NVFP4-16"]
+    assert cost["NVFP4-16, smoothed"] < cost["NVFP4-16"] / 2, "of 32 channels one is planted, and the others' mean moves"
+    assert means["32"]["FP8 rows"] < 1.3 * means["1"]["FP8 rows"]
+    assert data["32"]["arms"][0]["worst_tenth"]["velocity"] >= data["32"]["arms"][0]["means"]["velocity"][0]
+    written = {path.name for path in (tmp_path / "out" / "planted-x32").iterdir()}
+    assert written == {"quality.json", "quality.md", "quality.png"}
+    assert main([*command[:-2], "12"]) == 2
+    assert "--planted is 12; outliers are planted exactly in powers of two" in capsys.readouterr().err
+
+
+def test_a_lora_is_fused_before_anything_is_measured(tmp_path):
+    """And changes the digest of the job: the same name may hold other weights tomorrow."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe, _ = tiny_pipelines.build("wan")
+    plain = pipe.transformer.blocks[0].attn1.to_q.weight.detach().clone()
+    pipe.save_pretrained(tmp_path / "model")
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["attn1.to_q"], init_lora_weights=False))
+    layers = get_peft_model_state_dict(pipe.transformer)
+    pipe.save_lora_weights(tmp_path / "lora", transformer_lora_layers=layers, weight_name="few.safetensors")
+    file = tmp_path / "lora" / "few.safetensors"
+    job = replace(tiny_job(), model=str(tmp_path / "model"), lora=str(file))
+    linear = variants.pipeline_of(job).transformer.blocks[0].attn1.to_q
+    delta = layers["blocks.0.attn1.to_q.lora_B.weight"] @ layers["blocks.0.attn1.to_q.lora_A.weight"]
+    wanted = plain + delta.detach()
+    assert type(linear) is nn.Linear and torch.allclose(linear.weight.float(), wanted.float(), atol=1e-2)
+    assert not torch.allclose(linear.weight.float(), plain, atol=1e-2)
+    before = job.digest()
+    file.write_bytes(file.read_bytes() + b" ")
+    assert job.digest() != before
+    with pytest.raises(InputError, match="cannot fuse the LoRA"):
+        variants.pipeline_of(replace(job, lora=str(tmp_path / "none")))
+
+
+def test_fast_is_of_the_bundled_model(capsys):
+    assert main(["bench", "quality", "--fast", "--model", "m", "--prompts", "p", "--device", "cpu"]) == 2
+    assert "--fast is about the bundled model" in capsys.readouterr().err
+    job = quality.bundled_job(2, {}, metrics="velocity", forced_steps=None, batch=1, device="cpu", fast=True)
+    assert job.requests[0].steps == 4 and job.requests[0].guidance_scale == 1.0
+
+
 def test_two_arms_are_held_against_each_other(tmp_path):
     job, pipe = tiny_job(), tiny_pipelines.build("wan")[0]
     results = {result.arm.name: result for result in quality.run(job, (FP8, W4A4), tmp_path, pipe)}
@@ -446,5 +523,5 @@ def test_16_bit_does_not_stretch_the_axes_of_the_others():
     floor = quality.Result(REPEAT, EffectiveBits(16, 16), ({"psnr": 60.0}, {"psnr": 62.0}), 1.0)
     pen, shown = Seen(), [floor, *results()]
     chart._draw_panel(pen, chart.PANELS[1], shown, [0.0, 1.0, 2.0], 100.0, 50.0, quality.BASE)
-    assert "61" in pen.texts and len(pen.dots) == 2
+    assert "61" in pen.texts and len(pen.dots) == 4, "two means, and two rings for the worst tenth"
     assert all(100 <= x <= 100 + chart.PANEL for x in pen.dots) and "40" not in pen.texts

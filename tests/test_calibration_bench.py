@@ -7,7 +7,7 @@ from sedialect.sedialect_core.bench import calibrating
 from sedialect.sedialect_core.bench.calibrating import Stage, measure_calibrating, render
 from sedialect.sedialect_core.bench.compensated_peers import blocks_of, compensated_weight, rotated
 from sedialect.sedialect_core.bench.compensating import measure_compensating
-from sedialect.sedialect_core.bench.peers import FP8_ROWS, INT4, MXFP4, NVFP4, PeerLinear
+from sedialect.sedialect_core.bench.peers import FOUR_OVER_SIX, FP8_ROWS, INT4, MXFP4, NVFP4, PeerLinear
 from sedialect.sedialect_core.calibrated import InputStatistics
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.quantize import quantize_layers
@@ -28,7 +28,7 @@ def statistics(x):
 
 
 @pytest.mark.parametrize("rotation", [0, 64])
-@pytest.mark.parametrize("peer", [NVFP4, MXFP4, INT4], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("peer", [NVFP4, FOUR_OVER_SIX, MXFP4, INT4], ids=lambda peer: peer.name)
 def test_compensated_peers_lose_less_on_rows_that_they_did_not_see(peer, rotation):
     weight, seen, unseen = random(32, 192, seed=5), rows(3000), rows(3000, seed=50)
     bias = torch.nn.Linear(192, 32, bias=False)

@@ -10,7 +10,20 @@ from ...kernels.compensation import DAMPING, compensate, factorize, output_error
 from ...kernels.rotation import rotate_moment, rotate_rows
 from ..calibrated import InputStatistics
 from ..errors import InputError
-from .peers import E2M1_EXPONENT, E2M1_MAX, E4M3_MAX, INT4, INT4_MAX, MXFP4, NVFP4, SMALLEST, Peer, e2m1
+from .peers import (
+    E2M1_EXPONENT,
+    E2M1_MAX,
+    E4M3_MAX,
+    FOUR_OVER_SIX,
+    FOUR_OVER_SIX_SCALE,
+    INT4,
+    INT4_MAX,
+    MXFP4,
+    NVFP4,
+    SMALLEST,
+    Peer,
+    e2m1,
+)
 
 # Block maxima tried, as parts of the true one: our dialects are chosen among 32, so their scales are chosen, too.
 SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
@@ -63,7 +76,12 @@ def blocks_of(peer: Peer, weight: torch.Tensor) -> ScaledBlocks:
     Raises:
         InputError: the peer has no blocks to be compensated, or K is not a multiple of its block.
     """
-    formats: dict[str, Callable[[torch.Tensor], ScaledBlocks]] = {NVFP4.name: _nvfp4, MXFP4.name: _mxfp4, INT4.name: _int4}
+    formats: dict[str, Callable[[torch.Tensor], ScaledBlocks]] = {
+        NVFP4.name: _nvfp4,
+        FOUR_OVER_SIX.name: _four_over_six,
+        MXFP4.name: _mxfp4,
+        INT4.name: _int4,
+    }
     if peer.name not in formats or weight.shape[1] % peer.bits.block:
         raise InputError(f"{peer.name} cannot be calibrated on {weight.shape[1]} inputs; there are {', '.join(formats)}")
     return formats[peer.name](weight)
@@ -105,13 +123,22 @@ def _after_rotation(quantize: Callable[[torch.Tensor], torch.Tensor], size: int,
 
 
 def _nvfp4(weight: torch.Tensor) -> ScaledBlocks:
-    whole = (weight.abs().amax() / (E4M3_MAX * E2M1_MAX)).clamp_min(SMALLEST)
+    return _scaled_e2m1(weight, E4M3_MAX, SHRINKS)
+
+
+def _four_over_six(weight: torch.Tensor) -> ScaledBlocks:
+    """A maximum that becomes 4 is a scale 1.5 times larger."""
+    return _scaled_e2m1(weight, FOUR_OVER_SIX_SCALE, (*SHRINKS, E2M1_MAX / 4))
+
+
+def _scaled_e2m1(weight: torch.Tensor, largest: float, shrinks: tuple[float, ...]) -> ScaledBlocks:
+    whole = (weight.abs().amax() / (largest * E2M1_MAX)).clamp_min(SMALLEST)
 
     def scale_of(top: torch.Tensor) -> torch.Tensor:
         scale = (top / E2M1_MAX / whole).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * whole
         return scale.clamp_min(SMALLEST)
 
-    return ScaledBlocks(NVFP4.bits.block, scale_of, e2m1)
+    return ScaledBlocks(NVFP4.bits.block, scale_of, e2m1, shrinks)
 
 
 def _mxfp4(weight: torch.Tensor) -> ScaledBlocks:

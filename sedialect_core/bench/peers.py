@@ -21,6 +21,7 @@ E2M1_MAX = 6.0
 E2M1_EXPONENT = 2  # of its largest value
 E4M3_MAX = reference.E4M3_MAX
 INT4_MAX = 7
+FOUR_OVER_SIX_SCALE = 256.0  # the largest scale of a block whose maximum becomes 6; 1.5 times as much is an E4M3 number, too
 SMALLEST = 2.0**-126  # normal number; keeps divisions finite
 # BlockDialect (arXiv 2501.01144 v5, section 3.2): in pair p = 15 - maximum, the 5-bit values q for which the even dialect is
 # nearer, then those for which the odd one is. Pair 2 is published, the others follow from the same rule.
@@ -64,24 +65,35 @@ class PeerLinear(nn.Linear):
     """y = A(x) @ W(w).T + bias, both sides rounded by a peer, products in float32."""
 
     def __init__(
-        self, linear: nn.Linear, peer: Peer, *, weight: torch.Tensor | None = None, weights_only: bool = False
+        self,
+        linear: nn.Linear,
+        peer: Peer,
+        *,
+        weight: torch.Tensor | None = None,
+        weights_only: bool = False,
+        smoothing: torch.Tensor | None = None,
     ) -> None:
         """
         Args:
             weight: [N, K], the weight as the peer would decode it, where it was encoded otherwise than by plain rounding.
             weights_only: leave the activations as they are.
+            smoothing: [K], by which activations are divided and columns of the weight multiplied before they are rounded.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        rounded = peer.weight(linear.weight.detach().float()) if weight is None else weight.float()
-        self.weight = nn.Parameter(rounded, requires_grad=False)
+        plain = linear.weight.detach().float()
+        if weight is None:
+            weight = peer.weight(plain if smoothing is None else plain * smoothing)
+        self.weight = nn.Parameter(weight.float(), requires_grad=False)
         self.activation: Quantize = torch.Tensor.float if weights_only else peer.activation
+        self.smoothing = smoothing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] in x.dtype."""
         bias = None if self.bias is None else self.bias.float()
-        return functional.linear(self.activation(x.float()), self.weight, bias).to(x.dtype)
+        read = x.float() if self.smoothing is None else x.float() / self.smoothing
+        return functional.linear(self.activation(read), self.weight, bias).to(x.dtype)
 
 
 def fp8_rows(x: torch.Tensor) -> torch.Tensor:
@@ -117,14 +129,34 @@ def nvfp4(x: torch.Tensor, block: int = 16) -> torch.Tensor:
     NVIDIA, "Introducing NVFP4" (2025) and the two-level recipe of cuDNN's and Transformer Engine's documentation. What has
     more than two dimensions is a batch: one tensor scale a sample, so that samples do not change each other.
     """
+    blocks, tensor_scale = _blocks(x, block), _tensor_scale(x, E4M3_MAX)
+    return _joined(_nvfp4_blocks(blocks, blocks.abs().amax(-1, keepdim=True) / E2M1_MAX, tensor_scale), x)
+
+
+def four_over_six(x: torch.Tensor, block: int = 16) -> torch.Tensor:
+    """NVFP4 in which a block's maximum becomes 6 or 4, whichever gives the block the smaller squared error; ties to 6.
+
+    Between 4 and 6 E2M1 has nothing, and a block that ends at 4 has finer steps near its maximum. Scales end at 256 where
+    the maximum becomes 6, which leaves room for those that are 1.5 times larger. Cook et al., arXiv 2512.02010.
+    """
+    blocks, tensor_scale = _blocks(x, block), _tensor_scale(x, FOUR_OVER_SIX_SCALE)
+    top = blocks.abs().amax(-1, keepdim=True)
+    six, four = (_nvfp4_blocks(blocks, top / end, tensor_scale) for end in (E2M1_MAX, 4.0))
+    errors = [(rounded - blocks).square().sum(-1, keepdim=True) for rounded in (six, four)]
+    return _joined(torch.where(errors[1] < errors[0], four, six), x)
+
+
+def _tensor_scale(x: torch.Tensor, largest: float) -> torch.Tensor:
+    """NVFP4's float32 scale of a tensor, or of each sample, so that block scales end at `largest`; shaped like blocks."""
     samples = x.reshape(x.shape[0] if x.ndim > 2 else 1, -1)
     top = samples.abs().amax(1).view(-1, *[1] * (x.ndim if x.ndim > 2 else 2))
-    tensor_scale = (top / (E4M3_MAX * E2M1_MAX)).clamp_min(SMALLEST)
-    blocks = _blocks(x, block)
-    wanted = blocks.abs().amax(-1, keepdim=True) / E2M1_MAX / tensor_scale
-    scale = wanted.clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * tensor_scale
-    rounded = e2m1(blocks / scale.clamp_min(SMALLEST)) * scale
-    return _joined(rounded, x)
+    return (top / (largest * E2M1_MAX)).clamp_min(SMALLEST)
+
+
+def _nvfp4_blocks(blocks: torch.Tensor, wanted: torch.Tensor, tensor_scale: torch.Tensor) -> torch.Tensor:
+    """Blocks rounded under the E4M3 scales nearest to the wanted ones."""
+    scale = (wanted / tensor_scale).clamp(max=E4M3_MAX).to(torch.float8_e4m3fn).float() * tensor_scale
+    return e2m1(blocks / scale.clamp_min(SMALLEST)) * scale
 
 
 def int4(x: torch.Tensor, block: int = 64) -> torch.Tensor:
@@ -192,6 +224,7 @@ def _dialect_peer(block: int, select: str) -> Peer:
 FP8_ROWS = Peer("FP8 rows", fp8_rows, fp8_rows, Bits(8, row=32))
 MXFP4 = Peer("MXFP4-32", mxfp4, mxfp4, Bits(4, 8, 32))
 NVFP4 = Peer("NVFP4-16", nvfp4, nvfp4, Bits(4, 8, 16))
+FOUR_OVER_SIX = Peer("NVFP4-16, 4/6", four_over_six, four_over_six, Bits(4, 8, 16))
 INT4 = Peer("INT4-g64", int4, int4, Bits(4, 16, 64))
 DIALECTFP4 = tuple(_dialect_peer(block, select) for block in (16, 32) for select in ("two-stage", "table"))
-PEERS = (FP8_ROWS, MXFP4, NVFP4, INT4, *DIALECTFP4)
+PEERS = (FP8_ROWS, MXFP4, NVFP4, FOUR_OVER_SIX, INT4, *DIALECTFP4)

@@ -26,6 +26,7 @@ def add_to(commands: Any) -> None:
     """Add both commands."""
     demo = commands.add_parser("demo", help="make one video in 16 bit and in 4 bit with the bundled model, and compare them")
     demo.add_argument("--prompt", help="what the video shows; the bundled model knows coloured objects that move")
+    demo.add_argument("--fast", action="store_true", help="4 steps without guidance, by a LoRA that comes with the model")
     _add_sampling(demo)
     demo.set_defaults(run=run_demo)
 
@@ -88,11 +89,13 @@ def run_demo(parsed: argparse.Namespace) -> int:
 
     settings = demo.defaults()
     prompt = settings["prompt"] if parsed.prompt is None else parsed.prompt
-    request = demo.request(prompt, settings["seed"] if parsed.seed is None else parsed.seed, parsed.steps)
+    request = demo.request(prompt, settings["seed"] if parsed.seed is None else parsed.seed, parsed.steps, parsed.fast)
 
     def load() -> Any:
         device = pick_device(parsed.device)
         pipe = load_pipeline(demo.MODEL, choose_dtype(device, parsed.dtype), device)
+        if parsed.fast:
+            demo.use_few_steps(pipe)
         unknown = demo.unknown_words(request.prompt, pipe.tokenizer)
         if unknown:
             print(f"note: the bundled model does not know: {', '.join(unknown)}", file=sys.stderr)

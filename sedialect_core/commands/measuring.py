@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from . import measuring_speed
 from .comparing import add_dtype
 
 if TYPE_CHECKING:
-    from ..bench.quality import Job
+    from ..bench.quality import Arm, Job, Result
 
 QUICK_PAIRS, QUICK_STEPS = 8, 5
 
@@ -44,6 +45,12 @@ def add_to(commands: Any) -> None:
     sharing = bench.add_parser("sharing", help="error of neighbouring tokens that share formats")
     sharing.add_argument("--prompts", type=int, default=2, help="how many of the 64 evaluation prompts")
     sharing.set_defaults(run=run_sharing)
+    ordering = bench.add_parser("ordering", help="error left when channels are sorted by size, beside a scale per channel")
+    ordering.add_argument("--steps", type=int, help="sampling steps")
+    ordering.add_argument("--size", type=int, help="height and width")
+    ordering.add_argument("--num-frames", type=int)
+    ordering.add_argument("--every-block", type=int, default=1, help="look at every N-th block")
+    ordering.set_defaults(run=run_ordering)
     profiling = bench.add_parser("profiling", help="time that profiling attention and forming groups adds to a step")
     profiling.add_argument("--quick", action="store_true", help="a tiny block: only tests the command")
     profiling.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
@@ -110,6 +117,24 @@ def run_sharing(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def run_ordering(parsed: argparse.Namespace) -> int:
+    """Print the tables."""
+    from dataclasses import replace
+
+    from .. import demo
+    from ..bench.ordering import PLANTED, render, study
+    from ..comparison import environment
+    from ..errors import InputError
+
+    if parsed.every_block < 1:
+        raise InputError(f"--every-block is {parsed.every_block}; it must be at least 1")
+    given = {"steps": parsed.steps, "height": parsed.size, "width": parsed.size, "num_frames": parsed.num_frames}
+    request = demo.request(*demo.evaluation_prompts()[0])
+    request = replace(request, **{name: value for name, value in given.items() if value is not None})
+    print(render({size: study(request, size, parsed.every_block) for size in PLANTED}, environment()))
+    return 0
+
+
 def run_profiling(parsed: argparse.Namespace) -> int:
     """Print the table of docs/semantics.md, with the machine."""
     import torch
@@ -152,6 +177,16 @@ def _add_quality(bench: Any) -> None:
     quality.add_argument("--guidance-scale", type=float)
     for option in ("--height", "--width", "--num-frames"):
         quality.add_argument(option, type=int)
+    quality.add_argument(
+        "--planted",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="SIZE",
+        help="plant outlier channels so many times larger, without changing the 16-bit function; several: one run each",
+    )
+    quality.add_argument("--fast", action="store_true", help="the bundled model in 4 steps without guidance, by its LoRA")
+    quality.add_argument("--lora", help="a LoRA's file, folder or name on the Hub, fused into the 16-bit model first")
     quality.add_argument("--fps", type=int, default=16)
     quality.add_argument(
         "--output",
@@ -169,27 +204,56 @@ def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
     from ..bench import quality
     from ..comparison import check_writable
-    from ..errors import InputError
 
     base = parsed.base or quality.BASE
     if parsed.list:
         print("\n".join(f"{arm.group}: {arm.name}{' (quick)' if arm.quick else ''}" for arm in quality.arms()))
         return 0
     arms = quality.choose(parsed.arms, base, parsed.quick)
-    job = _job_of(parsed)
+    jobs = _jobs_of(parsed)
     check_writable(parsed.output)
     failed: dict[str, str] = {}
-    results = quality.run(job, arms, parsed.output, failed=failed)
-    if base in failed:
-        raise InputError(f"{base}, which the others are held against, failed: {failed[base]}")
-    table = quality.markdown(job, results, base)
+    by_job = {job: _measured(job, arms, base, parsed.output, failed) for job in jobs}
+    if len(jobs) == 1:
+        table = quality.markdown(jobs[0], by_job[jobs[0]], base)
+        paths = quality.write_results(jobs[0], by_job[jobs[0]], base, parsed.output)
+    else:
+        table = quality.variants_markdown(by_job, base)
+        paths = quality.write_variants(by_job, base, parsed.output)
     print(table)
-    print("written:", *quality.write_results(job, results, base, parsed.output), sep="\n  ")
+    print("written:", *paths, sep="\n  ")
     if parsed.write is not None:
         quality.write_between_marks(parsed.write, table)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _measured(job: "Job", arms: Sequence["Arm"], base: str, output: Path, failed: dict[str, str]) -> "list[Result]":
+    """The results of a job; arms that fail are added to `failed` under their names and the job's outliers."""
+    from ..bench import quality
+    from ..errors import InputError
+
+    broken: dict[str, str] = {}
+    results = quality.run(job, arms, output, failed=broken)
+    if base in broken:
+        raise InputError(f"{base}, which the others are held against, failed: {broken[base]}")
+    planted = "" if job.planted == 1 else f", outliers x{job.planted}"
+    failed.update({f"{name}{planted}": reason for name, reason in broken.items()})
+    return results
+
+
+def _jobs_of(parsed: argparse.Namespace) -> "list[Job]":
+    """One job for each size of planted outliers."""
+    from dataclasses import replace
+
+    from ..errors import InputError
+
+    job = _job_of(parsed)
+    for size in parsed.planted:
+        if size < 1 or size & (size - 1):
+            raise InputError(f"--planted is {size}; outliers are planted exactly in powers of two, as 8, 32 or 128")
+    return [replace(job, planted=size) for size in dict.fromkeys(parsed.planted)]
 
 
 def _job_of(parsed: argparse.Namespace) -> "Job":
@@ -204,6 +268,8 @@ def _job_of(parsed: argparse.Namespace) -> "Job":
         "batch": (16 if device.startswith("cuda") else 4) if parsed.batch is None else parsed.batch,
         "device": device,
         "dtype": parsed.dtype,
+        "lora": parsed.lora,
+        "fast": parsed.fast,
     }
     pairs = (QUICK_PAIRS if parsed.quick else 64) if parsed.pairs is None else parsed.pairs
     names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt", "steps")
@@ -212,6 +278,8 @@ def _job_of(parsed: argparse.Namespace) -> "Job":
         if parsed.prompts is not None:
             raise InputError("--prompts needs --model: the bundled model has its own evaluation prompts")
         return quality.bundled_job(pairs, given, **settings)
+    if parsed.fast:
+        raise InputError("--fast is about the bundled model; with --model, give --lora, --steps and --guidance-scale")
     if parsed.prompts is None:
         raise InputError("--model needs --prompts, a file with a prompt a line")
     requests = quality.requests_of(pairs, quality.read_prompts(parsed.prompts), Request(prompt="-", **given))

@@ -4,6 +4,7 @@ from .arms import Arm
 from .catalogue import BASE, arms, choose
 from .job import Job, bundled_job, job_of, read_prompts, requests_of
 from .pairs import held_against
+from .planted import variants_markdown, write_variants
 from .rendering import markdown, write_between_marks, write_results
 from .runner import Result, run
 
@@ -21,6 +22,8 @@ __all__ = [
     "read_prompts",
     "requests_of",
     "run",
+    "variants_markdown",
     "write_between_marks",
     "write_results",
+    "write_variants",
 ]

@@ -16,6 +16,7 @@ from ...plan import make_plan
 from ...quantize import set_submodule
 from ..compensated_peers import compensated_weight
 from ..peers import Peer, PeerLinear
+from ..smoothing import Sizes, smoothing_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Arm:
     """Whether it must run at every step, also where its velocity is not looked at: it remembers what it saw."""
     calibrated: bool = False
     """Whether weights are encoded with their inputs in view, by one calibration on the bundled prompts for all arms."""
+    smoothed: bool = False
+    """Whether a peer's inputs are divided, and its weights multiplied, channel by channel by powers of two."""
     quick: bool = False
 
     def key(self) -> dict[str, Any]:
@@ -49,6 +52,7 @@ class Arm:
             "enable": dict(self.enable),
             "parts": self.parts,
             "calibrated": self.calibrated,
+            "smoothed": self.smoothed,
         }
 
     def digest(self) -> str:
@@ -70,14 +74,18 @@ class _Replaced(NamedTuple):
     name: str
     linear: nn.Linear
     both: bool
+    smoothed: bool
 
 
 @contextmanager
-def installed(pipe: Any, arm: Arm, calibration: CalibrationCache | None = None) -> Iterator[EffectiveBits]:
+def installed(
+    pipe: Any, arm: Arm, calibration: CalibrationCache | None = None, sizes: Mapping[str, Sizes] | None = None
+) -> Iterator[EffectiveBits]:
     """The pipeline with an arm in it, and the arm's effective bits; afterwards the pipeline is as it was.
 
     Args:
         calibration: of this pipeline, for the arms that are calibrated.
+        sizes: of the inputs of this pipeline's layers, for the arms that are smoothed.
     """
     used = calibration if arm.calibrated else None
     if arm.config is not None:
@@ -88,7 +96,7 @@ def installed(pipe: Any, arm: Arm, calibration: CalibrationCache | None = None) 
         finally:
             disable_sedialect(pipe)
     elif arm.peer is not None:
-        replaced = _install_peer(denoisers(pipe), arm.peer, used)
+        replaced = _install_peer(denoisers(pipe), arm.peer, used, sizes if arm.smoothed else None)
         try:
             yield _peer_bits(replaced, arm.peer)
         finally:
@@ -102,25 +110,32 @@ def _bits(report: Any) -> tuple[float, float]:
     return report.weight_bits, report.activation_bits
 
 
-def _install_peer(models: Mapping[str, nn.Module], peer: Peer, calibration: CalibrationCache | None) -> list[_Replaced]:
+def _install_peer(
+    models: Mapping[str, nn.Module], peer: Peer, calibration: CalibrationCache | None, sizes: Mapping[str, Sizes] | None
+) -> list[_Replaced]:
     """Put the peer in the very layers that ours quantizes; where ours leaves the activations alone, so does the peer."""
     replaced = []
     for component, model in models.items():
         statistics = {} if calibration is None else calibration.component(component)
-        for layer in make_plan(model, SeDialectConfig()).quantized:
+        layers = make_plan(model, SeDialectConfig()).quantized
+        smoothing = {} if sizes is None else smoothing_of(model, layers, sizes[component])
+        for layer in layers:
             linear = model.get_submodule(layer.name)
             assert isinstance(linear, nn.Linear)
             both = layer.precision != "w4a16"
-            replaced.append(_Replaced(model, layer.name, linear, both))
+            scale = smoothing.get(layer.name)
+            replaced.append(_Replaced(model, layer.name, linear, both, scale is not None))
             weight = None
             if layer.name in statistics:
                 weight = compensated_weight(linear.weight.detach(), statistics[layer.name], peer)
-            set_submodule(model, layer.name, PeerLinear(linear, peer, weight=weight, weights_only=not both))
+            set_submodule(model, layer.name, PeerLinear(linear, peer, weight=weight, weights_only=not both, smoothing=scale))
     return replaced
 
 
 def _peer_bits(replaced: list[_Replaced], peer: Peer) -> EffectiveBits:
+    """Where inputs are smoothed, the 8 bits of each channel's exponent are counted among those of the weight."""
     weights = [(one.linear.in_features, one.linear.weight.numel()) for one in replaced]
     inputs = [(one.linear.in_features, one.linear.in_features) for one in replaced if one.both]
-    means = (sum(peer.bits.per_element(k) * n for k, n in sizes) / sum(n for _, n in sizes) for sizes in (weights, inputs))
-    return EffectiveBits(*means)
+    means = [sum(peer.bits.per_element(k) * n for k, n in sizes) / sum(n for _, n in sizes) for sizes in (weights, inputs)]
+    exponents = sum(8 * one.linear.in_features for one in replaced if one.smoothed) / sum(n for _, n in weights)
+    return EffectiveBits(means[0] + exponents, means[1])

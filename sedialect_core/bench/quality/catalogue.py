@@ -6,7 +6,7 @@ from typing import Any
 from ...config import SALIENCES, SeDialectConfig
 from ...errors import InputError
 from ...semantics.decisions import needs_profile
-from ..peers import DIALECTFP4, FP8_ROWS, INT4, MXFP4, NVFP4, Peer
+from ..peers import DIALECTFP4, FOUR_OVER_SIX, FP8_ROWS, INT4, MXFP4, NVFP4, Peer
 from .arms import Arm
 
 BASE = "w4a4 B=16"  # the block format alone, against which the others are held
@@ -56,14 +56,17 @@ def arms() -> tuple[Arm, ...]:
         _peer(FP8_ROWS, quick=True),
         _peer(MXFP4, quick=True),
         _peer(NVFP4, quick=True),
+        _peer(FOUR_OVER_SIX, quick=True),
         _peer(INT4, quick=True),
         *map(_peer, DIALECTFP4),
+        *_smoothed_peers(),
         *(_plain(precision, block_size) for precision in ("w4a16", "w4a8", "w4a4") for block_size in (16, 32)),
         *_presets(),
         *_selection(),
         *_decomposition(),
         *_semantic(),
         *_protection(),
+        *_few_steps(),
         *_rotation(),
         *_calibration(),
     )
@@ -164,8 +167,23 @@ def _dialects() -> dict[str, Any]:
     return {"semantic": True, "semantic_sharing": "dialect"}
 
 
+def _smoothed_peers() -> tuple[Arm, ...]:
+    """Formats of 4 bits with a scale a channel between activations and weights, as SmoothQuant has it (arXiv 2211.10438)."""
+    formats = (MXFP4, NVFP4, FOUR_OVER_SIX, INT4, *(peer for peer in DIALECTFP4 if peer.name.endswith("table")))
+    return tuple(Arm(f"{peer.name}, smoothed", "smoothed peers", peer=peer, smoothed=True) for peer in formats)
+
+
+def _few_steps() -> tuple[Arm, ...]:
+    """What helps where there are only a few steps: the first one, which decides most, in more bits."""
+    return tuple(
+        _ours(f"preset {name}, first {a} and last {b} steps in w4a8", "few steps", **PRESETS[name], protected_steps=(a, b))
+        for name in ("default", "compact")
+        for a, b in ((1, 0), (0, 1), (1, 1))
+    )
+
+
 def _protection() -> tuple[Arm, ...]:
-    group, ends = "protected steps", ((1, 1), (2, 2), (4, 0), (0, 4), (4, 4))
+    group, ends = "protected steps", ((1, 0), (1, 1), (2, 2), (4, 0), (0, 4), (4, 4))
     return tuple(_ours(f"first {a} and last {b} steps in w4a8", group, protected_steps=(a, b)) for a, b in ends)
 
 
@@ -185,7 +203,8 @@ def _calibration() -> tuple[Arm, ...]:
         for name, chosen in WAYS.items()
         for rotated, size in (("", 0), (", rotated by 64", 64))
     )
-    peers = (Arm(f"{peer.name}, calibrated", group, peer=peer, calibrated=True) for peer in (NVFP4, INT4))
+    formats = (NVFP4, FOUR_OVER_SIX, INT4)
+    peers = (Arm(f"{peer.name}, calibrated", group, peer=peer, calibrated=True) for peer in formats)
     all_terms: dict[str, Any] = {"formatbook": UNIVERSAL, "salient_ratio": 1.0, "salient_layers": "all"}
     return (
         *ours,

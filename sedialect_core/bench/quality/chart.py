@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...drawing import COLOURS, INK, PALE, Pen, picture
+from ...drawing import COLOURS, INK, PALE, PAPER, Pen, picture
 from .runner import Result
 from .statistics import bootstrap
 
@@ -41,7 +41,12 @@ def draw(results: Sequence[Result], base: str, path: Path) -> Path:
     width = 2 * MARGIN + NAMES + BITS + len(panels) * PANEL + (len(panels) - 1) * GAP
     with picture(path, width, height) as pen:
         pen.text(MARGIN, 36, f"How near to 16 bit: {len(results[0].pairs)} pairs of prompt and seed", size=22)
-        pen.text(MARGIN, 66, f"dots: means; bars: 95 % bootstrap intervals; dashed: {base}", fill=PALE)
+        pen.text(
+            MARGIN,
+            66,
+            f"dots: means; bars: 95 % bootstrap intervals; rings: the worst tenth of the pairs; dashed: {base}",
+            fill=PALE,
+        )
         pen.text(MARGIN + NAMES + BITS - 24, HEAD - 12, "bits, weight / activation", size=11, fill=PALE, anchor="rm")
         places = _places(results)
         _draw_names(pen, results, places, groups, base)
@@ -80,7 +85,8 @@ def _draw_panel(
     found = [(result, y, bootstrap(values)) for result, y, values in columns if values]
     groups = list(dict.fromkeys(result.arm.group for result in results))
     rounded = [one for one in found if min(one[0].bits) < 16] or found  # 16 bit itself is far from all others
-    shown = [value for _, _, interval in rounded for value in interval if value > 0 or not panel.logarithmic]
+    seen = [(*interval, result.worst_tenth(panel.metric) or interval.mean) for result, _, interval in rounded]
+    shown = [value for values in seen for value in values if value > 0 or not panel.logarithmic]
     ticks = _ticks(min(shown), max(shown), panel.logarithmic)
     ends = min(*ticks, *shown), max(*ticks, *shown)
 
@@ -103,6 +109,9 @@ def _draw_panel(
             continue
         pen.line(place(interval.low), y, place(interval.high), y, fill=colour, width=2)
         pen.dot(place(interval.mean), y, DOT, fill=colour, ring=colour)
+        worst = result.worst_tenth(panel.metric)
+        if worst is not None and ends[0] <= worst <= ends[1]:
+            pen.dot(place(worst), y, DOT - 2, fill=PAPER, ring=colour)
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:

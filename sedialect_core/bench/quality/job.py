@@ -21,7 +21,10 @@ SOURCES = (
     *(f"sedialect_core/{room}" for room in ("codec", "formatbook", "inspection", "semantics", "calibration")),
     "sedialect_core/integrations",
     *(f"sedialect_core/{file}" for file in ("linear.py", "shared_input.py", "plan.py", "quantize.py", "calibrated.py")),
-    *(f"sedialect_core/bench/{name}" for name in ("metrics.py", "peers.py", "compensated_peers.py")),
+    *(
+        f"sedialect_core/bench/{name}"
+        for name in ("metrics.py", "peers.py", "compensated_peers.py", "outliers.py", "smoothing.py")
+    ),
     *(f"sedialect_core/bench/quality/{name}" for name in ("codes.py", "measuring.py", "recognition.py", "trajectory.py")),
 )
 METRICS = ("velocity", "psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy", "same_code")
@@ -45,6 +48,12 @@ class Job:
     dtype: str
     """That the pipeline computes in."""
     dtype_reason: str = "asked for"
+    planted: int = 1
+    """How many times larger planted outlier channels are; 1: none are planted."""
+    lora: str | None = None
+    """A LoRA's file or folder, or its name on the Hub, fused into the 16-bit model before anything is measured."""
+    fast: bool = False
+    """Whether the bundled model runs with its LoRA for few steps."""
 
     @property
     def sampled(self) -> bool:
@@ -63,9 +72,15 @@ class Job:
     def digest(self) -> str:
         """Of everything that decides the numbers, but the arm: versions and the code that computes included."""
         versions = {name: package_version(name) for name in ("torch", "diffusers")}
-        data = {"code": source_digest(), "versions": versions, **asdict(self)}
+        data = {"code": source_digest(), "versions": versions, "weights": self._loras(), **asdict(self)}
         del data["dtype_reason"]  # holds times, which differ from run to run
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _loras(self) -> list[str]:
+        """Digests of the LoRA files on this machine: one that is trained again has its old name."""
+        path = demo.FEW_STEPS if self.fast else Path(self.lora or "")
+        files = sorted(path.glob("*.safetensors")) if self.lora and path.is_dir() else [path]
+        return [hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in files if file.is_file()]
 
 
 def source_digest() -> str:
@@ -131,8 +146,11 @@ def read_prompts(path: Path) -> list[tuple[str, int]]:
 
 
 def bundled_job(pairs: int, changes: Mapping[str, Any], **settings: Any) -> Job:
-    """The bundled model with its evaluation prompts at its recommended settings, some of them changed."""
-    template = replace(demo.request("-", 0), **changes)
+    """The bundled model with its evaluation prompts at its recommended settings, some of them changed.
+
+    With `fast=True` these are the settings for few steps.
+    """
+    template = replace(demo.request("-", 0, fast=settings.get("fast", False)), **changes)
     requests = requests_of(pairs, demo.evaluation_prompts(), template)
     return job_of(str(demo.MODEL), requests, fps=demo.defaults()["fps"], **settings)
 

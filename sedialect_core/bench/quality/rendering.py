@@ -65,6 +65,7 @@ def to_dict(job: Job, results: Sequence[Result], base: str) -> dict[str, Any]:
                 "weight_bits": result.bits.weight,
                 "activation_bits": result.bits.activation,
                 "seconds": result.seconds,
+                "worst_tenth": {c.metric: w for c in COLUMNS.values() if (w := result.worst_tenth(c.metric)) is not None},
                 "means": {c.metric: bootstrap(v) for c in COLUMNS.values() if (v := result.column(c.metric))},
                 "minus_base": {c.metric: d for c in COLUMNS.values() if (d := difference(result, by_name[base], c.metric))},
                 "velocity_by_step": result.curve(),
@@ -93,14 +94,18 @@ def markdown(job: Job, results: Sequence[Result], base: str) -> str:
         if columns and rows:
             parts.append(_table(rows, columns, by_name[base]))
     notes = [NOTES[column.metric] for column in present if column.metric in NOTES]
-    notes.insert(0, f"Means over the pairs with 95 % bootstrap intervals; *minus base*: paired difference to {base}.")
+    notes.insert(
+        0,
+        "Means over the pairs with 95 % bootstrap intervals; *worst tenth*: the mean over the worst tenth of the pairs; "
+        f"*minus base*: paired difference to {base}.",
+    )
     return "\n\n".join([*parts, " ".join(notes), _conditions(job)])
 
 
 def _table(results: Sequence[Result], columns: Sequence[Column], base: Result) -> str:
     heads = ["arm", "weight bits", "activation bits"]
     for column in columns:
-        heads += [column.heading]
+        heads += [column.heading, "worst tenth"]
         heads += ["minus base"] if column.paired else []
         heads += ["by thirds"] if column.metric == "velocity" else []
     lines = [table_line(heads), table_line(["---"] * len(heads))]
@@ -117,7 +122,9 @@ def _cells(result: Result, columns: Sequence[Column], base: Result) -> list[str]
     cells = [result.arm.name, f"{result.bits.weight:.2f}", f"{result.bits.activation:.2f}"]
     for column in columns:
         values = result.column(column.metric)
+        worst = result.worst_tenth(column.metric)
         cells.append(interval_text(bootstrap(values), column.digits) if values else "")
+        cells.append("" if worst is None else f"{worst:.{column.digits}f}")
         if column.paired:
             apart = difference(result, base, column.metric)
             cells.append(interval_text(apart, column.digits, sign="+") if apart else "base" if result is base else "")
@@ -153,7 +160,17 @@ def _conditions(job: Job) -> str:
         size += f", guidance {first.guidance_scale:g}"
     looked = "all" if job.forced_steps is None else f"{job.forced_steps} of them"
     pairs = f"{len(job.requests)} pairs of prompt and seed in batches of {job.batch}, {size}; velocity at {looked}"
-    return f"{Path(job.model).name}: {pairs}; {job.dtype}. {where['device']}; {versions}; {where['date']}."
+    return f"{_model_text(job)}: {pairs}; {job.dtype}. {where['device']}; {versions}; {where['date']}."
+
+
+def _model_text(job: Job) -> str:
+    """The model, and what was done to it before anything was measured."""
+    text = Path(job.model).name
+    if job.fast:
+        text += " with its LoRA for few steps"
+    if job.lora is not None:
+        text += f" with {Path(job.lora).name}"
+    return text if job.planted == 1 else f"{text}, outlier channels x{job.planted} planted"
 
 
 def write_results(job: Job, results: Sequence[Result], base: str, folder: Path) -> list[Path]:

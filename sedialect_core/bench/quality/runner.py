@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...atomic import write_text
 from ...calibration.moments import calibrate
-from ...compute_dtype import DtypeChoice
 from ...errors import InputError, first_line
 from ...progress import shown_bar
-from ...sampling import load_pipeline
 from .arms import Arm, EffectiveBits, installed
 from .job import Job
 from .measuring import Reference, Values, make_reference, measure_batch
+from .statistics import worst_tenth
+from .variants import input_sizes, pipeline_of
+
+HIGHER_IS_NEARER = frozenset({"psnr", "ssim", "cvvdp", "accuracy", "same_code"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Result:
     def column(self, name: str) -> list[float]:
         """One metric of every pair; empty where the arm has not all of it."""
         return column(self.pairs, name)
+
+    def worst_tenth(self, name: str) -> float | None:
+        """The mean of one metric over the tenth of the pairs where it is worst; None where the arm has not all of it."""
+        values = self.column(name)
+        return worst_tenth(values, higher_is_nearer=name in HIGHER_IS_NEARER) if values else None
 
     def curve(self) -> list[float]:
         """The velocity error at each step that was looked at, the mean over the pairs."""
@@ -55,7 +60,7 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: d
 
     Args:
         output: results lie in a folder of it that is named by the job's digest.
-        pipe: the job's pipeline, where it is loaded already.
+        pipe: the job's pipeline, where it is loaded already, with whatever the job plants or fuses.
         failed: where given, an arm that fails is put here with the reason, and the others go on: a run may take an hour, and
             arms are independent of one another.
 
@@ -67,7 +72,7 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: d
     missing = {arm.name: [n for n in range(len(chunks)) if not place(folder, arm, n).is_file()] for arm in arms}
     needed = sorted({number for numbers in missing.values() for number in numbers})
     if needed:
-        pipe = pipe if pipe is not None else _loaded(job)
+        pipe = pipe if pipe is not None else pipeline_of(job)
         with shown_bar("16 bit", len(needed) + sum(map(len, missing.values())), "batch") as bar:
             references = {}
             for number in needed:
@@ -78,10 +83,11 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: d
             if any(arm.calibrated and missing[arm.name] for arm in arms):
                 bar.set_description("calibrating")
                 calibration = calibrate(pipe, folder=folder / "calibration", progress=False)
+            sizes = input_sizes(pipe, job) if any(arm.smoothed and missing[arm.name] for arm in arms) else None
             for arm in arms:
                 bar.set_description(arm.name)
                 try:
-                    with installed(pipe, arm, calibration) if missing[arm.name] else nullcontext() as bits:
+                    with installed(pipe, arm, calibration, sizes) if missing[arm.name] else nullcontext() as bits:
                         wanted = {number: references[number] for number in missing[arm.name]}
                         _measure(pipe, job, arm, bits, wanted, folder, bar)
                 except Exception as error:  # whatever it is, the other arms do not depend on it
@@ -90,11 +96,6 @@ def run(job: Job, arms: Sequence[Arm], output: Path, pipe: Any = None, failed: d
                     failed[arm.name] = f"{type(error).__name__}: {first_line(error)}"
     whole = [arm for arm in arms if failed is None or arm.name not in failed]
     return [_result(arm, [place(folder, arm, number) for number in range(len(chunks))]) for arm in whole]
-
-
-def _loaded(job: Job) -> Any:
-    with shown_bar("loading the model"):
-        return load_pipeline(job.model, DtypeChoice(getattr(torch, job.dtype), job.dtype_reason), job.device)
 
 
 def place(folder: Path, arm: Arm, number: int) -> Path:

@@ -1,5 +1,6 @@
 """Means of pairs of prompt and seed, and how sure we are of them."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,12 @@ def bootstrap(values: Sequence[float]) -> Interval:
     picked = np.random.default_rng(SEED).integers(len(sample), size=(RESAMPLES, len(sample)))
     low, high = np.quantile(sample[picked].mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(sample.mean()), float(low), float(high))
+
+
+def worst_tenth(values: Sequence[float], higher_is_nearer: bool = False) -> float:
+    """The mean of the tenth of the values that are worst, at least one: means hide prompts that fail."""
+    worst = sorted(values, reverse=not higher_is_nearer)[: math.ceil(len(values) / 10)]
+    return sum(worst) / len(worst)
 
 
 def paired_difference(values: Sequence[float], base: Sequence[float]) -> Interval:
