@@ -89,7 +89,7 @@ def test_show_draws_the_dialects_and_their_use(tmp_path, capsys):
 
 
 def test_a_terminal_without_these_signs_gets_plain_ones(hub):
-    done = command(hub, "show", PYTHONIOENCODING="ascii")
+    done = command(hub, "show", "sedialect-32", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii() and len(ROW.findall(done.stdout)) == 32 and "#####.#......#.#" in done.stdout
 
