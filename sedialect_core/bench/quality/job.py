@@ -25,7 +25,7 @@ SOURCES = (
         f"sedialect_core/bench/{name}"
         for name in ("metrics.py", "peers.py", "compensated_peers.py", "outliers.py", "smoothing.py")
     ),
-    *(f"sedialect_core/bench/quality/{name}" for name in ("codes.py", "measuring.py", "recognition.py", "trajectory.py")),
+    *(f"sedialect_core/bench/quality/{name}.py" for name in ("codes", "measuring", "recognition", "trajectory", "variants")),
 )
 METRICS = ("velocity", "psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy", "same_code")
 OF_TRAJECTORY = ("velocity", "same_code")  # these need no video
