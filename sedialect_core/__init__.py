@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from .inspection import TokenLayout
     from .integrations.models import quantize_model
     from .linear import SeDialectLinear
-    from .plan import Plan
+    from .plan_layers import Plan
 
 _HOME = {
     "CalibrationCache": ".calibration.cache",
     "Dialect": ".formatbook",
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
-    "Plan": ".plan",
+    "Plan": ".plan_layers",
     "SeDialectConfig": ".config",
     "SeDialectError": ".errors",
     "SeDialectLinear": ".linear",

@@ -62,3 +62,17 @@ def write_text(path: Path, text: str) -> Path:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before minutes of sampling where the output could not be written.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    existed = folder.exists()
+    with staging(folder) as staged:
+        (staged / "probe").write_bytes(b"")
+        (staged / "probe").unlink()
+    if not existed:
+        folder.rmdir()

@@ -7,7 +7,7 @@ import torch
 
 from ..kernels.dispatch import implementation
 from .codec import encode
-from .comparison import package_version
+from .environment import package_version
 from .formatbook import Formatbook, builtin_names
 from .linear import SeDialectLinear
 

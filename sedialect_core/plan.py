@@ -1,20 +1,17 @@
-"""What will be done to which layer, and why: pure data, made before anything is touched, printed and saved as it is."""
+"""The rules by which a plan is made, from a model and its settings or from what a checkpoint says."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from torch import nn
 
 from .config import SeDialectConfig
 from .errors import ModelError
 from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+from .plan_layers import LayerPlan, Plan
 from .semantics.decisions import attention_modules, check_layout, decide, is_guided
 
-ROW_SCALE_BITS = 32
-META_BITS = 8
 ROTATED_ROLES = ("attention", "feed_forward")  # modulation sees one row a sample
 LinearTypes = tuple[type[nn.Module], ...]
 ROLE_REASONS = {
@@ -23,126 +20,6 @@ ROLE_REASONS = {
     "norm": "part of a norm",
     "other": "outside the transformer blocks",
 }
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One linear layer: its precision, or None where it stays as it is, and the reason."""
-
-    name: str
-    role: str
-    in_features: int
-    out_features: int
-    precision: str | None
-    block_size: int | None
-    reason: str
-    block: str | None = None
-    """The transformer block it lies in."""
-    stream: str = "other"
-    """Whose tokens its rows are, as `LinearSite` has it."""
-    shared_input: str | None = None
-    """The same for layers that read equal inputs."""
-    rotation: int = 0
-    """Size of the Hadamard blocks by which weight and inputs are rotated; 0: they are not."""
-    compensated: bool = False
-    """Whether the weight was encoded with the layer's inputs in view."""
-    salient: str = ""
-    """How the tokens are chosen that get a second term: `salient_by`; "text" where all rows are text; "": there are none."""
-    grouped: bool = False
-    """Whether tokens that belong together share a sub-formatbook."""
-    linear: bool = False
-    """Whether its attention has no softmax, as `LinearSite` has it."""
-
-    @property
-    def pattern(self) -> str:
-        """The name with stars for numbers: layers that do the same in every block have the same."""
-        return ".".join("*" if part.isdigit() else part for part in self.name.split("."))
-
-    @property
-    def explanation(self) -> str:
-        """The reason, with what was done to the weight besides encoding it."""
-        done = [f"rotated by {self.rotation}"] if self.rotation else []
-        return "; ".join([self.reason, *done, *(["compensated"] if self.compensated else [])])
-
-    @property
-    def outcome(self) -> dict[str, Any]:
-        """What encoding may change in a plan."""
-        return {"rotation": self.rotation, "compensated": self.compensated, "reason": self.reason}
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, without the bias."""
-        return self.in_features * self.out_features
-
-    def weight_bits(self, original_bits: int) -> float:
-        """Effective bits a weight: codes, meta and row scale; `original_bits` where the layer is left alone."""
-        if self.block_size is None:
-            return original_bits
-        return 4 + META_BITS / self.block_size + ROW_SCALE_BITS / self.in_features
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All linear layers of a model, in model order, the settings they were decided by, and what else there is to say."""
-
-    model: str
-    family: str
-    config: SeDialectConfig
-    layers: tuple[LayerPlan, ...]
-    token_layout: TokenLayout
-    notes: tuple[str, ...] = ()
-
-    @property
-    def quantized(self) -> tuple[LayerPlan, ...]:
-        """The layers that are rewritten."""
-        return tuple(layer for layer in self.layers if layer.precision is not None)
-
-    @property
-    def left_alone(self) -> tuple[LayerPlan, ...]:
-        """The layers that stay as they are; each has its reason."""
-        return tuple(layer for layer in self.layers if layer.precision is None)
-
-    def to_json(self) -> str:
-        """The plan as JSON, layer by layer."""
-        data = asdict(self)
-        data["config"] = self.config.to_dict()
-        return json.dumps(data, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Plan":
-        """A plan from what `to_json` gave."""
-        data: dict[str, Any] = json.loads(text)
-        layout: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["token_layout"].items()}
-        return cls(
-            model=data["model"],
-            family=data["family"],
-            config=SeDialectConfig.from_dict(data["config"]),
-            layers=tuple(LayerPlan(**layer) for layer in data["layers"]),
-            token_layout=TokenLayout(**layout),
-            notes=tuple(data.get("notes", ())),
-        )
-
-    def __str__(self) -> str:
-        """Layers that share everything but the block's number stand in one line."""
-        lines = [f"{self.model} ({self.family}): {len(self.quantized)} of {len(self.layers)} linear layers in 4 bit"]
-        for count, name, shape, precision, reason in self.groups():
-            lines.append(f"  {count:4d} x {name:<44} {shape:>16}  {precision:<7} {reason}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-    def groups(self) -> list[tuple[int, str, str, str, str]]:
-        """Layers that share everything but the block's number: count, name, shape, precision, reason."""
-        counts: dict[tuple[str, str, str, str], int] = {}
-        for layer in self.layers:
-            shape = f"{layer.in_features} -> {layer.out_features}"
-            key = (layer.pattern, shape, layer.precision or "16 bit", layer.explanation)
-            counts[key] = counts.get(key, 0) + 1
-        return [(count, *key) for key, count in counts.items()]
-
-    @property
-    def weight_bits(self) -> float:
-        """Effective bits a weight, over the quantized layers."""
-        total = sum(layer.weights for layer in self.quantized)
-        return sum(layer.weight_bits(16) * layer.weights for layer in self.quantized) / total
 
 
 def make_plan(

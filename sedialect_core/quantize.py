@@ -15,7 +15,8 @@ from .errors import ModelError
 from .formatbook.matching import find_book
 from .inspection import TokenLayout
 from .linear import SeDialectLinear
-from .plan import LayerPlan, Plan, make_plan
+from .plan import make_plan
+from .plan_layers import LayerPlan, Plan
 
 ENCODING_BYTES = (
     16  # of free GPU memory an element, before a weight is sent there to be encoded: float32 copies fit, and more

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..kernels.dispatch import Implementation, implementation
-from .plan import ROW_SCALE_BITS, LayerPlan, Plan
+from .plan_layers import ROW_SCALE_BITS, LayerPlan, Plan
 
 DELTA_AND_DIALECT_BITS = 4 + 5
 

@@ -126,7 +126,8 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request", config: SeDialectConfig, fps: int) -> int:
-    from ..comparison import check_writable, compare, write_comparison
+    from ..atomic import check_writable
+    from ..comparison import compare, write_comparison
     from ..video import check_codec
 
     check_codec()

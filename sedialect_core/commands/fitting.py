@@ -46,9 +46,10 @@ def run(parsed: argparse.Namespace) -> int:
     import torch
 
     from .. import demo
+    from ..atomic import check_writable
     from ..calibration import fit_formatbook
-    from ..comparison import check_writable, environment
     from ..config import SeDialectConfig
+    from ..environment import environment
     from ..formatbook import Formatbook
     from ..formatbook.matching import remember
     from ..sampling import load_pipeline, pick_device
@@ -82,8 +83,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 def run_synthetic(parsed: argparse.Namespace) -> int:
     """Learn the built-in `universal-32` again, write it, and print it beside the other built-in books."""
+    from ..atomic import check_writable
     from ..calibration.universal import comparison_table, fit_universal
-    from ..comparison import check_writable
     from ..formatbook import Formatbook
 
     check_writable(parsed.output)
