@@ -9,6 +9,15 @@ from typing import Any
 
 from sedialect.web.app import Served, Settings, serve
 
+FLAGS = (  # of Chromium: nothing of its own on the network
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 SMALL = {"steps": 2, "frames": 5, "side": 64}
 
 

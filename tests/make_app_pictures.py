@@ -4,9 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from app_server import serving
+from app_server import FLAGS, serving
 from playwright.sync_api import sync_playwright
-from test_app_browser import FLAGS
 
 from sedialect.web.measured import read_quality
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_server import idle, serving, wait_for
+from app_server import FLAGS, idle, serving, wait_for
 
 from sedialect.sedialect_core.config import SeDialectConfig
 
@@ -17,15 +17,6 @@ pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install '
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need Playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 LONG = 120_000  # milliseconds; CPUs of test machines are busy
 STATUS = "#sd-status"
 
