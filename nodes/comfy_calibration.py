@@ -1,4 +1,4 @@
-"""ComfyUI's sampler run to learn what a MODEL's linears read. Only the comfy_*.py files touch ComfyUI's internals."""
+"""ComfyUI's sampler run to learn what a MODEL's linears read."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence

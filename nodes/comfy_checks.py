@@ -1,4 +1,4 @@
-"""What a MODEL must be before quantizing and after loading. Only the comfy_*.py files touch ComfyUI's internals."""
+"""What a MODEL must be before quantizing and after loading."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from ..sedialect_core.codec import DTYPES
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.inspection import layout_of
-from ..sedialect_core.plan import Plan
+from ..sedialect_core.plan_layers import Plan
 from .comfy_linear import EncodedLinear
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model

@@ -1,4 +1,4 @@
-"""The guides of encoded layers in ComfyUI. Only the comfy_*.py files touch ComfyUI's internals.
+"""The guides of encoded layers in ComfyUI.
 
 They are the library's own; what differs is who tells them of a forward, which is `comfy_tokens.py`'s, and in which shapes
 ComfyUI's networks hand rows over.
@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import torch
 
 from ..kernels.guidance import RowGuidance
+from ..sedialect_core.config import BY_ATTENTION
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.integrations.semantics import guide_for, is_told, watched_block
 from ..sedialect_core.linear import Guide
-from ..sedialect_core.plan import Plan
+from ..sedialect_core.plan_layers import Plan
 from ..sedialect_core.semantics.decisions import is_guided, key_linears, needs_profile
-from ..sedialect_core.semantics.guides import TokenGuide
+from ..sedialect_core.semantics.guides import TokenGuide, guide_for, is_told, watched_block
 from ..sedialect_core.semantics.hook import fixed_layout
-from ..sedialect_core.semantics.saliency import BY_ATTENTION
 from . import layout
 from .comfy_tokens import Tokens
 

@@ -1,4 +1,4 @@
-"""ComfyUI's linear layer with an encoded weight. Only the comfy_*.py files touch ComfyUI's internals."""
+"""ComfyUI's linear layer with an encoded weight."""
 
 import warnings
 from collections.abc import Callable

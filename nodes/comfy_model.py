@@ -1,5 +1,4 @@
-"""A MODEL with encoded layers, built beside the MODEL it was made from. Only the comfy_*.py files touch ComfyUI's
-internals.
+"""A MODEL with encoded layers, built beside the MODEL it was made from.
 
 A quantized MODEL is a model of its own, not object patches on a shared one: the original keeps its weights and its place
 in memory, while LoRAs, samplings and wrappers that were put on it carry over. Its linears are ComfyUI's own
@@ -33,7 +32,8 @@ from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.blocks import BlockSample
 from ..sedialect_core.formatbook.fitting import fit_book
 from ..sedialect_core.formatbook.matching import find_book, weights_digest
-from ..sedialect_core.plan import LayerPlan, Plan, make_plan, recorded_plan
+from ..sedialect_core.plan import make_plan, recorded_plan
+from ..sedialect_core.plan_layers import LayerPlan, Plan
 from ..sedialect_core.report import ModelReport, implementations, report_of
 from . import layout
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with

@@ -1,4 +1,4 @@
-"""Which step of a sampler call a forward belongs to, by its sigma. Only the comfy_*.py files touch ComfyUI's internals.
+"""Which step of a sampler call a forward belongs to, by its sigma.
 
 ComfyUI tells each forward its own sigma, and the list of sigmas of the sampler call that it belongs to; no number of the
 step, for some samplers look between two entries of the list, and several calls may share one schedule.

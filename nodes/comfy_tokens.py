@@ -1,4 +1,4 @@
-"""What a network is told of its tokens, forward by forward. Only the comfy_*.py files touch ComfyUI's internals.
+"""What a network is told of its tokens, forward by forward.
 
 `transformer_options`, which ComfyUI hands to every forward, say which sigma it is at and which conditionings it carries;
 attention is seen through the one place that ComfyUI has for it, in front of whatever another node has put there. Forwards of
@@ -15,7 +15,7 @@ import torch
 
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.inspection import TokenLayout
-from ..sedialect_core.plan import Plan
+from ..sedialect_core.plan_layers import Plan
 from ..sedialect_core.semantics.attended import AttendedTokens
 from ..sedialect_core.semantics.grouping import Windows, windows_of
 from ..sedialect_core.semantics.placement import Placement

@@ -8,10 +8,10 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..sedialect_core.differences import series
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.video import Frames, write_mp4
 from .progress import Progress
-from .series import series
 from .sockets import CATEGORY
 
 UI_KEY = "sedialect_compare"  # what web/js listens for

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .inspection import TokenLayout
     from .integrations.models import quantize_model
     from .linear import SeDialectLinear
-    from .plan import Plan
+    from .plan_layers import Plan
     from .sampling import Request
     from .semantics.probe import Seen, watch_function
 
@@ -23,7 +23,7 @@ _HOME = {
     "Dialect": ".formatbook",
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
-    "Plan": ".plan",
+    "Plan": ".plan_layers",
     "Request": ".sampling",
     "SeDialectConfig": ".config",
     "SeDialectError": ".errors",

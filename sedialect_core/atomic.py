@@ -75,3 +75,17 @@ def check_room(place: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed * ROOM > free:
         raise InputError(f"{place} needs {needed * ROOM / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; free some first")
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before minutes of sampling where the output could not be written.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    existed = folder.exists()
+    with staging(folder) as staged:
+        (staged / "probe").write_bytes(b"")
+        (staged / "probe").unlink()
+    if not existed:
+        folder.rmdir()

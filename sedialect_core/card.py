@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import hub
-from .plan import Plan
+from .plan_layers import Plan
 
 COPIED = ("license", "license_name", "license_link", "pipeline_tag")
 

@@ -1,20 +1,16 @@
 """The main job: one prompt, one noise, two videos; 16 bit and quantized, with the numbers between them."""
 
 import json
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from .atomic import staging
 from .bench.metrics import Fidelity, fidelity
 from .config import SeDialectConfig
+from .environment import environment
 from .integrations.pipelines import PipelineReport, denoisers, disable_sedialect, enable_sedialect, sedialect_report
 from .progress import Watch, following
 from .report import megabytes
@@ -23,8 +19,6 @@ from .video import side_by_side, write_mp4, write_still
 
 if TYPE_CHECKING:
     from .calibration.cache import CalibrationCache
-
-PACKAGES = ("sedialect", "torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -150,36 +144,3 @@ def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Pat
         (staged / "comparison.json").write_text(json.dumps(comparison.to_dict(), indent=2) + "\n", encoding="utf-8")
         names = sorted(path.name for path in staged.iterdir())
     return [folder / name for name in names]
-
-
-def check_writable(folder: Path) -> None:
-    """Fail before minutes of sampling where the output could not be written.
-
-    Raises:
-        InputError: the folder cannot be made or written.
-    """
-    existed = folder.exists()
-    with staging(folder) as staged:
-        (staged / "probe").write_bytes(b"")
-        (staged / "probe").unlink()
-    if not existed:
-        folder.rmdir()
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions and date, to stand beside every number."""
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
-        "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def package_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

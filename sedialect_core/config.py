@@ -33,6 +33,8 @@ MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
 ROTATIONS = (0, 16, 32, 64, 128)
 SALIENCES = ("norm", "error", "attention", "peak-attention", "attention-error", "random")
+CHOSEN_BY_PROFILE = ("attention", "peak-attention")  # settings `salient_by` by which a profile alone says which tokens
+BY_ATTENTION = (*CHOSEN_BY_PROFILE, "attention-error")  # those that need one
 SALIENT_LAYERS = ("feed_forward", "all")
 SHARINGS = ("sub-formatbook", "dialect")
 

@@ -21,7 +21,8 @@ from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
 from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
-from .plan import LayerPlan, Plan, make_plan
+from .plan import make_plan
+from .plan_layers import LayerPlan, Plan
 from .progress import shown_bar
 from .source import WEIGHTS, Component
 

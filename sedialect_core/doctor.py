@@ -7,8 +7,8 @@ import torch
 
 from ..kernels.dispatch import implementation
 from .codec import encode
-from .comparison import package_version
 from .compute_dtype import choose_dtype
+from .environment import package_version
 from .formatbook import Formatbook, builtin_names
 from .linear import SeDialectLinear
 from .report import quality_advice

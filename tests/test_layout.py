@@ -15,7 +15,7 @@ LEVELS = [
     ["web"],
     ["sedialect_core/doctor.py", "sedialect_core/bench/quality"],
     ["sedialect_core/footprint.py"],
-    ["sedialect_core/comparison.py", "sedialect_core/outline.py"],
+    ["sedialect_core/comparison.py", "sedialect_core/outline.py", "sedialect_core/differences.py"],
     ["sedialect_core/conversion.py"],
     [
         "sedialect_core/preview.py",
@@ -41,8 +41,10 @@ LEVELS = [
     ["sedialect_core/checkpoint.py"],
     ["sedialect_core/quantize.py"],
     ["sedialect_core/calibrated.py"],
-    ["sedialect_core/plan.py"],
     ["sedialect_core/semantics"],
+    ["sedialect_core/plan.py"],
+    ["sedialect_core/semantics/decisions.py"],
+    ["sedialect_core/semantics/placement.py", "sedialect_core/plan_layers.py"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],
@@ -50,6 +52,7 @@ LEVELS = [
     # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
     [
         "sedialect_core/config.py",
+        "sedialect_core/environment.py",
         "sedialect_core/atomic.py",
         "sedialect_core/hub.py",
         "sedialect_core/wan_keys.py",

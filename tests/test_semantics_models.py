@@ -7,6 +7,7 @@ import warnings
 
 import open_sora_models
 import pytest
+import tiny_models
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from open_sora_models import OPEN_SORA
@@ -21,8 +22,6 @@ from sedialect.sedialect_core.integrations.semantics import reguide
 from sedialect.sedialect_core.plan import make_plan
 from sedialect.sedialect_core.semantics import probe
 from sedialect.sedialect_core.semantics.hook import StepHook
-
-from . import tiny_models
 
 ATTENTION = {"salient_ratio": 0.25, "salient_by": "attention", "salient_layers": "all", "refresh_every": 2}
 GROUPS = {"semantic": True, "semantic_window": (1, 2, 2), "semantic_similarity": 0.3, "refresh_every": 2}

@@ -3,14 +3,13 @@
 import itertools
 
 import pytest
+import tiny_models
 import torch
 
 from sedialect import Formatbook, SeDialectConfig, quantize_model
 from sedialect.kernels import reference
 from sedialect.sedialect_core.bench.sharing import COSINES, STRENGTHS, Study, render, shared_values
 from sedialect.sedialect_core.report import report_of
-
-from . import tiny_models
 
 BOOK = Formatbook.builtin()
 

@@ -6,15 +6,15 @@ import pickle
 import weakref
 from collections.abc import Callable
 
+import open_sora_models
 import pytest
+import tiny_models
 import torch
 from torch import nn
 
 from sedialect import SeDialectConfig, SeDialectLinear, quantize_model
 from sedialect.kernels import ops
 from sedialect.sedialect_core.shared_input import SharedInput, share_inputs
-
-from . import open_sora_models, tiny_models
 
 MODELS = {**tiny_models.TINY, **open_sora_models.OPEN_SORA}
 

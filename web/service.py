@@ -17,6 +17,7 @@ from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantiz
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
 from ..sedialect_core.dialect_trace import Trace, tracing
+from ..sedialect_core.differences import Measured, measure
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.integrations.pipelines import denoisers
@@ -24,7 +25,7 @@ from ..sedialect_core.sampling import Request, computed_in, sample
 from ..sedialect_core.video import Frames
 from .heat import png
 from .limits import Offer, checked_config, checked_request
-from .measures import Measured, measure, rows
+from .measures import rows
 from .results import Latest, Results
 from .studio import Progress, Run, Studio
 

@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..sedialect_core.atomic import write_text
-from ..sedialect_core.comparison import environment
+from ..sedialect_core.environment import environment
 from ..sedialect_core.errors import InputError, SeDialectError
 from .measured import machine
 

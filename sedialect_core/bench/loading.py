@@ -19,7 +19,8 @@ from ..checkpoint import Record, place_layers
 from ..config import SeDialectConfig
 from ..errors import InputError
 from ..formatbook import Formatbook
-from ..integrations.state import Enabled, bytes_unquantized, mark_quantized
+from ..integrations.models import mark_with_quantizer
+from ..integrations.state import Enabled, bytes_unquantized
 from ..linear import SeDialectLinear
 from ..plan import make_plan
 
@@ -97,7 +98,7 @@ def random_model(gigabytes: float) -> Any:
     for layer in model.modules():
         if isinstance(layer, SeDialectLinear):
             layer.row_scale.fill_(2.0**-8)
-    mark_quantized(model, Enabled(plan, bytes_unquantized(model), loaded=True))
+    mark_with_quantizer(model, Enabled(plan, bytes_unquantized(model), loaded=True))
     return model
 
 

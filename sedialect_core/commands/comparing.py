@@ -143,7 +143,8 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request", config: SeDialectConfig, fps: int) -> int:
-    from ..comparison import check_writable, compare, write_comparison
+    from ..atomic import check_writable
+    from ..comparison import compare, write_comparison
     from ..progress import Console
     from ..sampling import computed_in, in_words
     from ..video import check_codec

@@ -45,10 +45,11 @@ def add_to(actions: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Fit, save, keep for "auto", and push where asked. What can be wrong is found out before sampling."""
     from .. import demo
+    from ..atomic import check_writable
     from ..calibration import fit_formatbook
-    from ..comparison import check_writable, environment
     from ..compute_dtype import choose_dtype
     from ..config import SeDialectConfig
+    from ..environment import environment
     from ..formatbook import Formatbook
     from ..formatbook.matching import remember
     from ..progress import shown_bar
@@ -85,8 +86,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 def run_synthetic(parsed: argparse.Namespace) -> int:
     """Learn the built-in `universal-32` again, write it, and print it beside the other built-in books."""
+    from ..atomic import check_writable
     from ..calibration.universal import comparison_table, fit_universal
-    from ..comparison import check_writable
     from ..formatbook import Formatbook
 
     check_writable(parsed.output)

@@ -84,7 +84,7 @@ def run_compensating(parsed: argparse.Namespace) -> int:
     """Print the table, with the machine."""
     from ..bench.compensating import measure_compensating
     from ..bench.speed.machine import measured_on
-    from ..comparison import environment
+    from ..environment import environment
     from ..sampling import pick_device
 
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
@@ -97,7 +97,7 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
     import torch
 
     from ..bench.calibrating import measure_calibrating, render
-    from ..comparison import environment
+    from ..environment import environment
     from ..sampling import pick_device
 
     stages = measure_calibrating(torch.device(pick_device(parsed.device)), parsed.quick)
@@ -108,7 +108,7 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
 def run_sharing(parsed: argparse.Namespace) -> int:
     """Print the tables of docs/semantics.md."""
     from ..bench.sharing import render, study
-    from ..comparison import environment
+    from ..environment import environment
     from ..errors import InputError
 
     if not 1 <= parsed.prompts <= 64:
@@ -140,7 +140,7 @@ def run_profiling(parsed: argparse.Namespace) -> int:
     import torch
 
     from ..bench.profiling import measure_profiling, render
-    from ..comparison import environment
+    from ..environment import environment
     from ..sampling import pick_device
 
     print(render(measure_profiling(torch.device(pick_device(parsed.device)), parsed.quick), environment()))
@@ -150,7 +150,7 @@ def run_profiling(parsed: argparse.Namespace) -> int:
 def run_loading(parsed: argparse.Namespace) -> int:
     """Print sizes and their ratio."""
     from ..bench.loading import describe, measure_loading
-    from ..comparison import environment
+    from ..environment import environment
 
     print(describe(measure_loading(parsed.gigabytes), environment()))
     return 0
@@ -202,8 +202,8 @@ def _add_quality(bench: Any) -> None:
 
 def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
+    from ..atomic import check_writable
     from ..bench import quality
-    from ..comparison import check_writable
 
     base = parsed.base or quality.BASE
     if parsed.list:

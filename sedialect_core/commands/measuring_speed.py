@@ -67,7 +67,7 @@ def _measure(parsed: argparse.Namespace) -> None:
     import torch
 
     from ..bench.speed.run import measure_speed
-    from ..comparison import environment
+    from ..environment import environment
     from ..sampling import pick_device
 
     measure_speed(_choice(parsed), torch.device(pick_device(parsed.device)), parsed.output, environment())

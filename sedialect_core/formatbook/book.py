@@ -9,7 +9,7 @@ A dialect's id is `shapes * (15 - maximum) + shape`.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from ..atomic import write_text
 from ..errors import FormatbookError, InputError
 from ..hub import is_repo_id
+from . import storage
+from .storage import FORMAT_VERSION
 
 if TYPE_CHECKING:
     import torch
 
     from ...kernels.tables import DialectTables
 
-FORMAT_VERSION = 1
 MAGNITUDES = 8
 MAXIMA = tuple(range(15, 7, -1))
 _LIBRARY = Path(__file__).parent / "library"
@@ -217,9 +218,13 @@ class Formatbook:
         Example:
             >>> book = Formatbook.from_pretrained("me/my-book", revision="v2")
         """
-        from .storage import load
-
-        return load(name_or_dir, revision, token, local_files_only)
+        stored = storage.load(name_or_dir, revision, token, local_files_only)
+        try:
+            book = cls.from_file(stored.json)
+        except FormatbookError as error:
+            raise FormatbookError(f"formatbook {stored.source!r}: {error}") from None
+        stored.check(book.to_dict(), book.digest)
+        return replace(book, fingerprint=stored.fingerprint())
 
     @classmethod
     def resolve(cls, name_or_path: str) -> "Formatbook":
@@ -246,10 +251,7 @@ class Formatbook:
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON form, one dialect a line, and return the path. An old file is replaced at once or not at all."""
-        data = self.to_dict()
-        rows = ",\n".join(f"    {json.dumps(entry)}" for entry in data.pop("dialects"))
-        head = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items())
-        return write_text(Path(path), f'{{\n{head}  "dialects": [\n{rows}\n  ]\n}}\n')
+        return write_text(Path(path), storage.json_text(self.to_dict()))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the folder that `from_pretrained` reads and the Hub shows: JSON, safetensors, card; and return it.
@@ -257,9 +259,7 @@ class Formatbook:
         Raises:
             InputError: the folder cannot be written.
         """
-        from .storage import write
-
-        return write(self, Path(folder))
+        return storage.write(self.to_dict(), self.digest, self.fingerprint, Path(folder))
 
     def push_to_hub(
         self,
@@ -278,9 +278,8 @@ class Formatbook:
         Raises:
             InputError: the token is missing or may not write there, or the Hub cannot be reached. Repeat it then.
         """
-        from .storage import push
-
-        return push(self, repo_id, private, token, commit_message, revision)
+        book = self.to_dict(), self.digest, self.fingerprint
+        return storage.push(*book, repo_id, private, token, commit_message, revision)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Formatbook":
         """Immutable, so that copying a model with a thousand layers does not make a thousand books."""

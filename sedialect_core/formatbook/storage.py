@@ -1,4 +1,4 @@
-"""A formatbook as a folder, on disk or on the Hub. The same numbers stand in it twice, and both must agree:
+"""The files of a formatbook, on disk or on the Hub. The same numbers stand in them twice, and both must agree:
 
 formatbook.json          what people read and edit, and `Formatbook.from_file` loads
 formatbook.safetensors   half_units uint8 [D, 8] and sub_formatbooks uint8 [S, shapes] (1 where a set holds the shape);
@@ -9,17 +9,19 @@ README.md                the card
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .. import hub
 from ..atomic import replacing, write_text
 from ..errors import FormatbookError
-from .book import FORMAT_VERSION, Formatbook
 
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
 JSON_FILE = "formatbook.json"
 TENSOR_FILE = "formatbook.safetensors"
 FINGERPRINT_FILE = "fingerprint.json"
@@ -27,67 +29,90 @@ CARD_FILE = "README.md"
 TAGS = ["sedialect", "formatbook", "4-bit", "quantization"]
 
 
-def write(book: Formatbook, folder: Path, repo_id: str = "OWNER/NAME") -> Path:
-    """Write the folder, with a card for that repository.
+@dataclass(frozen=True)
+class Stored:
+    """The files of a book, open: `Formatbook` builds itself from the JSON file, and has the rest checked against it."""
 
-    Each file is replaced at once or not at all; a set that does not belong together is found by `read`.
+    source: str
+    file: Callable[[str], Path]
+    tensors: "dict[str, torch.Tensor]"
+    metadata: dict[str, str]
+
+    @property
+    def json(self) -> Path:
+        """The file with the numbers that people edit."""
+        return self.file(JSON_FILE)
+
+    def check(self, data: Mapping[str, Any], digest: str) -> None:
+        """Hold the tensors against a book's JSON form and digest.
+
+        Raises:
+            FormatbookError: they differ.
+        """
+        expected = tensors_of(data)
+        same = self.tensors.keys() == expected.keys() and all(self.tensors[name].equal(expected[name]) for name in expected)
+        if not same or self.metadata.get("digest") != digest:
+            raise FormatbookError(
+                f"formatbook {self.source!r}: {JSON_FILE} and {TENSOR_FILE} hold different numbers; one was edited or "
+                "damaged: save the book again from the one that is right"
+            )
+
+    def fingerprint(self) -> dict[str, str] | None:
+        """What the book was fitted on.
+
+        Raises:
+            FormatbookError: the file is damaged, or another book's.
+        """
+        if "fingerprint" not in self.metadata:
+            return None
+        return _fingerprint(self.file(FINGERPRINT_FILE), self.metadata["fingerprint"], self.source)
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """The JSON form as text, one dialect a line."""
+    rows = ",\n".join(f"    {json.dumps(entry)}" for entry in data["dialects"])
+    head = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in data.items() if key != "dialects")
+    return f'{{\n{head}  "dialects": [\n{rows}\n  ]\n}}\n'
+
+
+def write(
+    data: Mapping[str, Any], digest: str, fingerprint: Mapping[str, str] | None, folder: Path, repo_id: str = "OWNER/NAME"
+) -> Path:
+    """Write the folder of a book, given by its JSON form and digest, with a card for that repository.
+
+    Each file is replaced at once or not at all; a set that does not belong together is found by `Stored.check`.
 
     Raises:
         InputError: the folder cannot be written.
     """
     from safetensors.torch import save
 
-    metadata = {"format_version": str(FORMAT_VERSION), "digest": book.digest}
-    if book.fingerprint is not None:
-        text = json.dumps(dict(book.fingerprint), indent=2, sort_keys=True) + "\n"
+    metadata = {"format_version": str(FORMAT_VERSION), "digest": digest}
+    if fingerprint is not None:
+        text = json.dumps(dict(fingerprint), indent=2, sort_keys=True) + "\n"
         metadata["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
         write_text(folder / FINGERPRINT_FILE, text)
-    book.save(folder / JSON_FILE)
+    write_text(folder / JSON_FILE, json_text(data))
     with replacing(folder / TENSOR_FILE) as temporary:
-        temporary.write_bytes(_ordered(save(tensors_of(book), metadata)))
-    write_text(folder / CARD_FILE, card(book, repo_id))
-    if book.fingerprint is None:
+        temporary.write_bytes(_ordered(save(tensors_of(data), metadata)))
+    write_text(folder / CARD_FILE, card(data, digest, fingerprint, repo_id))
+    if fingerprint is None:
         (folder / FINGERPRINT_FILE).unlink(missing_ok=True)  # of the book that was here before
     return folder
 
 
-def read(file: Callable[[str], Path], source: str) -> Formatbook:
-    """The book whose files `file` gives by name; errors call it `source`.
-
-    Raises:
-        FormatbookError: a file is damaged, of a newer version, or disagrees with another.
-    """
-    tensors, metadata = _tensors(file(TENSOR_FILE), source)
-    try:
-        book = Formatbook.from_file(file(JSON_FILE))
-    except FormatbookError as error:
-        raise FormatbookError(f"formatbook {source!r}: {error}") from None
-    expected = tensors_of(book)
-    same = tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
-    if not same or metadata.get("digest") != book.digest:
-        raise FormatbookError(
-            f"formatbook {source!r}: {JSON_FILE} and {TENSOR_FILE} hold different numbers; one was edited or damaged: "
-            "save the book again from the one that is right"
-        )
-    if "fingerprint" not in metadata:
-        return book
-    from dataclasses import replace
-
-    return replace(book, fingerprint=_fingerprint(file(FINGERPRINT_FILE), metadata["fingerprint"], source))
-
-
 def load(
     name_or_dir: str | Path, revision: str | None = None, token: str | None = None, local_files_only: bool = False
-) -> Formatbook:
-    """What `Formatbook.from_pretrained` does.
+) -> Stored:
+    """The files that `Formatbook.from_pretrained` reads.
 
     Raises:
-        FormatbookError: it is neither a folder nor a repository's name, or what is there is no sound book.
+        FormatbookError: it is neither a folder nor a repository's name, or a file is damaged or of another version.
         InputError: the repository, revision or a file cannot be had.
     """
     folder, name = Path(name_or_dir), str(name_or_dir)
     if folder.is_dir():
-        return read(lambda file: _in_folder(folder, file), name)
+        return _stored(lambda file: _in_folder(folder, file), name)
     if not hub.is_repo_id(name):
         raise FormatbookError(f"no formatbook {name!r}: there is no such folder, and a Hub repository is called owner/name")
     commit = revision
@@ -97,10 +122,23 @@ def load(
         path, commit = hub.download(name, file, revision=commit, token=token, local_files_only=local_files_only)
         return path
 
-    return read(fetch, name)
+    return _stored(fetch, name)
 
 
-def push(book: Formatbook, repo_id: str, private: bool, token: str | None, message: str, revision: str | None) -> str:
+def _stored(file: Callable[[str], Path], source: str) -> Stored:
+    return Stored(source, file, *_tensors(file(TENSOR_FILE), source))
+
+
+def push(
+    data: Mapping[str, Any],
+    digest: str,
+    fingerprint: Mapping[str, str] | None,
+    repo_id: str,
+    private: bool,
+    token: str | None,
+    message: str,
+    revision: str | None,
+) -> str:
     """What `Formatbook.push_to_hub` does.
 
     Raises:
@@ -111,7 +149,7 @@ def push(book: Formatbook, repo_id: str, private: bool, token: str | None, messa
     with TemporaryDirectory(prefix="sedialect-book-") as folder:
         return hub.upload_folder(
             repo_id,
-            write(book, Path(folder), repo_id),
+            write(data, digest, fingerprint, Path(folder), repo_id),
             message=message,
             private=private,
             token=token,
@@ -120,22 +158,24 @@ def push(book: Formatbook, repo_id: str, private: bool, token: str | None, messa
         )
 
 
-def tensors_of(book: Formatbook) -> dict[str, torch.Tensor]:
-    """The book's numbers as the tensors of its safetensors file."""
-    sets = [[int(shape in sub) for shape in range(book.shapes)] for sub in book.sub_formatbooks]
-    members = torch.tensor(sets, dtype=torch.uint8).reshape(len(sets), book.shapes)
-    return {"half_units": book.half_units.to(torch.uint8), "sub_formatbooks": members}
+def tensors_of(data: Mapping[str, Any]) -> "dict[str, torch.Tensor]":
+    """A book's numbers as the tensors of its safetensors file."""
+    import torch
+
+    shapes, subs = _shapes(data), data["sub_formatbooks"]
+    half_units = torch.tensor([dialect["half_units"] for dialect in data["dialects"]], dtype=torch.uint8)
+    sets = torch.tensor([[int(shape in sub) for shape in range(shapes)] for sub in subs], dtype=torch.uint8)
+    return {"half_units": half_units, "sub_formatbooks": sets.reshape(len(subs), shapes)}
 
 
-def card(book: Formatbook, repo_id: str) -> str:
+def card(data: Mapping[str, Any], digest: str, fingerprint: Mapping[str, str] | None, repo_id: str) -> str:
     """README.md: what it is, how it is loaded, its numbers, and what it was fitted on."""
-    fitted = book.fingerprint or {}
+    fitted = fingerprint or {}
     base = fitted.get("model", "")
-    lines = (
-        [f"# {_plain(book.name)}", "", _plain(book.description), ""] if book.description else [f"# {_plain(book.name)}", ""]
-    )
+    lines = [f"# {_plain(data['name'])}", "", *([_plain(data["description"]), ""] if data["description"] else [])]
     lines += [
-        f"A formatbook for sedialect: {len(book.dialects)} 4-bit number formats (dialects), {book.shapes} for each maximum.",
+        f"A formatbook for sedialect: {len(data['dialects'])} 4-bit number formats (dialects), {_shapes(data)} for each "
+        "maximum.",
         "",
         "```python",
         "import sedialect",
@@ -144,10 +184,9 @@ def card(book: Formatbook, repo_id: str) -> str:
         f'book = sedialect.Formatbook.from_pretrained("{repo_id}")',
         "```",
         "",
-        *_table(book),
+        *_table(data),
         "",
-        f"Sub-formatbooks (sets of shapes): {', '.join(str(list(sub)) for sub in book.sub_formatbooks) or 'none'}. "
-        f"Digest: `{book.digest}`.",
+        f"Sub-formatbooks (sets of shapes): {', '.join(map(str, data['sub_formatbooks'])) or 'none'}. Digest: `{digest}`.",
     ]
     if fitted:
         lines += ["", "## Fitted on", "", *(f"- {_plain(key)}: `{_plain(value)}`" for key, value in sorted(fitted.items()))]
@@ -159,11 +198,17 @@ def card(book: Formatbook, repo_id: str) -> str:
     )
 
 
-def _table(book: Formatbook) -> list[str]:
+def _shapes(data: Mapping[str, Any]) -> int:
+    """How many dialects share one maximum."""
+    return sum(dialect["half_units"][-1] == data["dialects"][0]["half_units"][-1] for dialect in data["dialects"])
+
+
+def _table(data: Mapping[str, Any]) -> list[str]:
     """The dialects in half-units, one a row."""
+    magnitudes = [dialect["half_units"] for dialect in data["dialects"]]
     rows = [
-        f"| {number} | {dialect.maximum} | {number % book.shapes} | {' '.join(map(str, dialect.half_units))} |"
-        for number, dialect in enumerate(book.dialects)
+        f"| {number} | {values[-1]} | {number % _shapes(data)} | {' '.join(map(str, values))} |"
+        for number, values in enumerate(magnitudes)
     ]
     return ["| dialect | maximum | shape | magnitudes, half-units |", "|---|---|---|---|", *rows]
 
@@ -188,7 +233,7 @@ def _in_folder(folder: Path, name: str) -> Path:
     return path
 
 
-def _tensors(path: Path, source: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _tensors(path: Path, source: str) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -4,7 +4,7 @@ from torch import nn
 
 from ..config import SeDialectConfig
 from ..inspection import TokenLayout
-from ..plan import Plan
+from ..plan_layers import Plan
 from ..quantize import quantize_layers
 from ..report import model_bytes
 from .checks import check_ready
@@ -40,5 +40,15 @@ def quantize_model(
     check_ready(type(module).__name__, module)
     before = model_bytes(module)
     plan = quantize_layers(module, config, token_layout, progress=progress)
-    mark_quantized(module, Enabled(plan, before))
+    mark_with_quantizer(module, Enabled(plan, before))
     return plan
+
+
+def mark_with_quantizer(model: nn.Module, state: Enabled) -> None:
+    """Mark a model that was quantized in memory; a model of diffusers gets a quantizer, as if one had loaded it."""
+    if not hasattr(model, "register_to_config"):
+        mark_quantized(model, state, None)
+        return
+    from .quantizer import SeDialectQuantizer
+
+    mark_quantized(model, state, SeDialectQuantizer.of(model, state.plan))

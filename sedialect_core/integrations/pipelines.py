@@ -19,8 +19,9 @@ from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready, check_restorable
 from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes
+from .models import mark_with_quantizer
 from .semantics import follow
-from .state import Enabled, mark_plain, mark_quantized
+from .state import Enabled, mark_plain
 
 if TYPE_CHECKING:
     from ..calibration.cache import CalibrationCache
@@ -139,7 +140,7 @@ def _enable(
         # By layer rather than by name: loading or unloading a LoRA renames them. In __dict__, past torch's bookkeeping: no
         # child of the layer, which would be moved, saved and counted with it, but copied and pickled with it all the same.
         model.get_submodule(name).__dict__[ORIGINAL] = linear.to("cpu")
-    mark_quantized(model, Enabled(plan, before, keep_original))
+    mark_with_quantizer(model, Enabled(plan, before, keep_original))
 
 
 def _disable(model: nn.Module) -> None:

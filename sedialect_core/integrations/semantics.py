@@ -4,24 +4,19 @@ import inspect
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
-import torch
 from torch import nn
 
 from ..config import SEMANTICS, SeDialectConfig
 from ..errors import ConfigError, ModelError
-from ..formatbook import Formatbook
 from ..linear import Guide, SeDialectLinear
-from ..plan import LayerPlan, Plan, guided
-from ..semantics.attended import AttendedTokens
+from ..plan import guided
+from ..plan_layers import LayerPlan, Plan
 from ..semantics.decisions import attention_modules, is_guided, needs_profile
-from ..semantics.guides import TextGuide, TokenGuide
+from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
-from ..semantics.placement import Placement, attention_placement, placement_of
-from ..semantics.probe import Watched, remove, watch_module, watch_torch_and_diffusers
-from ..semantics.saliency import BY_ATTENTION, CHOSEN_BY_PROFILE, Encoding
-from ..semantics.state import BlockState, Flags, GroupState
+from ..semantics.probe import remove, watch_module, watch_torch_and_diffusers
 
 HOOK, HANDLES = "_sedialect_steps", "_sedialect_hooks"  # attributes of a model
 
@@ -116,97 +111,6 @@ def _guided_layers(model: nn.Module, plan: Plan) -> Iterator[tuple[LayerPlan, Se
         layer = model.get_submodule(entry.name)
         if isinstance(layer, SeDialectLinear) and layer.precision == "w4a4" and is_told(entry, plan.config):
             yield entry, layer
-
-
-def is_told(entry: LayerPlan, config: SeDialectConfig) -> bool:
-    """Whether a layer of 4-bit activations is told anything about its rows."""
-    protects = any(config.protected_steps) and entry.block is not None
-    return bool(entry.salient) or entry.grouped or protects
-
-
-class GuidedLayer(Protocol):
-    """What of an encoded layer, which nobody changes, a guide is made from."""
-
-    @property
-    def formatbook(self) -> Formatbook: ...
-    @property
-    def block_size(self) -> int: ...
-    @property
-    def candidates(self) -> str: ...
-    @property
-    def rotation(self) -> int: ...
-    @property
-    def in_features(self) -> int: ...
-
-
-class Told(Protocol):
-    """Where guides read what a forward is told: the step hook of a model, or what stands for it elsewhere."""
-
-    flags: Flags
-    blocks: dict[str, BlockState]
-    groups: list[GroupState]
-
-
-def watched_block(block: str, plan: Plan, hook: Told) -> Watched:
-    """What looks at a block's attention, as the plan says; the state that it fills is the hook's of this block."""
-    config, placement = plan.config, attention_placement(plan.token_layout)
-    assert isinstance(placement, Placement)
-    chooses = config.salient_by in CHOSEN_BY_PROFILE
-    state = hook.blocks[block] = BlockState(config.salient_ratio if chooses else 0.0)
-    peak, megabytes = config.salient_by == "peak-attention", float(config.profile_megabytes)
-    return Watched(hook.flags, placement, config.semantic_quantile, peak, megabytes, state)
-
-
-def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> Guide:
-    """The guide of a layer, by the plan's entry for it."""
-    config = plan.config
-    protects = any(config.protected_steps)
-    if entry.salient == "text" or not (entry.salient or entry.grouped):
-        return TextGuide(hook.flags, bool(entry.salient), protects)
-    place = placement_of(entry.stream, plan.token_layout)
-    placement = place if isinstance(place, Placement) else None
-    # Without a profile, tokens of past frames are chosen like those being made, and the grid is not needed.
-    history = placement is not None and placement.where == "last" and not placement.others
-    guide = TokenGuide(
-        hook.flags,
-        layer.formatbook,
-        Encoding(layer.block_size, layer.candidates, layer.rotation),
-        placement,
-        None if history and entry.salient not in BY_ATTENTION else placement,
-        config.salient_ratio if entry.salient else 0.0,
-        entry.salient or config.salient_by,
-        protects,
-    )
-    if entry.block in hook.blocks:
-        guide.attention = _attended(entry, layer, config, hook)
-    return guide
-
-
-def _attended(entry: LayerPlan, layer: GuidedLayer, config: SeDialectConfig, hook: Told) -> AttendedTokens:
-    """What is made of the attention of the layer's block."""
-    attention = AttendedTokens(hook.flags, hook.blocks[entry.block or ""])
-    if entry.grouped:
-        attention.groups = GroupState(layer.in_features // layer.block_size)
-        attention.similarity, attention.megabytes = config.semantic_similarity, float(config.profile_megabytes)
-        if config.semantic_sharing == "sub-formatbook":
-            attention.books = sub_formatbooks(layer)
-        hook.groups.append(attention.groups)
-    return attention
-
-
-def sub_formatbooks(layer: GuidedLayer) -> torch.Tensor:
-    """Shapes of each of the book's sub-formatbooks as bits, uint8 [P].
-
-    Raises:
-        ModelError: the book has none.
-    """
-    books = layer.formatbook.sub_formatbooks
-    if not books:
-        raise ModelError(
-            f"formatbook {layer.formatbook.name!r} has no sub-formatbooks, which semantic=True shares; use 'sedialect-32' "
-            "or semantic_sharing='dialect'"
-        )
-    return torch.tensor([sum(1 << shape for shape in shapes) for shapes in books], dtype=torch.uint8)
 
 
 def _parameters(model: nn.Module) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..linear import SeDialectLinear
-from ..plan import Plan
+from ..plan_layers import Plan
 from ..report import model_bytes
 from ..shared_input import share_inputs
 from .semantics import attach, detach
@@ -30,18 +30,15 @@ class Enabled:
     loaded: bool = False  # from a file, or quantized while loading: there never was a 16-bit model in memory
 
 
-def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any = None) -> None:
+def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
     """Make diffusers treat `model` as quantized: casting raises, fusing is refused, and saving writes a checkpoint.
 
     Args:
-        quantizer: the `SeDialectQuantizer` that loaded the model; one is made where there was none.
+        quantizer: the model's `SeDialectQuantizer`; None where the model is none of diffusers'.
     """
     marks: dict[str, Any] = {"_sedialect": state, "is_quantized": True}
     marks |= {method: partial(_refuse, method) for method in REFUSED if hasattr(model, method)}
-    if hasattr(model, "register_to_config"):
-        from .quantizer import SeDialectQuantizer
-
-        quantizer = quantizer or SeDialectQuantizer.of(model, state.plan)
+    if quantizer is not None:
         marks |= {"hf_quantizer": quantizer, "quantization_method": quantizer.quantization_config.quant_method}
         quantizer.register(model)
     for name, value in marks.items():

@@ -3,35 +3,17 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
-from ..config import SeDialectConfig
+from ..config import BY_ATTENTION, SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
+from ..plan_layers import LayerPlan
 from .placement import Placement, attention_placement, grid_is_told, placement_of
-from .saliency import BY_ATTENTION
 
 KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name
 PARTS = re.compile(r"\.(img|txt)_attn$")  # modules that only hold the layers of one stream: their block attends
 
 VIDEO_KEYS = ("video", "joint", "other")  # streams that may hold them
-
-
-class Layer(Protocol):
-    """What of a `LayerPlan`, which nobody changes, is looked at."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def stream(self) -> str: ...
-    @property
-    def block(self) -> str | None: ...
-    @property
-    def precision(self) -> str | None: ...
-    @property
-    def linear(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +30,7 @@ class Decision:
     reason: str = ""
 
 
-def decide(layer: Layer, layout: TokenLayout, config: SeDialectConfig, attentions: dict[str, str]) -> Decision:
+def decide(layer: LayerPlan, layout: TokenLayout, config: SeDialectConfig, attentions: dict[str, str]) -> Decision:
     """The decision for one layer; `attentions` as of `attention_modules`."""
     if layer.precision != "w4a4" or layer.block is None or layer.role not in ("attention", "feed_forward"):
         return Decision()
@@ -89,7 +71,7 @@ def check_layout(model: str, layout: TokenLayout, config: SeDialectConfig) -> No
         )
 
 
-def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
+def attention_modules(layers: Iterable[LayerPlan], layout: TokenLayout) -> dict[str, str]:
     """The softmax self-attention of the video tokens of each block: block -> dotted name of the module that computes it.
 
     Blocks without one, or where the video's keys cannot be told from others, are left out.
@@ -97,7 +79,7 @@ def attention_modules(layers: Iterable[Layer], layout: TokenLayout) -> dict[str,
     return {block: PARTS.sub("", name.rpartition(".")[0]) for block, name in key_linears(layers, layout).items()}
 
 
-def key_linears(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
+def key_linears(layers: Iterable[LayerPlan], layout: TokenLayout) -> dict[str, str]:
     """The same, but the dotted name of the keys' linear itself, without what peft puts around it."""
     found: dict[str, str] = {}
     if not grid_is_told(layout) or not isinstance(attention_placement(layout), Placement):
@@ -111,7 +93,7 @@ def key_linears(layers: Iterable[Layer], layout: TokenLayout) -> dict[str, str]:
 
 
 def _salient(
-    layer: Layer, place: Placement | str, layout: TokenLayout, config: SeDialectConfig, attentions: dict[str, str]
+    layer: LayerPlan, place: Placement | str, layout: TokenLayout, config: SeDialectConfig, attentions: dict[str, str]
 ) -> tuple[str, str]:
     """How salient tokens are chosen, "" for not at all, and why not."""
     if not config.salient_ratio or (config.salient_layers == "feed_forward" and layer.role != "feed_forward"):
@@ -124,7 +106,7 @@ def _salient(
     return config.salient_by, ""
 
 
-def _obstacle(layer: Layer, place: Placement | str, layout: TokenLayout, attentions: dict[str, str]) -> str:
+def _obstacle(layer: LayerPlan, place: Placement | str, layout: TokenLayout, attentions: dict[str, str]) -> str:
     """Why what attention shows cannot be used for this layer; empty if it can."""
     if isinstance(place, str):
         return place

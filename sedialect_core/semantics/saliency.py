@@ -9,8 +9,6 @@ from ...kernels import ops
 from ...kernels.rotation import rotate_rows
 from ...kernels.tables import DialectTables
 
-CHOSEN_BY_PROFILE = ("attention", "peak-attention")  # settings `salient_by` by which a profile alone says which tokens
-BY_ATTENTION = (*CHOSEN_BY_PROFILE, "attention-error")  # those that need one
 MULTIPLIER = 2654435761  # Knuth's, for spreading bits
 MASK = (1 << 31) - 1
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ... import demo
-from ...comparison import package_version
 from ...compute_dtype import choose_dtype
+from ...environment import package_version
 from ...errors import InputError
 from ...sampling import Request
 from . import recognition
@@ -20,7 +20,10 @@ SOURCES = (
     "kernels",
     *(f"sedialect_core/{room}" for room in ("codec", "formatbook", "inspection", "semantics", "calibration")),
     "sedialect_core/integrations",
-    *(f"sedialect_core/{file}" for file in ("linear.py", "shared_input.py", "plan.py", "quantize.py", "calibrated.py")),
+    *(
+        f"sedialect_core/{file}"
+        for file in ("linear.py", "shared_input.py", "plan.py", "plan_layers.py", "quantize.py", "calibrated.py")
+    ),
     *(
         f"sedialect_core/bench/{name}"
         for name in ("metrics.py", "peers.py", "compensated_peers.py", "outliers.py", "smoothing.py")

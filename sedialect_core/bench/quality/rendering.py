@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...atomic import write_text
-from ...comparison import environment
+from ...environment import environment
 from ...errors import InputError
 from .job import Job
 from .runner import Result

@@ -13,7 +13,8 @@ from ...config import SeDialectConfig
 from ...errors import InputError
 from ...integrations.models import quantize_model
 from ...linear import SeDialectLinear
-from ...plan import LayerPlan, make_plan
+from ...plan import make_plan
+from ...plan_layers import LayerPlan
 from ...quantize import set_submodule
 from ...shared_input import share_inputs
 from . import peer_layers
