@@ -27,6 +27,8 @@ IMAGE_TOKENS = 257  # of the image that image-to-video models see through CLIP
 # What an eager block holds of every token, in 16-bit numbers: normed and rotated copies in float32 among them. A bound for
 # the five families below, which a test holds.
 WIDTHS, INNER_WIDTHS = 12, 2
+# Of torch itself: the name in torch.nn.functional may hold what looks at attention, which calls this in the end.
+ATTENTION = torch._C._nn.scaled_dot_product_attention
 META_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError)
 
 
@@ -275,7 +277,7 @@ class _AsOnGpus(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
+        if func is ATTENTION:
             given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
             return given["query"].new_empty(*given["query"].shape[:-1], given["value"].shape[-1])
         if func is torch.nonzero:

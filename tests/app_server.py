@@ -9,7 +9,7 @@ from typing import Any
 
 from sedialect.web.app import Served, Settings, serve
 
-PATIENCE = 900.0  # seconds until a test gives up waiting: no measure of anything, a busy machine may need minutes
+PATIENCE = 300.0  # seconds until a test gives up waiting: no measure of anything, a busy machine may need minutes
 SMALL = {"steps": 2, "frames": 5, "side": 64}
 
 

@@ -72,6 +72,7 @@ def serve(settings: Settings) -> Served:
         raise InputError(f"the app needs {error.name}; install it: pip install 'sedialect[app]'") from None
     check_codec()
     service = make_service(settings)
+    before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(service.results.root)  # the one folder that the server shows files of
     page = build(service).queue(max_size=2 * service.offer.waiting, default_concurrency_limit=2)
     try:
@@ -95,9 +96,17 @@ def serve(settings: Settings) -> Served:
         )
     except OSError as error:
         service.results.remove_all()
+        _restore("GRADIO_TEMP_DIR", before)  # another server of this process may still show files
         raise InputError(f"cannot serve on {settings.host}:{settings.port} ({error}); choose another --port") from error
     service.studio.start_loading()
     return Served(page, address, service)
+
+
+def _restore(name: str, value: str | None) -> None:
+    """Give a variable of the environment its old value, None being absent."""
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
 
 
 def launch(settings: Settings) -> None:
