@@ -15,7 +15,7 @@ from ..sedialect_core.calibration.fingerprint import fingerprint
 from ..sedialect_core.calibration.gathering import Run, gather, inputs_of
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import InputError
-from ..sedialect_core.sampling import Watch
+from ..sedialect_core.video.sampling import Watch
 from .comfy_checks import check_quantizable, linear_types
 
 COMPONENT = "diffusion_model"

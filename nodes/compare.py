@@ -8,9 +8,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..sedialect_core.differences import series
 from ..sedialect_core.errors import InputError
-from ..sedialect_core.video import Frames, write_mp4
+from ..sedialect_core.video.differences import series
+from ..sedialect_core.video.mp4 import Frames, write_mp4
 from .progress import Progress
 from .sockets import CATEGORY
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .integrations.models import quantize_model
     from .linear import SeDialectLinear
     from .plan_layers import Plan
-    from .sampling import Request
     from .semantics.probe import Seen, watch_function
+    from .video.sampling import Request
 
 _HOME = {
     "CalibrationCache": ".calibration.cache",
@@ -24,7 +24,7 @@ _HOME = {
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
     "Plan": ".plan_layers",
-    "Request": ".sampling",
+    "Request": ".video.sampling",
     "SeDialectConfig": ".config",
     "SeDialectError": ".errors",
     "SeDialectLinear": ".linear",

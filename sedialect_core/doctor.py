@@ -7,11 +7,11 @@ import torch
 
 from ..kernels.dispatch import implementation
 from .codec import encode
-from .compute_dtype import choose_dtype
 from .environment import package_version
 from .formatbook import Formatbook, builtin_names
 from .linear import SeDialectLinear
 from .report import quality_advice
+from .video.compute_dtype import choose_dtype
 
 LIBRARIES = "sedialect torch triton diffusers transformers accelerate peft safetensors huggingface-hub av"
 # Relative squared errors of a Gaussian weight: what the reference gives (tests hold it), with room for the draw.

@@ -11,7 +11,8 @@ from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .inspection import family_of, layout_of
 from .outline import Outline, Part
-from .plan import Plan, make_plan
+from .plan import make_plan
+from .plan_layers import Plan
 from .report import model_bytes
 from .working_memory import Shape, decoding_bytes, sampling_bytes, usual
 

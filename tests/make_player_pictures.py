@@ -13,7 +13,7 @@ import numpy as np
 from browser import chromium
 from player_pages import served
 
-from sedialect.sedialect_core.bench.metrics import fidelity
+from sedialect.sedialect_core.video.metrics import fidelity
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = """<!doctype html><style>body { margin: 16px; width: 868px }</style><div id="box"></div>

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sedialect.sedialect_core.video import write_mp4
+from sedialect.sedialect_core.video.mp4 import write_mp4
 
 ROOT = Path(__file__).parents[1]
 FRAMES, HEIGHT, WIDTH, FPS, BITS, CELL = 33, 96, 160, 24, 6, 10

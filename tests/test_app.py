@@ -28,7 +28,7 @@ from sedialect.sedialect_core.calibration import moments  # noqa: E402
 from sedialect.sedialect_core.comparison import compare  # noqa: E402
 from sedialect.sedialect_core.config import SeDialectConfig  # noqa: E402
 from sedialect.sedialect_core.errors import InputError  # noqa: E402
-from sedialect.sedialect_core.sampling import Request  # noqa: E402
+from sedialect.sedialect_core.video.sampling import Request  # noqa: E402
 from sedialect.web.app import Settings, serve  # noqa: E402
 from sedialect.web.guard import MAX_BODY  # noqa: E402
 from sedialect.web.limits import bundled_offer, checked_config, checked_request  # noqa: E402

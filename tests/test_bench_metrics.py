@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sedialect.sedialect_core.bench import metrics
+from sedialect.sedialect_core.video import metrics
 
 HAVE_CVVDP = importlib.util.find_spec("pycvvdp") is not None
 

@@ -36,8 +36,8 @@ from sedialect.sedialect_core.bench.quality.trajectory import Call, Trajectory, 
 from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
-from sedialect.sedialect_core.integrations.pipelines import denoisers
-from sedialect.sedialect_core.sampling import Request
+from sedialect.sedialect_core.integrations.denoisers import denoisers
+from sedialect.sedialect_core.video.sampling import Request
 
 W4A4 = Arm(quality.BASE, "ours", SeDialectConfig.preset("plain"))
 FP8 = Arm("FP8", "peers", peer=FP8_ROWS)

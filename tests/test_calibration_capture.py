@@ -20,7 +20,7 @@ from sedialect.sedialect_core.calibration.moments import calibrate
 from sedialect.sedialect_core.errors import InputError, ModelError
 from sedialect.sedialect_core.plan_layers import LayerPlan
 from sedialect.sedialect_core.quantize import quantize_layers
-from sedialect.sedialect_core.sampling import Request
+from sedialect.sedialect_core.video.sampling import Request
 
 REQUESTS = [
     Request(text, seed=i, steps=3, height=32, width=48, num_frames=5) for i, text in enumerate(("a b", "cd", "efg", "h"))

@@ -17,8 +17,8 @@ from tiny_pipelines import build
 
 from sedialect import SeDialectConfig
 from sedialect.sedialect_core import cli
-from sedialect.sedialect_core.bench.metrics import fidelity
 from sedialect.sedialect_core.commands.comparing import add_config, config_of
+from sedialect.sedialect_core.video.metrics import fidelity
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5", "--steps", "2"]
 

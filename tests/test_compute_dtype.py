@@ -8,9 +8,10 @@ import pytest
 import torch
 from tiny_pipelines import build
 
-from sedialect.sedialect_core import compute_dtype, demo
-from sedialect.sedialect_core.compute_dtype import choose_dtype
-from sedialect.sedialect_core.sampling import computed_in, in_words, load_pipeline
+from sedialect.sedialect_core import demo
+from sedialect.sedialect_core.video import compute_dtype
+from sedialect.sedialect_core.video.compute_dtype import choose_dtype
+from sedialect.sedialect_core.video.sampling import computed_in, in_words, load_pipeline
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sedialect.sedialect_core import cli, demo
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.demo.training import captions
-from sedialect.sedialect_core.sampling import load_pipeline
+from sedialect.sedialect_core.video.sampling import load_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from sedialect.sedialect_core.demo.training.distilling import (
     teach,
     tokens_of,
 )
-from sedialect.sedialect_core.sampling import Request, generate, load_pipeline
+from sedialect.sedialect_core.video.sampling import Request, generate, load_pipeline
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5}
 

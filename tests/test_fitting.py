@@ -19,7 +19,7 @@ from sedialect.sedialect_core.calibration import capture, fit_formatbook, univer
 from sedialect.sedialect_core.errors import FormatbookError, InputError, ModelError
 from sedialect.sedialect_core.formatbook import fitting, matching
 from sedialect.sedialect_core.formatbook.blocks import Blocks, BlockSample, join
-from sedialect.sedialect_core.sampling import Request
+from sedialect.sedialect_core.video.sampling import Request
 
 COUNTS = st.lists(st.integers(0, 40), min_size=32, max_size=32)
 BOOK = Formatbook.builtin("sedialect-32")

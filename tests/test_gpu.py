@@ -20,7 +20,7 @@ from sedialect.sedialect_core import demo, doctor
 from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.quantize import quantize_layers
-from sedialect.sedialect_core.sampling import load_pipeline
+from sedialect.sedialect_core.video.sampling import load_pipeline
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

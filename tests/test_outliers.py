@@ -75,7 +75,7 @@ def test_norms_with_weights_keep_every_bit_in_bfloat16(name):
 
 def test_the_bundled_model_keeps_its_function_in_the_precision_of_use():
     from sedialect.sedialect_core import demo
-    from sedialect.sedialect_core.sampling import load_pipeline
+    from sedialect.sedialect_core.video.sampling import load_pipeline
 
     torch.manual_seed(0)
     inputs = {

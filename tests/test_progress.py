@@ -13,9 +13,9 @@ from tiny_pipelines import build
 from sedialect import SeDialectConfig
 from sedialect.sedialect_core import demo, progress
 from sedialect.sedialect_core.comparison import compare
-from sedialect.sedialect_core.compute_dtype import choose_dtype
 from sedialect.sedialect_core.progress import Console, Watch, beating, shown_bar
-from sedialect.sedialect_core.sampling import Request, load_pipeline, sample
+from sedialect.sedialect_core.video.compute_dtype import choose_dtype
+from sedialect.sedialect_core.video.sampling import Request, load_pipeline, sample
 
 LIMIT = 3.0  # seconds of silence that nobody has to bear
 SLOW = 4.0

@@ -9,7 +9,7 @@ from make_troubleshooting import PAGE, TASKS, TEXTS, constants, markdown, messag
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectError, encode
 from sedialect.sedialect_core import errors
-from sedialect.sedialect_core.sampling import load_pipeline
+from sedialect.sedialect_core.video.sampling import load_pipeline
 
 KINDS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, SeDialectError)}
 FORWARDED = {"error", "problem"}  # a text that another raise, or one of `TEXTS`, has written

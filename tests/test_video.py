@@ -4,9 +4,9 @@ import av
 import numpy as np
 import pytest
 
-from sedialect.sedialect_core.bench.metrics import fidelity
 from sedialect.sedialect_core.errors import InputError
-from sedialect.sedialect_core.video import check_codec, side_by_side, to_bytes, write_mp4
+from sedialect.sedialect_core.video.metrics import fidelity
+from sedialect.sedialect_core.video.mp4 import check_codec, side_by_side, to_bytes, write_mp4
 
 
 def clip(frames: int = 9, height: int = 64, width: int = 96) -> np.ndarray:

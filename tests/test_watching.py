@@ -9,9 +9,9 @@ from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.comparison import MEASURING, QUANTIZING, compare
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.errors import ModelError
-from sedialect.sedialect_core.integrations.pipelines import denoisers
-from sedialect.sedialect_core.preview import CleanLatents, LatentPreview
-from sedialect.sedialect_core.sampling import Request, Watch, load_pipeline, sample
+from sedialect.sedialect_core.integrations.denoisers import denoisers
+from sedialect.sedialect_core.video.preview import CleanLatents, LatentPreview
+from sedialect.sedialect_core.video.sampling import Request, Watch, load_pipeline, sample
 
 SMALL = {"height": 32, "width": 48, "num_frames": 5, "guidance_scale": 4.0}
 

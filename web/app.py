@@ -57,7 +57,7 @@ def serve(settings: Settings) -> Served:
             holds no calibration.
     """
     from ..sedialect_core.errors import InputError
-    from ..sedialect_core.video import check_codec
+    from ..sedialect_core.video.mp4 import check_codec
 
     try:
         from starlette.middleware import Middleware
@@ -127,7 +127,7 @@ def make_service(settings: Settings) -> "Service":
     """The pipeline to be loaded, and what is offered of it."""
     from ..sedialect_core.calibration.cache import CalibrationCache
     from ..sedialect_core.demo import MODEL
-    from ..sedialect_core.sampling import pick_device
+    from ..sedialect_core.video.sampling import pick_device
     from .limits import Offer, bundled_offer
     from .results import Results
     from .service import Service
@@ -144,8 +144,8 @@ def make_service(settings: Settings) -> "Service":
 
 def _loader(model: str, dtype: str | None, device: str) -> Callable[[], Any]:
     def load() -> Any:
-        from ..sedialect_core.compute_dtype import choose_dtype
-        from ..sedialect_core.sampling import load_pipeline
+        from ..sedialect_core.video.compute_dtype import choose_dtype
+        from ..sedialect_core.video.sampling import load_pipeline
 
         return load_pipeline(model, choose_dtype(device, dtype), device)
 

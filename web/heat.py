@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..sedialect_core.saliency_chart import colours
-from ..sedialect_core.video import Frames
+from ..sedialect_core.video.mp4 import Frames
 
 Numbers = npt.NDArray[np.floating]
 NONE = (118, 124, 138)  # of what belongs to no group

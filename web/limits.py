@@ -19,7 +19,7 @@ from ..sedialect_core.config import (
 from ..sedialect_core.demo import defaults, evaluation_prompts
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.formatbook.book import builtin_names
-from ..sedialect_core.sampling import Request
+from ..sedialect_core.video.sampling import Request
 
 MAX_SEED = 2**32 - 1
 MAX_FRAGMENTS = 200  # characters of a list of layers

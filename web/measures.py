@@ -1,8 +1,8 @@
 """The table under the two videos of a comparison."""
 
 from ..sedialect_core.comparison import Comparison
-from ..sedialect_core.differences import MEASURES, Measure, Measured
 from ..sedialect_core.report import megabytes
+from ..sedialect_core.video.differences import MEASURES, Measure, Measured
 
 
 def rows(comparison: Comparison, measured: Measured) -> list[tuple[str, str, str, str]]:

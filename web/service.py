@@ -17,12 +17,12 @@ from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantiz
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
 from ..sedialect_core.dialect_trace import Trace, tracing
-from ..sedialect_core.differences import Measured, measure
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.integrations.pipelines import denoisers
-from ..sedialect_core.sampling import Request, computed_in, sample
-from ..sedialect_core.video import Frames
+from ..sedialect_core.integrations.denoisers import denoisers
+from ..sedialect_core.video.differences import Measured, measure
+from ..sedialect_core.video.mp4 import Frames
+from ..sedialect_core.video.sampling import Request, computed_in, sample
 from .heat import png
 from .limits import Offer, checked_config, checked_request
 from .measures import rows

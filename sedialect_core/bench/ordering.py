@@ -18,9 +18,10 @@ from .. import demo
 from ..codec import encode
 from ..config import SeDialectConfig
 from ..formatbook import Formatbook
-from ..integrations.pipelines import denoisers
-from ..plan import LayerPlan, make_plan
-from ..sampling import Request, generate, load_pipeline
+from ..integrations.denoisers import denoisers
+from ..plan import make_plan
+from ..plan_layers import LayerPlan
+from ..video.sampling import Request, generate, load_pipeline
 from .outliers import plant_pipeline
 from .smoothing import measuring_sizes, smoothing_of
 

@@ -18,10 +18,10 @@ from ...kernels.tables import Q_VALUES, DialectTables
 from .. import demo
 from ..config import SeDialectConfig
 from ..formatbook import Formatbook
-from ..integrations.pipelines import denoisers
+from ..integrations.denoisers import denoisers
 from ..plan import make_plan
-from ..sampling import generate, load_pipeline
 from ..semantics.steps import StepCounter
+from ..video.sampling import generate, load_pipeline
 
 STRENGTHS = ("none", "none, of all 32", "sub-formatbook", "dialect", "dialect and exponent")
 COSINES = (-1.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)  # lower edges of the bins

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..formatbook.matching import config_digest, weights_digest
 from ..hub import is_repo_id
-from ..sampling import Request
+from ..video.sampling import Request
 
 
 def fingerprint_of(pipe: Any, models: Mapping[str, nn.Module], requests: Sequence[Request]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ..formatbook.matching import weights_digest
 from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
 from ..progress import shown_bar
-from ..sampling import Request, generate
+from ..video.sampling import Request, generate
 from .capture import WEIGHT_ROWS, Target, add_activation, add_weight, targets_of, watching
 from .fingerprint import fingerprint_of
 from .measure import Change, ErrorMeter

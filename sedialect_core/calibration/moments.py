@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
 from ..progress import Watch
-from ..sampling import Request, generate
+from ..video.sampling import Request, generate
 from .cache import RESOLUTION, CalibrationCache
 from .fingerprint import fingerprint_of
 from .gathering import SAVE_EVERY, Run, gather, inputs_of

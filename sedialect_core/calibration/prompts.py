@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import demo
 from ..errors import InputError
-from ..sampling import Request
+from ..video.sampling import Request
 
 SELF = "self"
 STEPS = 20

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import PRESETS, SALIENCES, SHARINGS, SeDialectConfig
 
 if TYPE_CHECKING:
-    from ..sampling import Request
+    from ..video.sampling import Request
 
 OPTIONS = (
     "formatbook",
@@ -84,8 +84,8 @@ def run_demo(parsed: argparse.Namespace) -> int:
     """Compare with the bundled model."""
     config = _started(parsed)
     from .. import demo
-    from ..compute_dtype import choose_dtype
-    from ..sampling import load_pipeline, pick_device
+    from ..video.compute_dtype import choose_dtype
+    from ..video.sampling import load_pipeline, pick_device
 
     settings = demo.defaults()
     prompt = settings["prompt"] if parsed.prompt is None else parsed.prompt
@@ -107,8 +107,8 @@ def run_demo(parsed: argparse.Namespace) -> int:
 def run_compare(parsed: argparse.Namespace) -> int:
     """Compare with a pipeline of the user's."""
     config = _started(parsed)
-    from ..compute_dtype import choose_dtype
-    from ..sampling import Request, load_pipeline, pick_device
+    from ..video.compute_dtype import choose_dtype
+    from ..video.sampling import Request, load_pipeline, pick_device
 
     optional = ("negative_prompt", "guidance_scale", "height", "width", "num_frames")
     request = Request(
@@ -146,8 +146,8 @@ def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request"
     from ..atomic import check_writable
     from ..comparison import compare, write_comparison
     from ..progress import Console
-    from ..sampling import computed_in, in_words
-    from ..video import check_codec
+    from ..video.mp4 import check_codec
+    from ..video.sampling import computed_in, in_words
 
     check_codec()
     check_writable(parsed.output)

@@ -11,7 +11,7 @@ from ..errors import InputError
 from .comparing import add_dtype
 
 if TYPE_CHECKING:
-    from ..sampling import Request
+    from ..video.sampling import Request
 
 BUNDLED = "bundled"
 SYNTHETIC = "synthetic"
@@ -47,13 +47,13 @@ def run(parsed: argparse.Namespace) -> int:
     from .. import demo
     from ..atomic import check_writable
     from ..calibration import fit_formatbook
-    from ..compute_dtype import choose_dtype
     from ..config import SeDialectConfig
     from ..environment import environment
     from ..formatbook import Formatbook
     from ..formatbook.matching import remember
     from ..progress import shown_bar
-    from ..sampling import computed_in, load_pipeline, pick_device
+    from ..video.compute_dtype import choose_dtype
+    from ..video.sampling import computed_in, load_pipeline, pick_device
 
     if parsed.model == SYNTHETIC:
         return run_synthetic(parsed)
@@ -106,7 +106,7 @@ def requests_of(parsed: argparse.Namespace) -> Sequence["Request"]:
         InputError: no prompts are given, the file cannot be read or is empty, or a number is given for another model.
     """
     from .. import demo
-    from ..sampling import Request
+    from ..video.sampling import Request
 
     optional = ("guidance_scale", "height", "width", "num_frames")
     given = {name: getattr(parsed, name) for name in optional if getattr(parsed, name) is not None}

@@ -85,7 +85,7 @@ def run_compensating(parsed: argparse.Namespace) -> int:
     from ..bench.compensating import measure_compensating
     from ..bench.speed.machine import measured_on
     from ..environment import environment
-    from ..sampling import pick_device
+    from ..video.sampling import pick_device
 
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
     print(f"\n{measured_on(environment())}")
@@ -98,7 +98,7 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
 
     from ..bench.calibrating import measure_calibrating, render
     from ..environment import environment
-    from ..sampling import pick_device
+    from ..video.sampling import pick_device
 
     stages = measure_calibrating(torch.device(pick_device(parsed.device)), parsed.quick)
     print(render(stages, environment(), parsed.quick))
@@ -123,7 +123,7 @@ def run_ordering(parsed: argparse.Namespace) -> int:
 
     from .. import demo
     from ..bench.ordering import PLANTED, render, study
-    from ..comparison import environment
+    from ..environment import environment
     from ..errors import InputError
 
     if parsed.every_block < 1:
@@ -141,7 +141,7 @@ def run_profiling(parsed: argparse.Namespace) -> int:
 
     from ..bench.profiling import measure_profiling, render
     from ..environment import environment
-    from ..sampling import pick_device
+    from ..video.sampling import pick_device
 
     print(render(measure_profiling(torch.device(pick_device(parsed.device)), parsed.quick), environment()))
     return 0
@@ -259,7 +259,7 @@ def _jobs_of(parsed: argparse.Namespace) -> "list[Job]":
 def _job_of(parsed: argparse.Namespace) -> "Job":
     from ..bench import quality
     from ..errors import InputError
-    from ..sampling import Request, pick_device
+    from ..video.sampling import Request, pick_device
 
     device = pick_device(parsed.device)
     settings: dict[str, Any] = {

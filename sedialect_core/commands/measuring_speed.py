@@ -68,7 +68,7 @@ def _measure(parsed: argparse.Namespace) -> None:
 
     from ..bench.speed.run import measure_speed
     from ..environment import environment
-    from ..sampling import pick_device
+    from ..video.sampling import pick_device
 
     measure_speed(_choice(parsed), torch.device(pick_device(parsed.device)), parsed.output, environment())
 

@@ -85,8 +85,8 @@ def run(parsed: argparse.Namespace) -> int:
     from .. import hub
     from ..card import model_card
     from ..conversion import Job, convert, publish
-    from ..sampling import pick_device
     from ..source import find_source
+    from ..video.sampling import pick_device
 
     config = config_of(parsed)
     if parsed.rotate is not None:
@@ -138,9 +138,9 @@ def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "Calibr
     """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
     from ..calibration.moments import calibrate
     from ..calibration.prompts import SELF, requests_of
-    from ..compute_dtype import choose_dtype
     from ..progress import shown_bar
-    from ..sampling import load_pipeline, pick_device
+    from ..video.compute_dtype import choose_dtype
+    from ..video.sampling import load_pipeline, pick_device
 
     prompts = _lines(parsed.prompts) if parsed.prompts is not None else SELF
     device = pick_device(parsed.device)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, first_line
-from ..sampling import Request
+from ..video.sampling import Request
 
 FOLDER = Path(__file__).parent
 MODEL = FOLDER / "model"

@@ -25,7 +25,7 @@ from .state import Enabled, mark_plain
 
 if TYPE_CHECKING:
     from ..calibration.cache import CalibrationCache
-    from ..sampling import Request
+    from ..video.sampling import Request
 
 ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from ...calibration.cache import CalibrationCache
 from ...config import SeDialectConfig
-from ...integrations.pipelines import denoisers, disable_sedialect, enable_sedialect, sedialect_report
+from ...integrations.denoisers import denoisers
+from ...integrations.pipelines import disable_sedialect, enable_sedialect, sedialect_report
 from ...plan import make_plan
 from ...quantize import set_submodule
 from ..compensated_peers import compensated_weight

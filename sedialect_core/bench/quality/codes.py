@@ -17,7 +17,7 @@ from ....kernels.guidance import UNGUIDED
 from ....kernels.rotation import rotate_rows
 from ...inspection import TokenLayout, layout_of
 from ...linear import ACTIVATION_BITS, SeDialectLinear
-from ..metrics import difference_error, same_code_rate
+from ...video.metrics import difference_error, same_code_rate
 from ..peers import PeerLinear
 
 MEASURES = {"same_code": same_code_rate, "difference_error": difference_error}

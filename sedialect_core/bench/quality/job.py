@@ -8,27 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from ... import demo
-from ...compute_dtype import choose_dtype
 from ...environment import package_version
 from ...errors import InputError
-from ...sampling import Request
+from ...video.compute_dtype import choose_dtype
+from ...video.sampling import Request
 from . import recognition
 
 ROOT = Path(__file__).parents[3]
 # What the numbers come from: where it changes, old results are not gone on with.
 SOURCES = (
     "kernels",
-    *(f"sedialect_core/{room}" for room in ("codec", "formatbook", "inspection", "semantics", "calibration")),
+    "sedialect_core/codec",
+    "sedialect_core/formatbook",
+    "sedialect_core/inspection",
+    "sedialect_core/semantics",
+    "sedialect_core/calibration",
     "sedialect_core/integrations",
-    *(
-        f"sedialect_core/{file}"
-        for file in ("linear.py", "shared_input.py", "plan.py", "plan_layers.py", "quantize.py", "calibrated.py")
-    ),
-    *(
-        f"sedialect_core/bench/{name}"
-        for name in ("metrics.py", "peers.py", "compensated_peers.py", "outliers.py", "smoothing.py")
-    ),
-    *(f"sedialect_core/bench/quality/{name}.py" for name in ("codes", "measuring", "recognition", "trajectory", "variants")),
+    "sedialect_core/linear.py",
+    "sedialect_core/shared_input.py",
+    "sedialect_core/plan.py",
+    "sedialect_core/plan_layers.py",
+    "sedialect_core/quantize.py",
+    "sedialect_core/calibrated.py",
+    "sedialect_core/video/metrics.py",
 )
 METRICS = ("velocity", "psnr", "ssim", "flicker", "warping", "cvvdp", "accuracy", "same_code")
 OF_TRAJECTORY = ("velocity", "same_code")  # these need no video

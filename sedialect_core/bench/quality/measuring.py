@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ...errors import InputError, first_line
-from ...integrations.pipelines import denoisers
-from ...sampling import Request
-from .. import metrics
+from ...integrations.denoisers import denoisers
+from ...video import metrics
+from ...video.sampling import Request
 from .arms import Arm
 from .codes import CodeWatch
 from .job import Job

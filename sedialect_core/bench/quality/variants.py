@@ -9,13 +9,13 @@ import torch
 
 from ... import demo
 from ...calibration.prompts import SELF, requests_of
-from ...compute_dtype import DtypeChoice
 from ...config import SeDialectConfig
 from ...errors import InputError, first_line
 from ...integrations.denoisers import denoisers
 from ...plan import make_plan
 from ...progress import shown_bar
-from ...sampling import load_pipeline
+from ...video.compute_dtype import DtypeChoice
+from ...video.sampling import load_pipeline
 from ..outliers import plant_pipeline
 from ..smoothing import Sizes, measuring_sizes
 from .job import Job

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError
+from ..errors import InputError
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3], RGB
 CODEC = "libx264"

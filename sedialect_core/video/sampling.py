@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import InputError, SeDialectError, first_line
+from ..integrations.denoisers import denoisers
+from ..progress import Watch as Watch
+from ..progress import following
 from .compute_dtype import DtypeChoice
-from .errors import InputError, SeDialectError, first_line
-from .integrations.denoisers import denoisers
-from .progress import Watch as Watch
-from .progress import following
-from .video import Frames, to_bytes
+from .mp4 import Frames, to_bytes
 
 # In bfloat16 these lose detail, so diffusers' documents load them in float32 beside a bfloat16 transformer.
 FLOAT32_AUTOENCODERS = ("AutoencoderKLWan",)

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..errors import InputError
-from ..video import Frames
+from .mp4 import Frames
 
 IDENTICAL_DB = 100.0  # in place of infinity, so that means and JSON stay finite; far above what 8-bit frames can differ by
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5

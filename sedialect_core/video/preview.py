@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from .errors import ModelError, first_line
-from .video import Frames, to_bytes
+from ..errors import ModelError, first_line
+from .mp4 import Frames, to_bytes
 
 PICTURES, SIDE = 16, 64  # the pictures that the map is fitted on
 RIDGE = 1e-3  # keeps the map small where there are more latent channels than the pictures tell apart

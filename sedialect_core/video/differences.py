@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from .bench import metrics
-from .errors import InputError
-from .video import Frames
+from ..errors import InputError
+from . import metrics
+from .mp4 import Frames
 
 Distance = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 

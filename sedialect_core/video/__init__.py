@@ -1,0 +1,1 @@
+"""Videos: sampled from pipelines, written, previewed and measured."""
