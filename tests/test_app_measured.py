@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sedialect.sedialect_core.bench.speed.results import Part, Row
+from sedialect.bench.speed.results import Part, Row
 from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.errors import InputError
 

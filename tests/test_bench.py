@@ -2,8 +2,8 @@
 
 import torch
 
-from sedialect.sedialect_core.bench.fusing import measure_fusing
-from sedialect.sedialect_core.bench.profiling import STEPS, measure_profiling, render
+from sedialect.bench.costs.profiling import STEPS, measure_profiling, render
+from sedialect.bench.studies.fused_loras import measure_fusing
 from sedialect.sedialect_core.semantics.hook import StepHook
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from sedialect import Formatbook
-from sedialect.sedialect_core.bench import ordering
-from sedialect.sedialect_core.bench.smoothing import power_of_two_scale
+from sedialect.bench import ordering
+from sedialect.bench.smoothing import power_of_two_scale
 from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.plan_layers import LayerPlan
 

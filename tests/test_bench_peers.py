@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sedialect.sedialect_core.bench import peers
-from sedialect.sedialect_core.bench.peers import PEERS, Bits, PeerLinear
-from sedialect.sedialect_core.bench.smoothing import power_of_two_scale
+from sedialect.bench.peers import formats as peers
+from sedialect.bench.peers.formats import PEERS, Bits, PeerLinear
+from sedialect.bench.smoothing import power_of_two_scale
 from sedialect.sedialect_core.formatbook import Formatbook
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]

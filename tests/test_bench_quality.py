@@ -15,10 +15,9 @@ import tiny_pipelines
 import torch
 from torch import nn
 
-from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.bench import quality
-from sedialect.sedialect_core.bench.peers import FP8_ROWS, NVFP4
-from sedialect.sedialect_core.bench.quality import (
+from sedialect.bench import quality
+from sedialect.bench.peers.formats import FP8_ROWS, NVFP4
+from sedialect.bench.quality import (
     catalogue,
     chart,
     codes,
@@ -28,11 +27,12 @@ from sedialect.sedialect_core.bench.quality import (
     statistics,
     variants,
 )
-from sedialect.sedialect_core.bench.quality import job as jobs
-from sedialect.sedialect_core.bench.quality.arms import Arm, EffectiveBits, installed
-from sedialect.sedialect_core.bench.quality.catalogue import PLAIN
-from sedialect.sedialect_core.bench.quality.job import Job, metrics_of
-from sedialect.sedialect_core.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
+from sedialect.bench.quality import job as jobs
+from sedialect.bench.quality.arms import Arm, EffectiveBits, installed
+from sedialect.bench.quality.catalogue import PLAIN
+from sedialect.bench.quality.job import Job, metrics_of
+from sedialect.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
+from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import InputError

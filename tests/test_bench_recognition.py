@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
+from sedialect.bench.quality import recognition, recognition_training
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.bench.quality import recognition, recognition_training
 from sedialect.sedialect_core.demo.training.captions import evaluation_specs
 from sedialect.sedialect_core.demo.training.clips import render
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from sedialect.bench.peers import layers as peer_layers
+from sedialect.bench.speed import arms, block_kinds, blocks, layers, models, rendering, run
+from sedialect.bench.speed.results import NOT_MEASURED, PARTS, Part, Row, read_parts
+from sedialect.bench.speed.shapes import HUNYUAN_720P, LTX, QUICK_LAYERS, WAN_480P
+from sedialect.bench.speed.timing import FEWEST, WARM_UPS, Clock, time_calls, time_long_calls
+from sedialect.bench.speed.trials import EAGER, Trials
 from sedialect.kernels import ops, reference
-from sedialect.sedialect_core.bench.speed import arms, block_kinds, blocks, layers, models, peer_layers, rendering, run
-from sedialect.sedialect_core.bench.speed.results import NOT_MEASURED, PARTS, Part, Row, read_parts
-from sedialect.sedialect_core.bench.speed.shapes import HUNYUAN_720P, LTX, QUICK_LAYERS, WAN_480P
-from sedialect.sedialect_core.bench.speed.timing import FEWEST, WARM_UPS, Clock, time_calls, time_long_calls
-from sedialect.sedialect_core.bench.speed.trials import EAGER, Trials
 from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
@@ -199,7 +200,7 @@ def test_nothing_is_begun_after_the_seconds_are_over():
 
 
 def test_an_arm_that_takes_too_long_is_left_out_of_later_cases(monkeypatch):
-    monkeypatch.setattr("sedialect.sedialect_core.bench.speed.trials.TOO_SLOW", -1)
+    monkeypatch.setattr("sedialect.bench.speed.trials.TOO_SLOW", -1)
     slow = trials()
     assert slow.run("first", "slow", EAGER, lambda: {"ms": 1.0}).numbers
     assert slow.run("second", "slow", EAGER, lambda: pytest.fail("it was begun")).note.startswith(NOT_MEASURED)
@@ -382,7 +383,7 @@ def test_the_plain_cast_compiles_for_gpus_that_have_fp8():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sedialect.sedialect_core.bench.speed.cast_kernel import cast_rows
+    from sedialect.bench.speed.cast_kernel import cast_rows
 
     signature = {"x_ptr": "*bf16", "y_ptr": "*fp8e4nv", "scale_ptr": "*fp32", "K": "i32", "WIDTH": "constexpr"}
     for capability in (89, 90, 100):
@@ -393,7 +394,7 @@ def test_the_plain_cast_compiles_for_gpus_that_have_fp8():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("width", [1536, 5120, 13824])
 def test_the_plain_cast_is_the_cast(width):
-    from sedialect.sedialect_core.bench.speed.cast_kernel import WARPS, cast
+    from sedialect.bench.speed.cast_kernel import WARPS, cast
 
     x = torch.randn(37, width, device="cuda", dtype=torch.bfloat16)
     operand, scale = reference.e4m3_rows(x)

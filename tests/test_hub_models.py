@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_pipelines import build, generate
 
 from sedialect import SeDialectLinear
-from sedialect.sedialect_core.bench.loading import measure_loading
+from sedialect.bench.costs.loading import measure_loading
 from sedialect.sedialect_core.errors import InputError
 
 REPO = "me/wan-sedialect"

@@ -13,13 +13,13 @@ LEVELS = [
     ["sedialect_core/cli.py"],
     ["sedialect_core/commands"],
     ["web"],
-    ["sedialect_core/doctor.py", "sedialect_core/bench/quality"],
+    ["sedialect_core/doctor.py", "bench/quality"],
     ["sedialect_core/footprint.py"],
     ["sedialect_core/comparison.py", "sedialect_core/outline.py", "sedialect_core/video/differences.py"],
     ["sedialect_core/conversion.py"],
     [
         "sedialect_core/video/preview.py",
-        "sedialect_core/bench",
+        "bench",
         "sedialect_core/source.py",
         "sedialect_core/card.py",
     ],
@@ -74,7 +74,7 @@ OUTSIDE = {
 
 
 def sources() -> list[Path]:
-    rooms = ("kernels", "sedialect_core", "nodes", "web")
+    rooms = ("kernels", "sedialect_core", "nodes", "web", "bench")
     return sorted([*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))])
 
 

@@ -5,7 +5,7 @@ import tiny_models
 import torch
 from torch import nn
 
-from sedialect.sedialect_core.bench.outliers import plant_outliers
+from sedialect.bench.outliers import plant_outliers
 from sedialect.sedialect_core.errors import InputError, ModelError
 from sedialect.sedialect_core.inspection import family_of
 from sedialect.sedialect_core.inspection.modulation import MODULATION, modulation_of

@@ -7,8 +7,8 @@ import tiny_models
 import torch
 
 from sedialect import Formatbook, SeDialectConfig, quantize_model
+from sedialect.bench.studies.shared_formats import COSINES, STRENGTHS, Study, render, shared_values
 from sedialect.kernels import reference
-from sedialect.sedialect_core.bench.sharing import COSINES, STRENGTHS, Study, render, shared_values
 from sedialect.sedialect_core.report import report_of
 
 BOOK = Formatbook.builtin()

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..sedialect_core.bench.speed.results import Part
+from ..bench.speed.results import Part
 from ..sedialect_core.errors import SeDialectError
 from . import markup, results_charts
 from .compare_tab import ON_PIPELINE, UNEXPECTED

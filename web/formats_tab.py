@@ -12,7 +12,7 @@ from typing import Any
 import gradio as gr
 import torch
 
-from ..sedialect_core.bench import peers
+from ..bench.peers import formats as peers
 from ..sedialect_core.codec import encode
 from ..sedialect_core.codec.steps import BlockSteps, explain
 from ..sedialect_core.config import BLOCK_SIZES, SeDialectConfig

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..bench.speed.results import Part, read_parts
 from ..sedialect_core.atomic import write_text
-from ..sedialect_core.bench.speed.results import Part, read_parts
 from ..sedialect_core.errors import InputError, SeDialectError
 
 MEASURED = Path(__file__).parent / "measured"

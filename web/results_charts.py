@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from ..sedialect_core.bench.speed.results import Part, Row
+from ..bench.speed.results import Part, Row
 from . import charts
 from .measured import ArmQuality, Quality
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..sedialect_core.bench import quality
+from ..bench import quality
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.calibration.moments import calibrate
 from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison

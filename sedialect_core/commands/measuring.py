@@ -10,7 +10,7 @@ from . import measuring_speed
 from .comparing import add_dtype
 
 if TYPE_CHECKING:
-    from ..bench.quality import Arm, Job, Result
+    from ...bench.quality import Arm, Job, Result
 
 QUICK_PAIRS, QUICK_STEPS = 8, 5
 
@@ -63,7 +63,7 @@ def add_to(commands: Any) -> None:
 
 def run_pairs(parsed: argparse.Namespace) -> int:
     """Print the table of paired differences."""
-    from ..bench.quality import held_against
+    from ...bench.quality import held_against
     from ..errors import InputError
 
     if len(parsed.arms) % 2:
@@ -74,7 +74,7 @@ def run_pairs(parsed: argparse.Namespace) -> int:
 
 def run_fusing(parsed: argparse.Namespace) -> int:
     """Print the table of docs/compatibility.md."""
-    from ..bench.fusing import measure_fusing
+    from ...bench.studies.fused_loras import measure_fusing
 
     print(measure_fusing())
     return 0
@@ -82,8 +82,8 @@ def run_fusing(parsed: argparse.Namespace) -> int:
 
 def run_compensating(parsed: argparse.Namespace) -> int:
     """Print the table, with the machine."""
-    from ..bench.compensating import measure_compensating
-    from ..bench.speed.machine import measured_on
+    from ...bench.costs.compensating import measure_compensating
+    from ...bench.speed.machine import measured_on
     from ..environment import environment
     from ..video.sampling import pick_device
 
@@ -96,7 +96,7 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
     """Print the table of docs/calibration.md, with the machine."""
     import torch
 
-    from ..bench.calibrating import measure_calibrating, render
+    from ...bench.costs.calibrating import measure_calibrating, render
     from ..environment import environment
     from ..video.sampling import pick_device
 
@@ -107,7 +107,7 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
 
 def run_sharing(parsed: argparse.Namespace) -> int:
     """Print the tables of docs/semantics.md."""
-    from ..bench.sharing import render, study
+    from ...bench.studies.shared_formats import render, study
     from ..environment import environment
     from ..errors import InputError
 
@@ -121,8 +121,8 @@ def run_ordering(parsed: argparse.Namespace) -> int:
     """Print the tables."""
     from dataclasses import replace
 
+    from ...bench.ordering import PLANTED, render, study
     from .. import demo
-    from ..bench.ordering import PLANTED, render, study
     from ..environment import environment
     from ..errors import InputError
 
@@ -139,7 +139,7 @@ def run_profiling(parsed: argparse.Namespace) -> int:
     """Print the table of docs/semantics.md, with the machine."""
     import torch
 
-    from ..bench.profiling import measure_profiling, render
+    from ...bench.costs.profiling import measure_profiling, render
     from ..environment import environment
     from ..video.sampling import pick_device
 
@@ -149,7 +149,7 @@ def run_profiling(parsed: argparse.Namespace) -> int:
 
 def run_loading(parsed: argparse.Namespace) -> int:
     """Print sizes and their ratio."""
-    from ..bench.loading import describe, measure_loading
+    from ...bench.costs.loading import describe, measure_loading
     from ..environment import environment
 
     print(describe(measure_loading(parsed.gigabytes), environment()))
@@ -202,8 +202,8 @@ def _add_quality(bench: Any) -> None:
 
 def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
+    from ...bench import quality
     from ..atomic import check_writable
-    from ..bench import quality
 
     base = parsed.base or quality.BASE
     if parsed.list:
@@ -231,7 +231,7 @@ def run_quality(parsed: argparse.Namespace) -> int:
 
 def _measured(job: "Job", arms: Sequence["Arm"], base: str, output: Path, failed: dict[str, str]) -> "list[Result]":
     """The results of a job; arms that fail are added to `failed` under their names and the job's outliers."""
-    from ..bench import quality
+    from ...bench import quality
     from ..errors import InputError
 
     broken: dict[str, str] = {}
@@ -257,7 +257,7 @@ def _jobs_of(parsed: argparse.Namespace) -> "list[Job]":
 
 
 def _job_of(parsed: argparse.Namespace) -> "Job":
-    from ..bench import quality
+    from ...bench import quality
     from ..errors import InputError
     from ..video.sampling import Request, pick_device
 

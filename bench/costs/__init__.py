@@ -1,0 +1,1 @@
+"""What calibrating, loading and profiling cost in seconds and memory."""

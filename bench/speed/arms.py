@@ -1,0 +1,133 @@
+"""What is measured against what: 16 bit, ours, and peers that are installed. Each turns the same linears into its own."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from ...kernels.guidance import RowGuidance
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import InputError
+from ...sedialect_core.integrations.models import quantize_model
+from ...sedialect_core.linear import SeDialectLinear
+from ...sedialect_core.plan import make_plan
+from ...sedialect_core.plan_layers import LayerPlan
+from ...sedialect_core.quantize import set_submodule
+from ...sedialect_core.shared_input import share_inputs
+from ..peers import layers as peer_layers
+
+BASELINE = "BF16"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to run linears."""
+
+    name: str
+    layer: Callable[[nn.Linear], nn.Module]
+    """What it makes of one linear, whose weight it may take over."""
+    config: SeDialectConfig | None = None
+    """Of our arms; whole models are then quantized as users do it."""
+    salient_ratio: float = 0.0
+    tunes_itself: bool = False
+    """Compiles and tunes at the first call of each shape, for tens of seconds: it is measured last, and not everywhere."""
+
+    def together(self, linears: list[nn.Linear], rows: int) -> nn.Module:
+        """Linears that read the same input of so many rows, as one module."""
+        layers = [self.layer(linear) for linear in linears]
+        ours = [layer for layer in layers if isinstance(layer, SeDialectLinear)]
+        if self.config is not None and self.config.precision != "w4a16":
+            share_inputs(("input", layer) for layer in ours)
+        guide = self._guide(rows, linears[0].weight.device)
+        for layer in ours:
+            layer.guide = guide
+        return layers[0] if len(layers) == 1 else Readers(layers)
+
+    def model(self, model: nn.Module, rows: dict[str, int]) -> None:
+        """Replace the linears that ours quantizes, in place. `rows` of the streams "video" and "joint"."""
+        if self.config is not None:
+            self._guided(model, quantize_model(model, self.config).quantized, rows)
+        elif self.name != BASELINE:
+            for layer in make_plan(model, SeDialectConfig()).quantized:
+                linear = model.get_submodule(layer.name)
+                assert isinstance(linear, nn.Linear)
+                set_submodule(model, layer.name, self.layer(linear))
+
+    def _guided(self, model: nn.Module, layers: Iterable[LayerPlan], rows: dict[str, int]) -> None:
+        """Text tokens stay without residuals: they are a hundredth of the rows."""
+        device = next(model.parameters()).device
+        guides = {stream: self._guide(count, device) for stream, count in rows.items()}
+        for entry in layers:
+            layer = model.get_submodule(entry.name)
+            if isinstance(layer, SeDialectLinear) and entry.precision == "w4a4":
+                layer.guide = guides.get(entry.stream)
+
+    def _guide(self, rows: int, device: torch.device) -> "FixedRows | None":
+        return FixedRows(rows, self.salient_ratio, device) if self.salient_ratio else None
+
+
+class Readers(nn.Module):
+    """Linears that read the same input, such as queries, keys and values."""
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[..., K] -> that many [..., N]."""
+        return tuple(layer(x) for layer in self.layers)
+
+
+class FixedRows:
+    """A layer's guide for timing: always the same share of the rows is salient, evenly spread (docs/semantics.md).
+
+    What it costs to find salient tokens is not in it.
+    """
+
+    def __init__(self, rows: int, ratio: float, device: torch.device) -> None:
+        count = math.ceil(ratio * rows)
+        self.salient = (torch.arange(count, device=device) * rows // count).int()
+
+    def __call__(self, x: torch.Tensor) -> RowGuidance:
+        return RowGuidance(salient=self.salient)
+
+
+def _ours(precision: str, block_size: int = 16, ratio: float = 0.0) -> Arm:
+    name = precision + (f", B={block_size}" if block_size != 16 else "") + (f" + {ratio:.0%} decomposed" if ratio else "")
+    layer = partial(SeDialectLinear.from_linear, precision=precision, block_size=block_size)
+    return Arm(name, layer, SeDialectConfig(precision=precision, block_size=block_size), ratio)
+
+
+# In the order of measuring: where seconds run out, the last ones are not measured.
+ARMS = (
+    Arm(BASELINE, lambda linear: linear),
+    _ours("w4a4"),
+    _ours("w4a8"),
+    Arm("torchao FP8 rows", peer_layers.torchao_fp8),
+    Arm("bitsandbytes NF4", peer_layers.bitsandbytes_nf4),
+    Arm("GGUF Q4_0", peer_layers.gguf_q4),
+    _ours("w4a4", ratio=0.1),
+    _ours("w4a16"),
+    _ours("w4a4", ratio=0.25),
+    _ours("w4a4", 32),
+    Arm("SDNQ uint4", partial(peer_layers.sdnq, dtype="uint4"), tunes_itself=True),
+    Arm("SDNQ int8", partial(peer_layers.sdnq, dtype="int8"), tunes_itself=True),
+)
+
+
+def choose_arms(names: Iterable[str] | None) -> tuple[Arm, ...]:
+    """Arms by name, in their order and with the baseline first; all of them for None.
+
+    Raises:
+        InputError: there is no arm of a name.
+    """
+    if names is None:
+        return ARMS
+    wanted = set(names)
+    unknown = wanted - {arm.name for arm in ARMS}
+    if unknown:
+        raise InputError(f"no arm {unknown.pop()!r}; there are {', '.join(repr(arm.name) for arm in ARMS)}")
+    return tuple(arm for arm in ARMS if arm.name in wanted | {BASELINE})

@@ -1,0 +1,276 @@
+"""Results as the tables of docs/results/speed.md. Nothing is measured here."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ...sedialect_core.atomic import write_text
+from ...sedialect_core.errors import InputError
+from .arms import ARMS, BASELINE
+from .blocks import ATTENTION
+from .floors import BF16_PEAK, COPY, DEVICE, FP8_PEAK
+from .layers import AGAIN
+from .results import Part, Row
+from .shapes import LAYERS, QUICK_LAYERS, VIDEOS, Layers
+from .trials import COMPILED, EAGER
+
+END = "<!-- end -->"
+FAST = f"{FP8_PEAK}, fast accumulation"
+GIGA = 1e9
+
+
+def mark(name: str) -> str:
+    """The line after which a part's tables stand in a document."""
+    return f"<!-- bench speed: {name} -->"
+
+
+def render(parts: dict[str, Part]) -> dict[str, str]:
+    """The markdown of every part that was measured, and of the shapes."""
+    tables = {"shapes": shapes()}
+    for name, part in parts.items():
+        match name:
+            case "kernels":
+                tables[name] = kernels(part)
+            case "layers":
+                tables[name] = layers(part, parts.get("kernels"))
+            case "blocks":
+                tables[name] = blocks(part)
+            case "models":
+                tables[name] = models(part)
+            case "enabling":
+                tables[name] = enabling(part)
+        tables[name] += f"\n\n{origin(part)}"
+    return tables
+
+
+def shapes() -> str:
+    """How many tokens each model's rows are."""
+    rows = [
+        [name, str(video), f"{video.space}x{video.space}x{video.time}", video.patch, _grid(video.grid), f"{video.tokens:,}"]
+        for name, video in VIDEOS.items()
+    ]
+    return table(["of", "video", "pixels of a latent", "patch", "T x H x W", "video tokens"], rows)
+
+
+def kernels(part: Part) -> str:
+    """What the device can do; then each kernel with its distance from its two floors."""
+    copy = part.number(DEVICE, COPY, "GB/s")
+    rows = [[r.arm, _number(r, "GB/s", ".0f"), _number(r, "TFLOP/s", ".0f"), r.note] for r in part.rows if r.case == DEVICE]
+    head = table(["this GPU", "GB/s", "TFLOP/s", ""], rows)
+    lines = []
+    for row in (row for row in part.rows if row.case != DEVICE):
+        floor = floor_ms(part, row.numbers.get("bytes", 0), row.numbers.get("operations", 0), row.arm)
+        first = next(other for other in part.rows if other.case == row.case)
+        error = [_number(row, name, ".1e") for name in ("error", "error of BF16")]
+        times = _ratio(row.numbers.get("ms"), first.numbers.get("ms"))
+        lines.append(
+            [
+                row.case,
+                row.arm,
+                _ms(row),
+                _ratio(row.numbers.get("ms"), floor),
+                times,
+                " / ".join(filter(None, error)),
+                row.note,
+            ]
+        )
+    columns = ["kernel", "", "ms", "x its floor", "x the first", "error / BF16's", ""]
+    told = f"Copying {copy:.0f} GB/s is the byte floor." if copy else ""
+    return "\n\n".join(filter(None, [head, told, table(columns, lines)]))
+
+
+def floor_ms(kernels: Part | None, moved: float, operations: float, arm: str) -> float | None:
+    """Milliseconds below which this GPU cannot get: the longer of moving the bytes and doing the operations."""
+    if kernels is None:
+        return None
+    copy = kernels.number(DEVICE, COPY, "GB/s")
+    products = [BF16_PEAK] if arm == BF16_PEAK else [FP8_PEAK, FAST]
+    rates = [rate for name in products if (rate := kernels.number(DEVICE, name, "TFLOP/s"))]
+    rates = rates or [rate for rate in [kernels.number(DEVICE, BF16_PEAK, "TFLOP/s")] if rate]
+    floors = [moved / copy / 1e6 if copy else 0, operations / max(rates) / 1e9 if rates else 0]
+    return max(floors) or None
+
+
+def layers(part: Part, kernels: Part | None) -> str:
+    """A table for each case: arms down, eager and compiled across."""
+    known = {str(case): case for case in (*LAYERS, *QUICK_LAYERS)}
+    return "\n\n".join(_layer(part, case, known.get(case), kernels) for case in part.cases)
+
+
+def _layer(part: Part, case: str, shape: Layers | None, kernels: Part | None) -> str:
+    floor = None
+    if shape is not None:
+        weight = shape.width_in * shape.width_out * shape.readers
+        moved = 2 * shape.rows * (shape.width_in + shape.width_out * shape.readers) + 0.5625 * weight
+        floor = floor_ms(kernels, moved, shape.operations, "")
+    title = f"**{case}**, {shape.shape if shape else ''}" + (f"; floor {floor:.2f} ms" if floor else "")
+    rows = []
+    for arm in _arms(part, case):
+        eager, compiled = (part.find(case, arm, mode) for mode in (EAGER, COMPILED))
+        best = _fastest(eager, compiled)
+        rows.append(
+            [
+                arm,
+                *_times(part, case, eager, compiled),
+                _number(eager, "launching, ms", ".3f"),
+                _number(best, "TFLOP/s", ".0f"),
+                _ratio(best.numbers["ms"] if best else None, floor),
+                _number(eager or compiled, "error", ".4f"),
+                _scaled(best, "weight bytes", 1e6, ".1f"),
+                _scaled(best, "peak bytes beyond", 1e6, ".0f"),
+                _notes(eager, compiled),
+            ]
+        )
+    times = ["ms", "x BF16", "compiled, ms", "x BF16", "launching, ms"]
+    columns = ["arm", *times, "TFLOP/s", "x floor", "error", "weights, MB", "more, MB", ""]
+    return f"{title}\n\n{table(columns, rows)}"
+
+
+def blocks(part: Part) -> str:
+    """A table for each kind of block."""
+    return "\n\n".join(_block(part, case) for case in part.cases)
+
+
+def _block(part: Part, case: str) -> str:
+    rows = []
+    for arm in _arms(part, case):
+        eager, compiled = (part.find(case, arm, mode) for mode in (EAGER, COMPILED))
+        best = _fastest(eager, compiled)
+        share = (
+            best
+            and best.numbers.get("covered bytes")
+            and best.numbers["covered bytes"] / best.numbers["covered bytes in 16 bit"]
+        )
+        rows.append(
+            [
+                arm,
+                *_times(part, case, eager, compiled),
+                _number(best, "error", ".4f"),
+                f"{share:.3f}" if share else "",
+                _scaled(best, "peak bytes beyond", GIGA, ".2f"),
+                _notes(eager, compiled),
+            ]
+        )
+    columns = ["arm", "ms", "x BF16", "compiled, ms", "x BF16", "error", "covered weights, of 16 bit", "more, GB", ""]
+    return f"**{case}**\n\n{table(columns, rows)}"
+
+
+def models(part: Part) -> str:
+    """Step time and memory."""
+    rows = []
+    for row in part.rows:
+        plain = part.find(row.case, BASELINE, row.mode) or part.find(row.case, BASELINE, COMPILED)
+        base = plain.numbers if plain else {}
+        rows.append(
+            [
+                row.case,
+                row.arm,
+                row.mode,
+                _scaled(row, "ms", 1e3, ".3f"),
+                _ratio(base.get("ms"), row.numbers.get("ms")),
+                _scaled(row, "weight bytes", GIGA, ".2f"),
+                _scaled(row, "peak bytes", GIGA, ".2f"),
+                _ratio(row.numbers.get("peak bytes"), base.get("peak bytes")),
+                _number(row, "quantizing, s", ".1f"),
+                row.note,
+            ]
+        )
+    columns = ["model", "arm", "", "s a step", "x BF16", "weights, GB", "peak, GB", "of BF16", "quantizing, s", ""]
+    return table(columns, rows)
+
+
+def enabling(part: Part) -> str:
+    """Seconds and bytes."""
+    rows = []
+    for row in part.rows:
+        said = [f"{name} {value / GIGA:.3f} GB" for name, value in row.numbers.items() if "bytes" in name]
+        if "weights" in row.numbers:
+            numbers = row.numbers
+            measured = f"{numbers['blocks measured']:.0f} of {numbers['blocks']:.0f} blocks measured"
+            said.append(f"{numbers['weights'] / 1e9:.2f}e9 weights; {measured}")
+        rows.append([row.case, row.arm, _number(row, "s", ".2f"), ", ".join(said).replace(" bytes", ""), row.note])
+    return table(["", "arm", "s", "", ""], rows)
+
+
+def origin(part: Part) -> str:
+    """Machine, versions and date of a part's numbers."""
+    where = part.where
+    versions = where.get("versions", {}) | where.get("peers", {})
+    listed = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
+    gpu = ", ".join(f"{name} {value}" for name, value in where.get("gpu", {}).items())
+    device = f"{where.get('device')} ({gpu})" if gpu else where.get("device")
+    return f"{device}; {listed}; {where.get('date')}. Our layers ran on {where.get('path')}."
+
+
+def table(columns: list[str], rows: Iterable[list[Any]]) -> str:
+    """A markdown table; columns that are empty in every row are left out."""
+    lines = [[("" if cell is None else str(cell)) for cell in row] for row in rows]
+    kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    chosen = [[columns[i] for i in kept], ["---"] * len(kept), *([line[i] for i in kept] for line in lines)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in chosen)
+
+
+def write_sections(path: Path, sections: dict[str, str]) -> None:
+    """Replace what stands after the mark of each section, up to the next end mark.
+
+    Raises:
+        InputError: the document is not there, or lacks a mark.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        raise InputError(f"{path} cannot be read; the tables go between its marks") from None
+    for name, section in sections.items():
+        before, found, rest = text.partition(f"{mark(name)}\n")
+        _, end, after = rest.partition(END)
+        if not (found and end):
+            raise InputError(f"{path} must hold {mark(name)} and {END} after it; the table goes between them")
+        text = f"{before}{found}{section}\n{end}{after}"
+    write_text(path, text)
+
+
+def _arms(part: Part, case: str) -> list[str]:
+    """In the order in which one run measures them, whatever runs the rows came from."""
+    order = {name: number for number, name in enumerate([ATTENTION, *(arm.name for arm in ARMS), AGAIN])}
+    arms = dict.fromkeys(row.arm for row in part.rows if row.case == case)
+    return sorted(arms, key=lambda name: order.get(name, len(order)))
+
+
+def _times(part: Part, case: str, *rows: Row | None) -> list[str]:
+    """Milliseconds and the gain over the baseline in the same mode, for each row."""
+    cells = []
+    for row in rows:
+        base = part.number(case, BASELINE, "ms", row.mode) if row else None
+        cells += [_ms(row), _ratio(base, row.numbers.get("ms")) if row and row.arm not in (AGAIN, ATTENTION) else ""]
+    return cells
+
+
+def _fastest(*rows: Row | None) -> Row | None:
+    measured = [row for row in rows if row is not None and row.numbers]
+    return min(measured, key=lambda row: row.numbers["ms"]) if measured else None
+
+
+def _notes(*rows: Row | None) -> str:
+    notes = [f"{row.mode}: {row.note}" for row in rows if row is not None and row.note]
+    bare = {row.note for row in rows if row is not None}
+    return bare.pop() if len(bare) == 1 else "; ".join(notes)
+
+
+def _ms(row: Row | None) -> str:
+    return _number(row, "ms", ".3f")
+
+
+def _number(row: Row | None, name: str, form: str) -> str:
+    return f"{row.numbers[name]:{form}}" if row is not None and name in row.numbers else ""
+
+
+def _scaled(row: Row | None, name: str, unit: float, form: str) -> str:
+    return f"{row.numbers[name] / unit:{form}}" if row is not None and name in row.numbers else ""
+
+
+def _ratio(a: float | None, b: float | None) -> str:
+    return f"{a / b:.2f}" if a and b else ""
+
+
+def _grid(grid: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, grid))

@@ -1,0 +1,1 @@
+"""Single questions, measured once and written up."""
