@@ -3,6 +3,6 @@
 import sys
 
 if __name__ == "__main__":
-    from .sedialect_core.cli import main
+    from .cli.main import main
 
     sys.exit(main())

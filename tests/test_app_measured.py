@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sedialect.bench.speed.results import Part, Row
-from sedialect.sedialect_core.cli import main
+from sedialect.cli.main import main
 from sedialect.sedialect_core.errors import InputError
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")

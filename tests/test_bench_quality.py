@@ -32,8 +32,8 @@ from sedialect.bench.quality.arms import Arm, EffectiveBits, installed
 from sedialect.bench.quality.catalogue import PLAIN
 from sedialect.bench.quality.job import Job, metrics_of
 from sedialect.bench.quality.trajectory import Call, Trajectory, forced, recording, spread
+from sedialect.cli.main import main
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.integrations.denoisers import denoisers

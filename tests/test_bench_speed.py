@@ -15,8 +15,8 @@ from sedialect.bench.speed.results import NOT_MEASURED, PARTS, Part, Row, read_p
 from sedialect.bench.speed.shapes import HUNYUAN_720P, LTX, QUICK_LAYERS, WAN_480P
 from sedialect.bench.speed.timing import FEWEST, WARM_UPS, Clock, time_calls, time_long_calls
 from sedialect.bench.speed.trials import EAGER, Trials
+from sedialect.cli.main import main
 from sedialect.kernels import ops, reference
-from sedialect.sedialect_core.cli import main
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.linear import SeDialectLinear

@@ -8,7 +8,8 @@ import torch
 from test_checkpoint import same
 from tiny_pipelines import build
 
-from sedialect.sedialect_core import calibrated, cli
+from sedialect.cli import main as cli
+from sedialect.sedialect_core import calibrated
 from sedialect.sedialect_core.calibration import moments
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
 

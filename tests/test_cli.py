@@ -16,8 +16,8 @@ from interruptible import PATIENCE, start
 from tiny_pipelines import build
 
 from sedialect import SeDialectConfig
-from sedialect.sedialect_core import cli
-from sedialect.sedialect_core.commands.comparing import add_config, config_of
+from sedialect.cli import main as cli
+from sedialect.cli.compare import add_config, config_of
 from sedialect.sedialect_core.video.metrics import fidelity
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5", "--steps", "2"]
@@ -185,7 +185,7 @@ def test_doctor_names_versions_devices_and_paths_and_tests_itself():
 
 
 def test_doctor_fails_loudly_when_the_numbers_are_wrong(monkeypatch, capsys):
-    from sedialect.sedialect_core import doctor
+    from sedialect.cli import self_test as doctor
 
     monkeypatch.setattr(doctor, "EXPECTED_ERROR", {16: 1e-9})
     assert cli.main(["doctor"]) == 2

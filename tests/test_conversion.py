@@ -20,7 +20,8 @@ from tiny_models import TINY
 from tiny_pipelines import build, generate
 
 from sedialect import SeDialectConfig
-from sedialect.sedialect_core import calibrated, cli, conversion
+from sedialect.cli import main as cli
+from sedialect.sedialect_core import calibrated, conversion
 from sedialect.sedialect_core.source import find_source
 
 CARD = """---

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sedialect import SeDialectLinear
-from sedialect.sedialect_core import cli, demo
+from sedialect.cli import main as cli
+from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.demo.training import captions

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sedialect
-from sedialect.sedialect_core.cli import parser
+from sedialect.cli.main import parser
 from sedialect.sedialect_core.config import PRESETS
 
 ROOT = Path(__file__).parents[1]

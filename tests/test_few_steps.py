@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from sedialect.sedialect_core import cli, demo
+from sedialect.cli import main as cli
+from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.demo.training import few_steps
 from sedialect.sedialect_core.demo.training.distilling import (
     Deadline,

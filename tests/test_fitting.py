@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tiny_pipelines import build, generate
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
+from sedialect.cli import main as cli
 from sedialect.kernels import reference
 from sedialect.kernels.tables import build_tables
-from sedialect.sedialect_core import cli
 from sedialect.sedialect_core.calibration import capture, fit_formatbook, universal
 from sedialect.sedialect_core.errors import FormatbookError, InputError, ModelError
 from sedialect.sedialect_core.formatbook import fitting, matching

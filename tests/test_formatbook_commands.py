@@ -11,7 +11,8 @@ from PIL import Image
 from tiny_pipelines import build
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
-from sedialect.sedialect_core import cli, dialect_chart
+from sedialect.cli import main as cli
+from sedialect.sedialect_core import dialect_chart
 from sedialect.sedialect_core.dialect_use import use_by_model
 
 BOOK = Formatbook.builtin()

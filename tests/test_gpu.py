@@ -11,12 +11,13 @@ from tiny_models import TINY
 from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
+from sedialect.cli import self_test as doctor
 from sedialect.kernels import capabilities, cuda, dispatch, ops, reference
 from sedialect.kernels.activations import encode_activations
 from sedialect.kernels.compensation import DAMPING, factorize
 from sedialect.kernels.dialect_blocks import encode_compensated_rows
 from sedialect.kernels.guidance import RowGuidance
-from sedialect.sedialect_core import demo, doctor
+from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.quantize import quantize_layers

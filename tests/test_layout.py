@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 # From the top down; a room imports its own kind and what stands below it. Rooms in one line do not know each other.
 LEVELS = [
     ["__main__.py", "nodes"],
-    ["sedialect_core/cli.py"],
-    ["sedialect_core/commands"],
+    ["cli/main.py"],
+    ["cli"],
     ["web"],
-    ["sedialect_core/doctor.py", "bench/quality"],
+    ["cli/self_test.py", "bench/quality"],
     ["sedialect_core/footprint.py"],
     ["sedialect_core/comparison.py", "sedialect_core/outline.py", "sedialect_core/video/differences.py"],
     ["sedialect_core/conversion.py"],
@@ -74,7 +74,7 @@ OUTSIDE = {
 
 
 def sources() -> list[Path]:
-    rooms = ("kernels", "sedialect_core", "nodes", "web", "bench")
+    rooms = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli")
     return sorted([*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))])
 
 

@@ -10,8 +10,10 @@ from tiny_pipelines import SIZE, build
 
 import sedialect  # noqa: F401  # adds the methods to pipelines
 from sedialect import SeDialectConfig
+from sedialect.cli import main as cli
+from sedialect.cli import self_test as doctor
 from sedialect.kernels import capabilities, dispatch
-from sedialect.sedialect_core import cli, doctor, report, working_memory
+from sedialect.sedialect_core import report, working_memory
 from sedialect.sedialect_core.footprint import GIB, RESERVED, Estimator, Footprint
 from sedialect.sedialect_core.outline import known_models, outline_of
 from sedialect.sedialect_core.plan import make_plan

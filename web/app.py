@@ -161,7 +161,7 @@ def _run_from_a_clone() -> None:
     package = importlib.util.module_from_spec(place)
     sys.modules["sedialect"] = package
     place.loader.exec_module(package)
-    cli = importlib.import_module("sedialect.sedialect_core.cli")
+    cli = importlib.import_module("sedialect.cli.main")
     model = os.environ.get("SEDIALECT_MODEL")
     options = ["--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860"), *(["--model", model] if model else [])]
     sys.exit(cli.main(["app", *options]))

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from . import fitting
+from ..sedialect_core.errors import InputError
+from . import formatbook_fit as fitting
 
 
 def add_to(commands: Any) -> None:
@@ -38,9 +38,9 @@ def add_to(commands: Any) -> None:
 
 def run_show(parsed: argparse.Namespace) -> int:
     """Print the table, and draw the picture where asked."""
-    from ..dialect_chart import ASCII_MARKS, MARKS, Use, draw, printable, table
-    from ..dialect_use import use_by_gaussian_blocks, use_by_model
-    from ..formatbook import Formatbook
+    from ..sedialect_core.dialect_chart import ASCII_MARKS, MARKS, Use, draw, printable, table
+    from ..sedialect_core.dialect_use import use_by_gaussian_blocks, use_by_model
+    from ..sedialect_core.formatbook import Formatbook
 
     book = Formatbook.resolve(parsed.book)
     if parsed.model is None:
@@ -56,7 +56,7 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 def run_push(parsed: argparse.Namespace) -> int:
     """Upload, and print the address."""
-    from ..formatbook import Formatbook
+    from ..sedialect_core.formatbook import Formatbook
 
     book = Formatbook.resolve(parsed.book)
     address = book.push_to_hub(
@@ -72,7 +72,7 @@ def run_pull(parsed: argparse.Namespace) -> int:
     Raises:
         InputError: no place was given, and the usual one is taken.
     """
-    from ..formatbook import Formatbook
+    from ..sedialect_core.formatbook import Formatbook
 
     output = parsed.output
     if output is None:

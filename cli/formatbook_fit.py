@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from .comparing import add_dtype
+from ..sedialect_core.errors import InputError
+from .compare import add_dtype
 
 if TYPE_CHECKING:
-    from ..video.sampling import Request
+    from ..sedialect_core.video.sampling import Request
 
 BUNDLED = "bundled"
 SYNTHETIC = "synthetic"
@@ -44,16 +44,16 @@ def add_to(actions: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Fit, save, keep for "auto", and push where asked. What can be wrong is found out before sampling."""
-    from .. import demo
-    from ..atomic import check_writable
-    from ..calibration import fit_formatbook
-    from ..config import SeDialectConfig
-    from ..environment import environment
-    from ..formatbook import Formatbook
-    from ..formatbook.matching import remember
-    from ..progress import shown_bar
-    from ..video.compute_dtype import choose_dtype
-    from ..video.sampling import computed_in, load_pipeline, pick_device
+    from ..sedialect_core import demo
+    from ..sedialect_core.atomic import check_writable
+    from ..sedialect_core.calibration import fit_formatbook
+    from ..sedialect_core.config import SeDialectConfig
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.formatbook import Formatbook
+    from ..sedialect_core.formatbook.matching import remember
+    from ..sedialect_core.progress import shown_bar
+    from ..sedialect_core.video.compute_dtype import choose_dtype
+    from ..sedialect_core.video.sampling import computed_in, load_pipeline, pick_device
 
     if parsed.model == SYNTHETIC:
         return run_synthetic(parsed)
@@ -86,9 +86,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 def run_synthetic(parsed: argparse.Namespace) -> int:
     """Learn the built-in `universal-32` again, write it, and print it beside the other built-in books."""
-    from ..atomic import check_writable
-    from ..calibration.universal import comparison_table, fit_universal
-    from ..formatbook import Formatbook
+    from ..sedialect_core.atomic import check_writable
+    from ..sedialect_core.calibration.universal import comparison_table, fit_universal
+    from ..sedialect_core.formatbook import Formatbook
 
     check_writable(parsed.output)
     book = fit_universal(parsed.seed).book
@@ -105,8 +105,8 @@ def requests_of(parsed: argparse.Namespace) -> Sequence["Request"]:
     Raises:
         InputError: no prompts are given, the file cannot be read or is empty, or a number is given for another model.
     """
-    from .. import demo
-    from ..video.sampling import Request
+    from ..sedialect_core import demo
+    from ..sedialect_core.video.sampling import Request
 
     optional = ("guidance_scale", "height", "width", "num_frames")
     given = {name: getattr(parsed, name) for name in optional if getattr(parsed, name) is not None}
@@ -148,6 +148,6 @@ def _lines(path: str) -> list[str]:
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    from ..atomic import write_text
+    from ..sedialect_core.atomic import write_text
 
     write_text(folder / "fit.json", json.dumps(report, indent=2) + "\n")

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..errors import InputError
+from ..sedialect_core.errors import InputError
 
 
 def add_to(commands: Any) -> None:
@@ -18,7 +18,7 @@ def run(parsed: argparse.Namespace) -> int:
     Raises:
         InputError: the self-test failed.
     """
-    from ..doctor import examine
+    from .self_test import examine
 
     rows, sound = examine()
     width = max(len(label) for label, _ in rows)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .comparing import add_dtype
+from .compare import add_dtype
 
 BOUNDS = {
     "max_steps": "sampling steps",
@@ -38,7 +38,7 @@ def add_to(commands: Any) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    from ...web.app import Settings, launch
+    from ..web.app import Settings, launch
 
     changes = tuple((name, getattr(parsed, name)) for name in ("fps", *BOUNDS) if getattr(parsed, name) is not None)
     where = parsed.host, parsed.port, parsed.share, parsed.device, parsed.dtype

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS
-from ..errors import InputError
-from .comparing import OPTIONS, add_config, config_of
+from ..sedialect_core.config import PRESETS
+from ..sedialect_core.errors import InputError
+from .compare import OPTIONS, add_config, config_of
 
 if TYPE_CHECKING:
-    from ..config import SeDialectConfig
-    from ..footprint import Estimator, Footprint
+    from ..sedialect_core.config import SeDialectConfig
+    from ..sedialect_core.footprint import Estimator, Footprint
 
 MARKERS = ("<!-- memory table -->", "<!-- /memory table -->")
 WHOLE = "16 bit"
@@ -56,8 +56,8 @@ def run(parsed: argparse.Namespace) -> int:
         else:
             _write(parsed.write, table)
         return 0
-    from ..footprint import Estimator
-    from ..outline import outline_of
+    from ..sedialect_core.footprint import Estimator
+    from ..sedialect_core.outline import outline_of
 
     settings = _settings(parsed)
     estimator = Estimator(outline_of(parsed.model), parsed.height, parsed.width, parsed.num_frames)
@@ -68,9 +68,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 def memory_table() -> str:
     """Memory of the models known by name, 16 bit beside the default preset, as Markdown."""
-    from ..config import SeDialectConfig
-    from ..footprint import Estimator
-    from ..outline import known_models, outline_of
+    from ..sedialect_core.config import SeDialectConfig
+    from ..sedialect_core.footprint import Estimator
+    from ..sedialect_core.outline import known_models, outline_of
 
     head = ("model", "video", "transformer, 16 bit", "in 4 bit", "text encoder", "VAE", "sampling, decoding", "peak, 4 bit")
     rows: list[tuple[str, ...]] = [
@@ -103,7 +103,7 @@ def _table_notes() -> str:
 
 
 def _smallest(footprint: "Footprint", way: int) -> str:
-    from ..footprint import CARDS, FITS_CPU, TOO_LARGE
+    from ..sedialect_core.footprint import CARDS, FITS_CPU, TOO_LARGE
 
     for card in CARDS:
         if (verdict := footprint.fits(card)[way]) != TOO_LARGE:
@@ -125,7 +125,7 @@ def _products() -> list[tuple[str, ...]]:
     """Device, precision, and what would multiply there and why, on this machine."""
     import torch
 
-    from ...kernels.dispatch import implementation
+    from ..kernels.dispatch import implementation
 
     devices = [*(f"cuda:{number}" for number in range(torch.cuda.device_count())), "cpu"]
     found: list[tuple[str, ...]] = []
@@ -141,7 +141,7 @@ def _products() -> list[tuple[str, ...]]:
 def _advice() -> str | None:
     import torch
 
-    from ..report import quality_advice
+    from ..sedialect_core.report import quality_advice
 
     found = (quality_advice(f"cuda:{number}") for number in range(torch.cuda.device_count()))
     return next((advice for advice in found if advice), None)
@@ -162,7 +162,7 @@ def _json(estimator: "Estimator", found: list["Footprint"]) -> str:
 
 
 def _report(estimator: "Estimator", found: list["Footprint"]) -> str:
-    from ..footprint import CARDS
+    from ..sedialect_core.footprint import CARDS
 
     lines = [f"{estimator.outline.name}, {estimator.size}", ""]
     names = [part.name for part in estimator.outline.parts]
@@ -215,7 +215,7 @@ def _write(path: Path, table: str) -> None:
     Raises:
         InputError: the file cannot be read or written, or has no markers.
     """
-    from ..atomic import write_text
+    from ..sedialect_core.atomic import write_text
 
     try:
         text = path.read_text(encoding="utf-8")

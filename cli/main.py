@@ -4,8 +4,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from .commands import comparing, examining, formatbooks, measuring, planning, quantizing, serving
-from .errors import SeDialectError
+from ..sedialect_core.errors import SeDialectError
+from . import app as serving
+from . import bench as measuring
+from . import compare as comparing
+from . import doctor as examining
+from . import formatbook as formatbooks
+from . import plan as planning
+from . import quantize as quantizing
 
 FAILED = 2
 COMMANDS = (comparing, planning, quantizing, measuring, formatbooks, serving, examining)

@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError
-from .comparing import add_config, config_of
+from ..sedialect_core.errors import InputError
+from .compare import add_config, config_of
 
 if TYPE_CHECKING:
-    from ..calibration.cache import CalibrationCache
-    from ..config import SeDialectConfig
+    from ..sedialect_core.calibration.cache import CalibrationCache
+    from ..sedialect_core.config import SeDialectConfig
 
 STORED = "bfloat16"
 ROTATION = 64  # channels, unless told otherwise
@@ -82,11 +82,11 @@ def _add_calibration(quantize: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Quantize, write the card, and push where asked. A run that was stopped goes on where it was."""
-    from .. import hub
-    from ..card import model_card
-    from ..conversion import Job, convert, publish
-    from ..source import find_source
-    from ..video.sampling import pick_device
+    from ..sedialect_core import hub
+    from ..sedialect_core.card import model_card
+    from ..sedialect_core.conversion import Job, convert, publish
+    from ..sedialect_core.source import find_source
+    from ..sedialect_core.video.sampling import pick_device
 
     config = config_of(parsed)
     if parsed.rotate is not None:
@@ -136,11 +136,11 @@ def _check_calibration(parsed: argparse.Namespace) -> None:
 
 def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "CalibrationCache":
     """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
-    from ..calibration.moments import calibrate
-    from ..calibration.prompts import SELF, requests_of
-    from ..progress import shown_bar
-    from ..video.compute_dtype import choose_dtype
-    from ..video.sampling import load_pipeline, pick_device
+    from ..sedialect_core.calibration.moments import calibrate
+    from ..sedialect_core.calibration.prompts import SELF, requests_of
+    from ..sedialect_core.progress import shown_bar
+    from ..sedialect_core.video.compute_dtype import choose_dtype
+    from ..sedialect_core.video.sampling import load_pipeline, pick_device
 
     prompts = _lines(parsed.prompts) if parsed.prompts is not None else SELF
     device = pick_device(parsed.device)

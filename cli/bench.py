@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import measuring_speed
-from .comparing import add_dtype
+from . import bench_speed as measuring_speed
+from .compare import add_dtype
 
 if TYPE_CHECKING:
-    from ...bench.quality import Arm, Job, Result
+    from ..bench.quality import Arm, Job, Result
 
 QUICK_PAIRS, QUICK_STEPS = 8, 5
 
@@ -63,8 +63,8 @@ def add_to(commands: Any) -> None:
 
 def run_pairs(parsed: argparse.Namespace) -> int:
     """Print the table of paired differences."""
-    from ...bench.quality import held_against
-    from ..errors import InputError
+    from ..bench.quality import held_against
+    from ..sedialect_core.errors import InputError
 
     if len(parsed.arms) % 2:
         raise InputError(f"{len(parsed.arms)} names of arms were given; give them two by two, each arm and its opponent")
@@ -74,7 +74,7 @@ def run_pairs(parsed: argparse.Namespace) -> int:
 
 def run_fusing(parsed: argparse.Namespace) -> int:
     """Print the table of docs/compatibility.md."""
-    from ...bench.studies.fused_loras import measure_fusing
+    from ..bench.studies.fused_loras import measure_fusing
 
     print(measure_fusing())
     return 0
@@ -82,10 +82,10 @@ def run_fusing(parsed: argparse.Namespace) -> int:
 
 def run_compensating(parsed: argparse.Namespace) -> int:
     """Print the table, with the machine."""
-    from ...bench.costs.compensating import measure_compensating
-    from ...bench.speed.machine import measured_on
-    from ..environment import environment
-    from ..video.sampling import pick_device
+    from ..bench.costs.compensating import measure_compensating
+    from ..bench.speed.machine import measured_on
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.video.sampling import pick_device
 
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
     print(f"\n{measured_on(environment())}")
@@ -96,9 +96,9 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
     """Print the table of docs/calibration.md, with the machine."""
     import torch
 
-    from ...bench.costs.calibrating import measure_calibrating, render
-    from ..environment import environment
-    from ..video.sampling import pick_device
+    from ..bench.costs.calibrating import measure_calibrating, render
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.video.sampling import pick_device
 
     stages = measure_calibrating(torch.device(pick_device(parsed.device)), parsed.quick)
     print(render(stages, environment(), parsed.quick))
@@ -107,9 +107,9 @@ def run_calibrating(parsed: argparse.Namespace) -> int:
 
 def run_sharing(parsed: argparse.Namespace) -> int:
     """Print the tables of docs/semantics.md."""
-    from ...bench.studies.shared_formats import render, study
-    from ..environment import environment
-    from ..errors import InputError
+    from ..bench.studies.shared_formats import render, study
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.errors import InputError
 
     if not 1 <= parsed.prompts <= 64:
         raise InputError(f"--prompts is {parsed.prompts}; choose 1 to 64")
@@ -121,10 +121,10 @@ def run_ordering(parsed: argparse.Namespace) -> int:
     """Print the tables."""
     from dataclasses import replace
 
-    from ...bench.ordering import PLANTED, render, study
-    from .. import demo
-    from ..environment import environment
-    from ..errors import InputError
+    from ..bench.ordering import PLANTED, render, study
+    from ..sedialect_core import demo
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.errors import InputError
 
     if parsed.every_block < 1:
         raise InputError(f"--every-block is {parsed.every_block}; it must be at least 1")
@@ -139,9 +139,9 @@ def run_profiling(parsed: argparse.Namespace) -> int:
     """Print the table of docs/semantics.md, with the machine."""
     import torch
 
-    from ...bench.costs.profiling import measure_profiling, render
-    from ..environment import environment
-    from ..video.sampling import pick_device
+    from ..bench.costs.profiling import measure_profiling, render
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.video.sampling import pick_device
 
     print(render(measure_profiling(torch.device(pick_device(parsed.device)), parsed.quick), environment()))
     return 0
@@ -149,8 +149,8 @@ def run_profiling(parsed: argparse.Namespace) -> int:
 
 def run_loading(parsed: argparse.Namespace) -> int:
     """Print sizes and their ratio."""
-    from ...bench.costs.loading import describe, measure_loading
-    from ..environment import environment
+    from ..bench.costs.loading import describe, measure_loading
+    from ..sedialect_core.environment import environment
 
     print(describe(measure_loading(parsed.gigabytes), environment()))
     return 0
@@ -202,8 +202,8 @@ def _add_quality(bench: Any) -> None:
 
 def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
-    from ...bench import quality
-    from ..atomic import check_writable
+    from ..bench import quality
+    from ..sedialect_core.atomic import check_writable
 
     base = parsed.base or quality.BASE
     if parsed.list:
@@ -231,8 +231,8 @@ def run_quality(parsed: argparse.Namespace) -> int:
 
 def _measured(job: "Job", arms: Sequence["Arm"], base: str, output: Path, failed: dict[str, str]) -> "list[Result]":
     """The results of a job; arms that fail are added to `failed` under their names and the job's outliers."""
-    from ...bench import quality
-    from ..errors import InputError
+    from ..bench import quality
+    from ..sedialect_core.errors import InputError
 
     broken: dict[str, str] = {}
     results = quality.run(job, arms, output, failed=broken)
@@ -247,7 +247,7 @@ def _jobs_of(parsed: argparse.Namespace) -> "list[Job]":
     """One job for each size of planted outliers."""
     from dataclasses import replace
 
-    from ..errors import InputError
+    from ..sedialect_core.errors import InputError
 
     job = _job_of(parsed)
     for size in parsed.planted:
@@ -257,9 +257,9 @@ def _jobs_of(parsed: argparse.Namespace) -> "list[Job]":
 
 
 def _job_of(parsed: argparse.Namespace) -> "Job":
-    from ...bench import quality
-    from ..errors import InputError
-    from ..video.sampling import Request, pick_device
+    from ..bench import quality
+    from ..sedialect_core.errors import InputError
+    from ..sedialect_core.video.sampling import Request, pick_device
 
     device = pick_device(parsed.device)
     settings: dict[str, Any] = {

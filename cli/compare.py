@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import PRESETS, SALIENCES, SHARINGS, SeDialectConfig
+from ..sedialect_core.config import PRESETS, SALIENCES, SHARINGS, SeDialectConfig
 
 if TYPE_CHECKING:
-    from ..video.sampling import Request
+    from ..sedialect_core.video.sampling import Request
 
 OPTIONS = (
     "formatbook",
@@ -70,8 +70,8 @@ def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
     Raises:
         SeDialectError: a preset, book or value is unknown.
     """
-    from ..formatbook import Formatbook
-    from ..formatbook.matching import is_auto
+    from ..sedialect_core.formatbook import Formatbook
+    from ..sedialect_core.formatbook.matching import is_auto
 
     given = {name: getattr(parsed, name) for name in OPTIONS if getattr(parsed, name) is not None}
     config = SeDialectConfig.preset(parsed.preset, **given)
@@ -83,9 +83,9 @@ def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
 def run_demo(parsed: argparse.Namespace) -> int:
     """Compare with the bundled model."""
     config = _started(parsed)
-    from .. import demo
-    from ..video.compute_dtype import choose_dtype
-    from ..video.sampling import load_pipeline, pick_device
+    from ..sedialect_core import demo
+    from ..sedialect_core.video.compute_dtype import choose_dtype
+    from ..sedialect_core.video.sampling import load_pipeline, pick_device
 
     settings = demo.defaults()
     prompt = settings["prompt"] if parsed.prompt is None else parsed.prompt
@@ -107,8 +107,8 @@ def run_demo(parsed: argparse.Namespace) -> int:
 def run_compare(parsed: argparse.Namespace) -> int:
     """Compare with a pipeline of the user's."""
     config = _started(parsed)
-    from ..video.compute_dtype import choose_dtype
-    from ..video.sampling import Request, load_pipeline, pick_device
+    from ..sedialect_core.video.compute_dtype import choose_dtype
+    from ..sedialect_core.video.sampling import Request, load_pipeline, pick_device
 
     optional = ("negative_prompt", "guidance_scale", "height", "width", "num_frames")
     request = Request(
@@ -127,7 +127,7 @@ def run_compare(parsed: argparse.Namespace) -> int:
 
 def _started(parsed: argparse.Namespace) -> SeDialectConfig:
     """The settings; importing torch, which reading them needs, takes seconds on a cold disk."""
-    from ..progress import shown_bar
+    from ..sedialect_core.progress import shown_bar
 
     with shown_bar("starting"):
         return config_of(parsed)
@@ -143,11 +143,11 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request", config: SeDialectConfig, fps: int) -> int:
-    from ..atomic import check_writable
-    from ..comparison import compare, write_comparison
-    from ..progress import Console
-    from ..video.mp4 import check_codec
-    from ..video.sampling import computed_in, in_words
+    from ..sedialect_core.atomic import check_writable
+    from ..sedialect_core.comparison import compare, write_comparison
+    from ..sedialect_core.progress import Console
+    from ..sedialect_core.video.mp4 import check_codec
+    from ..sedialect_core.video.sampling import computed_in, in_words
 
     check_codec()
     check_writable(parsed.output)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ...bench.speed.run import Choice
+    from ..bench.speed.run import Choice
 
 PARTS = {
     "kernels": "encoding, decoding and products alone, beside what the GPU can do; by layer",
@@ -43,10 +43,10 @@ def add_to(bench: Any) -> None:
 
 def run_speed(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
-    from ...bench.speed.plot import draw
-    from ...bench.speed.rendering import render, write_sections
-    from ...bench.speed.results import read_parts
-    from ..atomic import write_text
+    from ..bench.speed.plot import draw
+    from ..bench.speed.rendering import render, write_sections
+    from ..bench.speed.results import read_parts
+    from ..sedialect_core.atomic import write_text
 
     if parsed.results is None:
         _measure(parsed)
@@ -66,15 +66,15 @@ def run_speed(parsed: argparse.Namespace) -> int:
 def _measure(parsed: argparse.Namespace) -> None:
     import torch
 
-    from ...bench.speed.run import measure_speed
-    from ..environment import environment
-    from ..video.sampling import pick_device
+    from ..bench.speed.run import measure_speed
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.video.sampling import pick_device
 
     measure_speed(_choice(parsed), torch.device(pick_device(parsed.device)), parsed.output, environment())
 
 
 def _choice(parsed: argparse.Namespace) -> "Choice":
-    from ...bench.speed.run import Choice
+    from ..bench.speed.run import Choice
 
     given = {part: getattr(parsed, part) for part in PARTS}
     names = {part: chosen or None for part, chosen in given.items() if chosen is not None} or dict.fromkeys(PARTS)

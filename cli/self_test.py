@@ -6,12 +6,12 @@ import time
 import torch
 
 from ..kernels.dispatch import implementation
-from .codec import encode
-from .environment import package_version
-from .formatbook import Formatbook, builtin_names
-from .linear import SeDialectLinear
-from .report import quality_advice
-from .video.compute_dtype import choose_dtype
+from ..sedialect_core.codec import encode
+from ..sedialect_core.environment import package_version
+from ..sedialect_core.formatbook import Formatbook, builtin_names
+from ..sedialect_core.linear import SeDialectLinear
+from ..sedialect_core.report import quality_advice
+from ..sedialect_core.video.compute_dtype import choose_dtype
 
 LIBRARIES = "sedialect torch triton diffusers transformers accelerate peft safetensors huggingface-hub av"
 # Relative squared errors of a Gaussian weight: what the reference gives (tests hold it), with room for the draw.
