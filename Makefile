@@ -37,7 +37,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p $(VENV)/typed && ln -sfn $(CURDIR) $(VENV)/typed/sedialect
-	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -m sedialect -p sedialect.kernels -p sedialect.sedialect_core -p sedialect.bench -p sedialect.cli
+	cd $(VENV)/typed && ../bin/mypy --config-file ../../pyproject.toml -m sedialect -p sedialect.kernels -p sedialect.sedialect_core -p sedialect.bench -p sedialect.cli -p sedialect.training
 
 # The table of docs/compatibility.md, from the outcomes of its tests.
 compatibility: $(VENV)/installed-dev

@@ -7,8 +7,8 @@ import torch
 
 from sedialect.bench.quality import recognition, recognition_training
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.demo.training.captions import evaluation_specs
-from sedialect.sedialect_core.demo.training.clips import render
+from sedialect.training.captions import evaluation_specs
+from sedialect.training.clips import render
 
 
 def test_evaluation_prompts_have_their_clips():

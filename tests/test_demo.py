@@ -11,8 +11,8 @@ from sedialect.cli import main as cli
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.comparison import compare
 from sedialect.sedialect_core.config import SeDialectConfig
-from sedialect.sedialect_core.demo.training import captions
 from sedialect.sedialect_core.video.sampling import load_pipeline
+from sedialect.training import captions
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from sedialect.sedialect_core.demo.training import __main__ as command  # noqa: E402
-from sedialect.sedialect_core.demo.training import assemble, autoencoder, bank, captions, clips, denoiser, text  # noqa: E402
-from sedialect.sedialect_core.demo.training.captions import ClipSpec, ObjectSpec  # noqa: E402
-from sedialect.sedialect_core.demo.training.settings import Settings, smoke_settings  # noqa: E402
+from sedialect.training import __main__ as command  # noqa: E402
+from sedialect.training import assemble, autoencoder, bank, captions, clips, denoiser, text  # noqa: E402
+from sedialect.training.captions import ClipSpec, ObjectSpec  # noqa: E402
+from sedialect.training.settings import Settings, smoke_settings  # noqa: E402
 
-DEMO = Path(assemble.__file__).parents[1]
+DEMO = Path(assemble.__file__).parents[1] / "sedialect_core" / "demo"
 
 
 def _specs(count: int, seed: int = 1) -> list[ClipSpec]:

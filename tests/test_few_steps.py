@@ -9,8 +9,9 @@ from torch import nn
 
 from sedialect.cli import main as cli
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.demo.training import few_steps
-from sedialect.sedialect_core.demo.training.distilling import (
+from sedialect.sedialect_core.video.sampling import Request, generate, load_pipeline
+from sedialect.training import few_steps
+from sedialect.training.distilling import (
     Deadline,
     Denoiser,
     Student,
@@ -20,7 +21,6 @@ from sedialect.sedialect_core.demo.training.distilling import (
     teach,
     tokens_of,
 )
-from sedialect.sedialect_core.video.sampling import Request, generate, load_pipeline
 
 SMALL = {"height": 32, "width": 32, "num_frames": 5}
 

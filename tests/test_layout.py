@@ -74,7 +74,7 @@ OUTSIDE = {
 
 
 def sources() -> list[Path]:
-    rooms = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli")
+    rooms = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli", "training")
     return sorted([*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))])
 
 

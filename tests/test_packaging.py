@@ -22,7 +22,7 @@ def tracked() -> set[str]:
 
 def packaged() -> set[str]:
     """Files that a package needs at run time."""
-    rooms = ("kernels/", "sedialect_core/", "nodes/", "web/", "bench/", "cli/")
+    rooms = ("kernels/", "sedialect_core/", "nodes/", "web/", "bench/", "cli/", "training/")
     inside = {name for name in tracked() if name.startswith(rooms) or ("/" not in name and name.endswith(".py"))}
     return inside | {"py.typed"}
 

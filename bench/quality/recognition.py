@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...sedialect_core.demo.training.captions import (
+from ...training.captions import (
     BACKDROPS,
     CAMERAS,
     CHANGES,

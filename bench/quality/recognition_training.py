@@ -18,8 +18,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from ...sedialect_core.atomic import replacing
-from ...sedialect_core.demo.training.captions import sample_spec
-from ...sedialect_core.demo.training.clips import SIZE, render
+from ...training.captions import sample_spec
+from ...training.clips import SIZE, render
 from .recognition import FRAMES, SIDE, UNKNOWN, WEIGHTS, Recognizer, glimpse, labels_of, right
 
 BATCH = 32

@@ -48,7 +48,7 @@ def use_few_steps(pipe: Any) -> None:
     if not FEW_STEPS.is_file():
         raise InputError(
             f"the LoRA for few steps, {FEW_STEPS}, is missing; get the whole repository, or train it: "
-            "python -m sedialect.sedialect_core.demo.training.few_steps --output DIR"
+            "python -m sedialect.training.few_steps --output DIR"
         )
     try:
         pipe.load_lora_weights(str(FEW_STEPS.parent), weight_name=FEW_STEPS.name)

@@ -1,5 +1,5 @@
 """Distil the demonstration model to four steps without guidance: `python -m
-sedialect.sedialect_core.demo.training.few_steps --output DIR`.
+sedialect.training.few_steps --output DIR`.
 
 Writes DIR/few_steps.safetensors, a LoRA as diffusers loads it, and DIR/few_steps.json with what it was made of. Needs
 one GPU and less than `--minutes`; `--smoke` needs seconds on a CPU.
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from .distilling import ADAPTER, Deadline, Denoiser, Distillation, Runs, Student, schedule_of, smoke_distillation, teach
 
-MODEL = Path(__file__).parents[1] / "model"
+MODEL = Path(__file__).parents[1] / "sedialect_core" / "demo" / "model"
 NAME = "few_steps.safetensors"
 TEACHING, SEGMENTS = 0.4, 0.8  # parts of the time after which the teacher, and the training on segments, must be over
 

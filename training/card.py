@@ -36,7 +36,7 @@ frames = pipeline(
 
 ## What it knows
 
-A toy world drawn by a program (`sedialect_core/demo/training`): nine shapes in nine colours, plain, striped, spotted
+A toy world drawn by a program (`training`): nine shapes in nine colours, plain, striped, spotted
 or checkered, small to large, in thirteen motions (still, eight directions, circling both ways, bouncing, swinging),
 sometimes turning, growing or shrinking, sometimes with a second object in front or behind, over five kinds of
 background in eight colours, with a still, panning or zooming camera. Captions are written by a grammar of
@@ -79,7 +79,7 @@ weights are moving averages. One {device}, torch {torch}, diffusers {diffusers},
 Again, in under half an hour on one GPU:
 
 ```
-python -m sedialect.sedialect_core.demo.training --output DIRECTORY
+python -m sedialect.training --output DIRECTORY
 ```
 
 ## Limits

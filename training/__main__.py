@@ -1,4 +1,4 @@
-"""Train the demonstration model: `python -m sedialect.sedialect_core.demo.training --output DIR`.
+"""Train the demonstration model: `python -m sedialect.training --output DIR`.
 
 Stages: autoencoder, bank of encoded clips, denoiser with text encoder, assembly. The first is kept in DIR/stages, so
 `--resume` after an interruption starts behind it. Needs one GPU and under half an hour; `--smoke` needs seconds.
