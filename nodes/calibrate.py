@@ -6,7 +6,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from . import comfy_calibration
+from .comfy import calibration as comfy_calibration
 from .progress import Progress
 from .sockets import CATEGORY, CalibrationSocket
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..sedialect_core.atomic import replacing
 from ..sedialect_core.errors import InputError
 from ..sedialect_core.hub import check_file_name, download, is_repo_id, list_files
-from .checkpoints import INDEX
+from .comfy.checkpoints import INDEX
 
 WEIGHTS = ".safetensors"
 

@@ -13,7 +13,7 @@ from ..sedialect_core.errors import FormatbookError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.book import builtin_names
 from ..sedialect_core.hub import is_repo_id
-from . import comfy_model
+from .comfy import model as comfy_model
 from .pictures import chart
 from .progress import Progress
 from .sockets import CATEGORY, FormatbookSocket

@@ -9,8 +9,8 @@ from comfy_api.latest import io, ui
 
 from ..sedialect_core.atomic import check_room
 from ..sedialect_core.errors import ModelError, SeDialectError
-from . import comfy_model
-from .checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
+from .comfy import model as comfy_model
+from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model
 from .progress import Progress
 from .settings import TOKEN_SETTINGS, with_settings

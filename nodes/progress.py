@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from comfy_api.latest import ComfyAPISync
 
 from ..sedialect_core.progress import Watch, beating
-from . import comfy_text
+from .comfy import text as comfy_text
 
 
 class Progress(Watch):

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.formatbook import Formatbook
-from . import comfy_model
+from .comfy import model as comfy_model
 from .progress import Progress
 from .settings import config_from, setting_inputs
 from .sockets import CATEGORY, CalibrationSocket, FormatbookSocket

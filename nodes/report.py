@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from ..sedialect_core.dialect_chart import Use
 from ..sedialect_core.errors import ModelError
-from . import comfy_model
+from .comfy import model as comfy_model
 from .pictures import chart, saliency
 from .progress import Progress
 from .sockets import CATEGORY

@@ -96,10 +96,10 @@ def modules(base: Any) -> dict[str, ModuleType]:
     paths.get_save_image_path = save_path
     version = ModuleType("comfyui_version")
     version.__version__ = "0.33.0"
-    model = ModuleType("sedialect.nodes.comfy_model")  # the one import that needs ComfyUI itself
+    model = ModuleType("sedialect.nodes.comfy.model")  # the one import that needs ComfyUI itself
     model.quantized = lambda patcher: getattr(patcher, "known", None)
-    calibration = ModuleType("sedialect.nodes.comfy_calibration")
-    text = ModuleType("sedialect.nodes.comfy_text")
+    calibration = ModuleType("sedialect.nodes.comfy.calibration")
+    text = ModuleType("sedialect.nodes.comfy.text")
     text.shown = []  # what a node's line has said
     text.show = text.shown.append
     return {
@@ -107,9 +107,9 @@ def modules(base: Any) -> dict[str, ModuleType]:
         "comfy_api.latest": latest,
         "folder_paths": paths,
         "comfyui_version": version,
-        "sedialect.nodes.comfy_model": model,
-        "sedialect.nodes.comfy_calibration": calibration,
-        "sedialect.nodes.comfy_text": text,
+        "sedialect.nodes.comfy.model": model,
+        "sedialect.nodes.comfy.calibration": calibration,
+        "sedialect.nodes.comfy.text": text,
     }
 
 

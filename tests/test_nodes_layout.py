@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
-from sedialect.nodes import adapters, checkpoints, download, layout
+from sedialect.nodes import download
+from sedialect.nodes.comfy import adapters, checkpoints, layout
 from sedialect.sedialect_core import demo, wan_keys
 from sedialect.sedialect_core.checkpoint import RECORD, Record
 from sedialect.sedialect_core.errors import InputError, ModelError

@@ -9,10 +9,10 @@ from torch._dynamo.testing import CompileCounter
 
 from sedialect import Formatbook, SeDialectConfig
 from sedialect.kernels.guidance import UNGUIDED
-from sedialect.nodes import layout
-from sedialect.nodes.comfy_guides import attach, run_guided, tokens_of
-from sedialect.nodes.comfy_steps import step_of
-from sedialect.nodes.comfy_tokens import ROOMS
+from sedialect.nodes.comfy import layout
+from sedialect.nodes.comfy.guides import attach, run_guided, tokens_of
+from sedialect.nodes.comfy.steps import step_of
+from sedialect.nodes.comfy.tokens import ROOMS
 from sedialect.sedialect_core.errors import ModelError
 from sedialect.sedialect_core.plan import make_plan
 

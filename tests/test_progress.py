@@ -147,7 +147,7 @@ def test_a_node_says_what_it_does_and_how_long(tmp_path, monkeypatch):
     forget()
     for name, module in modules(tmp_path).items():
         monkeypatch.setitem(sys.modules, name, module)
-    from sedialect.nodes import comfy_text
+    from sedialect.nodes.comfy import text as comfy_text
     from sedialect.nodes.progress import Progress
 
     with Progress("loading") as shown:

@@ -120,7 +120,7 @@ class TestLayers(io.ComfyNode):
         """`budget` is how many bytes of the model may be loaded: fewer than it has puts layers into low-VRAM mode."""
         comfy.model_management.unload_model_and_clones(model)
         model.partially_load(model.load_device, budget or 10**12)
-        kind = sedialect("nodes.comfy_linear").EncodedLinear
+        kind = sedialect("nodes.comfy.linear").EncodedLinear
         found = {}
         for name, layer in model.model.diffusion_model.named_modules():
             if isinstance(layer, kind) and layer.encoded:
@@ -247,7 +247,7 @@ class TestRecorded(io.ComfyNode):
             if isinstance(getattr(layer, "guide", None), Recorder):
                 layer.guide = layer.guide.guide
         forwards, calls = RECORDED.pop("forwards"), RECORDED.pop("calls")
-        tokens = sedialect("nodes.comfy_guides").tokens_of(model.model)
+        tokens = sedialect("nodes.comfy.guides").tokens_of(model.model)
         if tokens.map is not None:
             RECORDED["map"] = tokens.map.values
         save_file({**RECORDED, "forwards": torch.tensor(forwards), "samples": samples["samples"].contiguous()}, file)
@@ -351,7 +351,7 @@ class TestFamilies(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        linear_types, make_plan = sedialect("nodes.comfy_checks").linear_types, sedialect("sedialect_core.plan").make_plan
+        linear_types, make_plan = sedialect("nodes.comfy.checks").linear_types, sedialect("sedialect_core.plan").make_plan
         config, found = sedialect("sedialect_core.config").SeDialectConfig(), {}
         for name, network, lists in families():
             plan = make_plan(network, config, linear_types=linear_types(network))
@@ -478,7 +478,7 @@ class TestTokenFamilies(io.ComfyNode):
     @classmethod
     def run(cls, config, family):
         kind, settings, shape, said, text = family
-        comfy_model, linear = sedialect("nodes.comfy_model"), sedialect("nodes.comfy_linear")
+        comfy_model, linear = sedialect("nodes.comfy.model"), sedialect("nodes.comfy.linear")
         linear.register()
         torch.manual_seed(0)
         common = {"dtype": torch.float32, "device": "cpu"}
@@ -486,7 +486,7 @@ class TestTokenFamilies(io.ComfyNode):
         for parameter in plain.parameters():
             parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
         try:
-            types = sedialect("nodes.comfy_checks").linear_types(plain)
+            types = sedialect("nodes.comfy.checks").linear_types(plain)
             plan = sedialect("sedialect_core.plan").make_plan(plain, config, linear_types=types)
         except ValueError as error:
             return kind.__name__, {"refused": str(error)}
@@ -497,7 +497,7 @@ class TestTokenFamilies(io.ComfyNode):
         model = SimpleNamespace(model_sampling=SimpleNamespace(sigma_max=torch.tensor(1.0)))
         model.diffusion_model = kind(**settings, **common, operations=linear.operations(torch.float32)).eval()
         model.diffusion_model.load_state_dict(weights, strict=False, assign=True)
-        guides = sedialect("nodes.comfy_guides")
+        guides = sedialect("nodes.comfy.guides")
         guides.attach(model, plan)
         told, x, schedule = {}, torch.randn(shape), torch.tensor([1.0, 0.5, 0.0])
         for name, layer in model.diffusion_model.named_modules():

@@ -7,13 +7,13 @@ import comfy.quant_ops
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..sedialect_core.checkpoint import Record
-from ..sedialect_core.codec import DTYPES
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import ModelError
-from ..sedialect_core.inspection import layout_of
-from ..sedialect_core.plan_layers import Plan
-from .comfy_linear import EncodedLinear
+from ...sedialect_core.checkpoint import Record
+from ...sedialect_core.codec import DTYPES
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import ModelError
+from ...sedialect_core.inspection import layout_of
+from ...sedialect_core.plan_layers import Plan
+from .linear import EncodedLinear
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model
 COMPILED = "torch.compile"  # ComfyUI's key of its compile wrapper

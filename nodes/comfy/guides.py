@@ -1,6 +1,6 @@
 """The guides of encoded layers in ComfyUI.
 
-They are the library's own; what differs is who tells them of a forward, which is `comfy_tokens.py`'s, and in which shapes
+They are the library's own; what differs is who tells them of a forward, which is `tokens.py`'s, and in which shapes
 ComfyUI's networks hand rows over.
 """
 
@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..kernels.guidance import RowGuidance
-from ..sedialect_core.config import BY_ATTENTION
-from ..sedialect_core.errors import ModelError
-from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.linear import Guide
-from ..sedialect_core.plan_layers import Plan
-from ..sedialect_core.semantics.decisions import is_guided, key_linears, needs_profile
-from ..sedialect_core.semantics.guides import TokenGuide, guide_for, is_told, watched_block
-from ..sedialect_core.semantics.hook import fixed_layout
+from ...kernels.guidance import RowGuidance
+from ...sedialect_core.config import BY_ATTENTION
+from ...sedialect_core.errors import ModelError
+from ...sedialect_core.formatbook import Formatbook
+from ...sedialect_core.linear import Guide
+from ...sedialect_core.plan_layers import Plan
+from ...sedialect_core.semantics.decisions import is_guided, key_linears, needs_profile
+from ...sedialect_core.semantics.guides import TokenGuide, guide_for, is_told, watched_block
+from ...sedialect_core.semantics.hook import fixed_layout
 from . import layout
-from .comfy_tokens import Tokens
+from .tokens import Tokens
 
 TOKENS = "sedialect_tokens"  # the attribute of a model of ComfyUI's
 

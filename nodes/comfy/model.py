@@ -22,25 +22,25 @@ from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
-from ..sedialect_core.calibrated import WeightEncoder, groups_of
-from ..sedialect_core.calibration.cache import CalibrationCache
-from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
-from ..sedialect_core.checkpoint import RECORD, Record
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import ModelError
-from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.formatbook.blocks import BlockSample
-from ..sedialect_core.formatbook.fitting import fit_book
-from ..sedialect_core.formatbook.matching import find_book, weights_digest
-from ..sedialect_core.plan import make_plan, recorded_plan
-from ..sedialect_core.plan_layers import LayerPlan, Plan
-from ..sedialect_core.report import ModelReport, implementations, report_of
+from ...sedialect_core.calibrated import WeightEncoder, groups_of
+from ...sedialect_core.calibration.cache import CalibrationCache
+from ...sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
+from ...sedialect_core.checkpoint import RECORD, Record
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import ModelError
+from ...sedialect_core.formatbook import Formatbook
+from ...sedialect_core.formatbook.blocks import BlockSample
+from ...sedialect_core.formatbook.fitting import fit_book
+from ...sedialect_core.formatbook.matching import find_book, weights_digest
+from ...sedialect_core.plan import make_plan, recorded_plan
+from ...sedialect_core.plan_layers import LayerPlan, Plan
+from ...sedialect_core.report import ModelReport, implementations, report_of
 from . import layout
+from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
-from .comfy_calibration import COMPONENT
-from .comfy_checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
-from .comfy_guides import attach, run_guided, tokens_of
-from .comfy_linear import EncodedLinear, operations
+from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
+from .guides import attach, run_guided, tokens_of
+from .linear import EncodedLinear, operations
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
 MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64

@@ -9,8 +9,8 @@ import comfy.ops
 import comfy.quant_ops
 import torch
 
-from ..kernels.guidance import UNGUIDED
-from ..sedialect_core.linear import Guide
+from ...kernels.guidance import UNGUIDED
+from ...sedialect_core.linear import Guide
 from . import layout
 from .adapters import Patch, add_patches
 

@@ -7,7 +7,7 @@ step, for some samplers look between two entries of the list, and several calls 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..sedialect_core.semantics.steps import is_protected
+from ...sedialect_core.semantics.steps import is_protected
 
 BARELY = 1e-6  # relative: a sigma that went through another float type
 AS_NOISE = (

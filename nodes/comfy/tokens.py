@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from ..sedialect_core.errors import ModelError
-from ..sedialect_core.inspection import TokenLayout
-from ..sedialect_core.plan_layers import Plan
-from ..sedialect_core.semantics.attended import AttendedTokens
-from ..sedialect_core.semantics.grouping import Windows, windows_of
-from ..sedialect_core.semantics.placement import Placement
-from ..sedialect_core.semantics.probe import Seen, Watched
-from ..sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
-from ..sedialect_core.semantics.steps import due
-from .comfy_steps import Step, step_of
+from ...sedialect_core.errors import ModelError
+from ...sedialect_core.inspection import TokenLayout
+from ...sedialect_core.plan_layers import Plan
+from ...sedialect_core.semantics.attended import AttendedTokens
+from ...sedialect_core.semantics.grouping import Windows, windows_of
+from ...sedialect_core.semantics.placement import Placement
+from ...sedialect_core.semantics.probe import Seen, Watched
+from ...sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
+from ...sedialect_core.semantics.steps import due
+from .steps import Step, step_of
 
 OVERRIDE = "optimized_attention_override"  # the entry of transformer_options that attention is called through
 ROOMS = 64  # the least recently used goes; context windows that move have new ones at every step

@@ -12,12 +12,12 @@ import torch
 from comfy_kitchen.tensor import QuantizedLayout, QuantizedTensor, register_layout_class, register_layout_op
 from comfy_kitchen.tensor.base import BaseLayoutParams, dequantize_args
 
-from ..kernels import ops
-from ..kernels.guidance import UNGUIDED, RowGuidance
-from ..kernels.reference import EncodedRows
-from ..sedialect_core.codec import EncodedTensor, encode
-from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.linear import ACTIVATION_BITS
+from ...kernels import ops
+from ...kernels.guidance import UNGUIDED, RowGuidance
+from ...kernels.reference import EncodedRows
+from ...sedialect_core.codec import EncodedTensor, encode
+from ...sedialect_core.formatbook import Formatbook
+from ...sedialect_core.linear import ACTIVATION_BITS
 
 LAYOUT = "SeDialectLayout"  # names in comfy-kitchen's and ComfyUI's registries, which all packs share
 FORMAT = "sedialect"

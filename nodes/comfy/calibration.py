@@ -10,13 +10,13 @@ import comfy.model_management
 import comfy.sample
 import torch
 
-from ..sedialect_core.calibration.cache import CalibrationCache
-from ..sedialect_core.calibration.fingerprint import fingerprint
-from ..sedialect_core.calibration.gathering import Run, gather, inputs_of
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import InputError
-from ..sedialect_core.video.sampling import Watch
-from .comfy_checks import check_quantizable, linear_types
+from ...sedialect_core.calibration.cache import CalibrationCache
+from ...sedialect_core.calibration.fingerprint import fingerprint
+from ...sedialect_core.calibration.gathering import Run, gather, inputs_of
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import InputError
+from ...sedialect_core.video.sampling import Watch
+from .checks import check_quantizable, linear_types
 
 COMPONENT = "diffusion_model"
 SAMPLER, SCHEDULER = "euler", "simple"  # what is read depends little on them

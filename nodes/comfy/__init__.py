@@ -1,0 +1,1 @@
+"""The nodes' half that touches ComfyUI's internals; no other folder does."""
