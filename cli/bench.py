@@ -203,7 +203,7 @@ def _add_quality(bench: Any) -> None:
 def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
     from ..bench import quality
-    from ..sedialect_core.atomic import check_writable
+    from ..sedialect_core.storage.atomic import check_writable
 
     base = parsed.base or quality.BASE
     if parsed.list:

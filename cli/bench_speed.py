@@ -46,7 +46,7 @@ def run_speed(parsed: argparse.Namespace) -> int:
     from ..bench.speed.plot import draw
     from ..bench.speed.rendering import render, write_sections
     from ..bench.speed.results import read_parts
-    from ..sedialect_core.atomic import write_text
+    from ..sedialect_core.storage.atomic import write_text
 
     if parsed.results is None:
         _measure(parsed)

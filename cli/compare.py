@@ -143,9 +143,9 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
 
 
 def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request", config: SeDialectConfig, fps: int) -> int:
-    from ..sedialect_core.atomic import check_writable
     from ..sedialect_core.comparison import compare, write_comparison
     from ..sedialect_core.progress import Console
+    from ..sedialect_core.storage.atomic import check_writable
     from ..sedialect_core.video.mp4 import check_codec
     from ..sedialect_core.video.sampling import computed_in, in_words
 

@@ -45,13 +45,13 @@ def add_to(actions: Any) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Fit, save, keep for "auto", and push where asked. What can be wrong is found out before sampling."""
     from ..sedialect_core import demo
-    from ..sedialect_core.atomic import check_writable
     from ..sedialect_core.calibration import fit_formatbook
     from ..sedialect_core.config import SeDialectConfig
     from ..sedialect_core.environment import environment
     from ..sedialect_core.formatbook import Formatbook
     from ..sedialect_core.formatbook.matching import remember
     from ..sedialect_core.progress import shown_bar
+    from ..sedialect_core.storage.atomic import check_writable
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import computed_in, load_pipeline, pick_device
 
@@ -86,9 +86,9 @@ def run(parsed: argparse.Namespace) -> int:
 
 def run_synthetic(parsed: argparse.Namespace) -> int:
     """Learn the built-in `universal-32` again, write it, and print it beside the other built-in books."""
-    from ..sedialect_core.atomic import check_writable
     from ..sedialect_core.calibration.universal import comparison_table, fit_universal
     from ..sedialect_core.formatbook import Formatbook
+    from ..sedialect_core.storage.atomic import check_writable
 
     check_writable(parsed.output)
     book = fit_universal(parsed.seed).book
@@ -148,6 +148,6 @@ def _lines(path: str) -> list[str]:
 
 
 def _write_report(folder: Path, report: dict[str, Any]) -> None:
-    from ..sedialect_core.atomic import write_text
+    from ..sedialect_core.storage.atomic import write_text
 
     write_text(folder / "fit.json", json.dumps(report, indent=2) + "\n")

@@ -215,7 +215,7 @@ def _write(path: Path, table: str) -> None:
     Raises:
         InputError: the file cannot be read or written, or has no markers.
     """
-    from ..sedialect_core.atomic import write_text
+    from ..sedialect_core.storage.atomic import write_text
 
     try:
         text = path.read_text(encoding="utf-8")

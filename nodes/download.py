@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..sedialect_core.atomic import replacing
 from ..sedialect_core.errors import InputError
-from ..sedialect_core.hub import check_file_name, download, is_repo_id, list_files
+from ..sedialect_core.storage.atomic import replacing
+from ..sedialect_core.storage.hub import check_file_name, download, is_repo_id, list_files
 from .comfy.checkpoints import INDEX
 
 WEIGHTS = ".safetensors"

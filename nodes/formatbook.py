@@ -12,7 +12,7 @@ from ..sedialect_core.dialect_use import use_by_gaussian_blocks
 from ..sedialect_core.errors import FormatbookError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.book import builtin_names
-from ..sedialect_core.hub import is_repo_id
+from ..sedialect_core.storage.hub import is_repo_id
 from .comfy import model as comfy_model
 from .pictures import chart
 from .progress import Progress

@@ -7,8 +7,8 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..sedialect_core.atomic import check_room
 from ..sedialect_core.errors import ModelError, SeDialectError
+from ..sedialect_core.storage.atomic import check_room
 from .comfy import model as comfy_model
 from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model

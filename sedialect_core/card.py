@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from . import hub
 from .plan_layers import Plan
+from .storage import hub
 
 COPIED = ("license", "license_name", "license_link", "pipeline_tag")
 

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import staging
 from .config import SeDialectConfig
 from .environment import environment
 from .integrations.denoisers import denoisers
 from .integrations.pipelines import PipelineReport, disable_sedialect, enable_sedialect, sedialect_report
 from .progress import Watch, following
 from .report import megabytes
+from .storage.atomic import staging
 from .video.metrics import Fidelity, fidelity
 from .video.mp4 import side_by_side, write_mp4, write_still
 from .video.sampling import Request, Sample, computed_in, sample

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .atomic import check_room, replacing, write_text
 from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
 from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .config import SeDialectConfig
@@ -25,6 +24,7 @@ from .plan import make_plan
 from .plan_layers import LayerPlan, Plan
 from .progress import shown_bar
 from .source import WEIGHTS, Component
+from .storage.atomic import check_room, replacing, write_text
 
 DTYPES = ("bfloat16", "float16", "float32")
 ENCODED = "sedialect_encoded"  # in the header of a file: what became of the layers in it

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from . import hub
 from .codec import encode
 from .config import SeDialectConfig
 from .errors import InputError, first_line
@@ -15,6 +14,7 @@ from .formatbook import Formatbook
 from .inspection import is_transformer
 from .plan import make_plan
 from .progress import shown_bar
+from .storage import hub
 
 GAUSSIAN_SHAPE = (64, 4096)
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_pipelines import build
 
 from sedialect import Formatbook, SeDialectLinear
-from sedialect.sedialect_core import hub as transport
 from sedialect.sedialect_core.errors import FormatbookError, InputError
+from sedialect.sedialect_core.storage import hub as transport
 
 BOOK = replace(Formatbook.builtin(), name="mine", description="For tests.")
 FITTED = replace(BOOK, fingerprint={"model": "org/base-model", "prompts": "64", "digest": "ab" * 32})

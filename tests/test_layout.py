@@ -53,8 +53,8 @@ LEVELS = [
     [
         "sedialect_core/config.py",
         "sedialect_core/environment.py",
-        "sedialect_core/atomic.py",
-        "sedialect_core/hub.py",
+        "sedialect_core/storage/atomic.py",
+        "sedialect_core/storage/hub.py",
         "sedialect_core/wan_keys.py",
         "sedialect_core/video/compute_dtype.py",
         "sedialect_core/progress.py",
@@ -67,7 +67,7 @@ OUTSIDE = {
     "kernels": {"torch", "triton"},
     "sedialect_core/inspection": {"torch"},
     "sedialect_core/formatbook": {"torch", "safetensors"},
-    "sedialect_core/hub.py": {"huggingface_hub"},
+    "sedialect_core/storage/hub.py": {"huggingface_hub"},
     "sedialect_core/codec": {"torch"},
     "sedialect_core/plan.py": {"torch"},
 }

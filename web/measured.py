@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..bench.speed.results import Part, read_parts
-from ..sedialect_core.atomic import write_text
 from ..sedialect_core.errors import InputError, SeDialectError
+from ..sedialect_core.storage.atomic import write_text
 
 MEASURED = Path(__file__).parent / "measured"
 QUALITY, SPEED = "quality.json", "speed"

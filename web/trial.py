@@ -16,9 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..sedialect_core.atomic import write_text
 from ..sedialect_core.environment import environment
 from ..sedialect_core.errors import InputError, SeDialectError
+from ..sedialect_core.storage.atomic import write_text
 from .measured import machine
 
 START_SECONDS = 120.0

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...sedialect_core.atomic import write_text
+from ...sedialect_core.storage.atomic import write_text
 from .job import Job
 from .rendering import interval_text, markdown, table_line, to_dict, write_results
 from .runner import Result

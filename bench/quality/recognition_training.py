@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from ...sedialect_core.atomic import replacing
+from ...sedialect_core.storage.atomic import replacing
 from ...training.captions import sample_spec
 from ...training.clips import SIZE, render
 from .recognition import FRAMES, SIDE, UNKNOWN, WEIGHTS, Recognizer, glimpse, labels_of, right

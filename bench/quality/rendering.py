@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...sedialect_core.atomic import write_text
 from ...sedialect_core.environment import environment
 from ...sedialect_core.errors import InputError
+from ...sedialect_core.storage.atomic import write_text
 from .job import Job
 from .runner import Result
 from .statistics import Interval, bootstrap, paired_difference

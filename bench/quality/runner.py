@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...sedialect_core.atomic import write_text
 from ...sedialect_core.calibration.moments import calibrate
 from ...sedialect_core.errors import InputError, first_line
 from ...sedialect_core.progress import shown_bar
+from ...sedialect_core.storage.atomic import write_text
 from .arms import Arm, EffectiveBits, installed
 from .job import Job
 from .measuring import Reference, Values, make_reference, measure_batch

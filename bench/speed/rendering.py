@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...sedialect_core.atomic import write_text
 from ...sedialect_core.errors import InputError
+from ...sedialect_core.storage.atomic import write_text
 from .arms import ARMS, BASELINE
 from .blocks import ATTENTION
 from .floors import BF16_PEAK, COPY, DEVICE, FP8_PEAK

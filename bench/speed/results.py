@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...sedialect_core.atomic import write_text
 from ...sedialect_core.errors import InputError
+from ...sedialect_core.storage.atomic import write_text
 
 PARTS = ("kernels", "layers", "blocks", "models", "enabling")
 NOT_MEASURED = "not measured: "

@@ -14,10 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...sedialect_core.atomic import replacing, staging
 from ...sedialect_core.checkpoint import RECORD, SCALE, Record, read_headers
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError, ModelError
+from ...sedialect_core.storage.atomic import replacing, staging
 from ...sedialect_core.wan_keys import config_of, names_of_authors, names_of_diffusers, settings_of, to_authors, to_diffusers
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")

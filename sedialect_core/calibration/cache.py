@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..atomic import replacing, write_text
 from ..calibrated import Calibration, InputStatistics
 from ..errors import InputError
 from ..formatbook.matching import weights_digest
+from ..storage.atomic import replacing, write_text
 
 FORMAT_VERSION = 1
 INDEX = "calibration.json"

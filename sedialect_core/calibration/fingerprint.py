@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..formatbook.matching import config_digest, weights_digest
-from ..hub import is_repo_id
+from ..storage.hub import is_repo_id
 from ..video.sampling import Request
 
 

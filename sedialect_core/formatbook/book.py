@@ -15,9 +15,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import write_text
 from ..errors import FormatbookError, InputError
-from ..hub import is_repo_id
+from ..storage.atomic import write_text
+from ..storage.hub import is_repo_id
 from . import storage
 from .storage import FORMAT_VERSION
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import hub
-from ..atomic import replacing, write_text
 from ..errors import FormatbookError
+from ..storage import hub
+from ..storage.atomic import replacing, write_text
 
 if TYPE_CHECKING:
     import torch

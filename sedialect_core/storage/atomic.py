@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError
+from ..errors import InputError
 
 REMEDY = "choose a writable place with free space"
 ROOM = 1.02  # of what is written: headers, and what a file system adds
