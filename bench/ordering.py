@@ -19,8 +19,8 @@ from ..sedialect_core.codec import encode
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.integrations.denoisers import denoisers
-from ..sedialect_core.plan import make_plan
-from ..sedialect_core.plan_layers import LayerPlan
+from ..sedialect_core.plan.layers import LayerPlan
+from ..sedialect_core.plan.rules import make_plan
 from ..sedialect_core.video.sampling import Request, generate, load_pipeline
 from .outliers import plant_pipeline
 from .smoothing import measuring_sizes, smoothing_of

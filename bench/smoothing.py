@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..sedialect_core.plan_layers import LayerPlan
+from ..sedialect_core.plan.layers import LayerPlan
 
 Sizes = Mapping[str, torch.Tensor]
 """Root mean squares of the channels that each layer reads, float32 [K], by the layer's name."""

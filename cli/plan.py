@@ -141,7 +141,7 @@ def _products() -> list[tuple[str, ...]]:
 def _advice() -> str | None:
     import torch
 
-    from ..sedialect_core.report import quality_advice
+    from ..sedialect_core.plan.report import quality_advice
 
     found = (quality_advice(f"cuda:{number}") for number in range(torch.cuda.device_count()))
     return next((advice for advice in found if advice), None)

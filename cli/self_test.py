@@ -10,7 +10,7 @@ from ..sedialect_core.codec import encode
 from ..sedialect_core.environment import package_version
 from ..sedialect_core.formatbook import Formatbook, builtin_names
 from ..sedialect_core.linear import SeDialectLinear
-from ..sedialect_core.report import quality_advice
+from ..sedialect_core.plan.report import quality_advice
 from ..sedialect_core.video.compute_dtype import choose_dtype
 
 LIBRARIES = "sedialect torch triton diffusers transformers accelerate peft safetensors huggingface-hub av"

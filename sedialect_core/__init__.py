@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .inspection import TokenLayout
     from .integrations.models import quantize_model
     from .linear import SeDialectLinear
-    from .plan_layers import Plan
+    from .plan.layers import Plan
     from .semantics.probe import Seen, watch_function
     from .video.sampling import Request
 
@@ -23,7 +23,7 @@ _HOME = {
     "Dialect": ".formatbook",
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
-    "Plan": ".plan_layers",
+    "Plan": ".plan.layers",
     "Request": ".video.sampling",
     "SeDialectConfig": ".config",
     "SeDialectError": ".errors",

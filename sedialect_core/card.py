@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .plan_layers import Plan
+from .plan.layers import Plan
 from .storage import hub
 
 COPIED = ("license", "license_name", "license_link", "pipeline_tag")

@@ -20,7 +20,7 @@ from .config import BLOCK_SIZES, PRECISIONS, ROTATIONS, SeDialectConfig
 from .errors import FormatbookError, InputError, ModelError
 from .formatbook import Formatbook
 from .linear import SeDialectLinear
-from .plan_layers import Plan
+from .plan.layers import Plan
 from .quantize import set_submodule
 
 FORMAT_VERSION = 1

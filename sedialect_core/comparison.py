@@ -11,8 +11,8 @@ from .config import SeDialectConfig
 from .environment import environment
 from .integrations.denoisers import denoisers
 from .integrations.pipelines import PipelineReport, disable_sedialect, enable_sedialect, sedialect_report
+from .plan.report import megabytes
 from .progress import Watch, following
-from .report import megabytes
 from .storage.atomic import staging
 from .video.metrics import Fidelity, fidelity
 from .video.mp4 import side_by_side, write_mp4, write_still

@@ -20,8 +20,8 @@ from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
 from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
-from .plan import make_plan
-from .plan_layers import LayerPlan, Plan
+from .plan.layers import LayerPlan, Plan
+from .plan.rules import make_plan
 from .progress import shown_bar
 from .source import WEIGHTS, Component
 from .storage.atomic import check_room, replacing, write_text

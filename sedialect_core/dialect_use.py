@@ -12,7 +12,7 @@ from .config import SeDialectConfig
 from .errors import InputError, first_line
 from .formatbook import Formatbook
 from .inspection import is_transformer
-from .plan import make_plan
+from .plan.rules import make_plan
 from .progress import shown_bar
 from .storage import hub
 

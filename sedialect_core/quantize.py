@@ -14,8 +14,8 @@ from .errors import ModelError
 from .formatbook.matching import find_book
 from .inspection import TokenLayout
 from .linear import SeDialectLinear
-from .plan import make_plan
-from .plan_layers import LayerPlan, Plan
+from .plan.layers import LayerPlan, Plan
+from .plan.rules import make_plan
 from .progress import Watch, following
 
 ENCODING_BYTES = (

@@ -7,7 +7,7 @@ from sedialect import Formatbook
 from sedialect.bench import ordering
 from sedialect.bench.smoothing import power_of_two_scale
 from sedialect.cli.main import main
-from sedialect.sedialect_core.plan_layers import LayerPlan
+from sedialect.sedialect_core.plan.layers import LayerPlan
 
 PLAN = LayerPlan("blocks.3.ffn.net.2", "feed_forward", 128, 64, "w4a4", 16, "", block="blocks.3")
 

@@ -20,7 +20,7 @@ from sedialect.kernels import ops, reference
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.linear import SeDialectLinear
-from sedialect.sedialect_core.plan import make_plan
+from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.shared_input import SharedInput
 
 CPU = torch.device("cpu")

@@ -18,7 +18,7 @@ from sedialect.sedialect_core.calibration.cache import INDEX, CalibrationCache
 from sedialect.sedialect_core.calibration.capture import targets_of, watching
 from sedialect.sedialect_core.calibration.moments import calibrate
 from sedialect.sedialect_core.errors import InputError, ModelError
-from sedialect.sedialect_core.plan_layers import LayerPlan
+from sedialect.sedialect_core.plan.layers import LayerPlan
 from sedialect.sedialect_core.quantize import quantize_layers
 from sedialect.sedialect_core.video.sampling import Request
 

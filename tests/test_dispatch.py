@@ -10,8 +10,8 @@ from tiny_models import TINY
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, encode, quantize_model
 from sedialect.kernels import capabilities, cuda, dispatch, reference
 from sedialect.kernels.activations import encode_activations
-from sedialect.sedialect_core.plan import make_plan
-from sedialect.sedialect_core.report import implementations, report_of
+from sedialect.sedialect_core.plan.report import implementations, report_of
+from sedialect.sedialect_core.plan.rules import make_plan
 
 GPU = torch.device("cuda", 0)
 

@@ -31,7 +31,7 @@ LEVELS = [
     ["sedialect_core/integrations/checks.py", "sedialect_core/integrations/denoisers.py"],
     [
         "sedialect_core/video/mp4.py",
-        "sedialect_core/report.py",
+        "sedialect_core/plan/report.py",
         "sedialect_core/working_memory.py",
         "sedialect_core/dialect_use.py",
         "sedialect_core/dialect_trace.py",
@@ -42,9 +42,9 @@ LEVELS = [
     ["sedialect_core/quantize.py"],
     ["sedialect_core/calibrated.py"],
     ["sedialect_core/semantics"],
-    ["sedialect_core/plan.py"],
-    ["sedialect_core/semantics/decisions.py"],
-    ["sedialect_core/semantics/placement.py", "sedialect_core/plan_layers.py"],
+    ["sedialect_core/plan/rules.py"],
+    ["sedialect_core/plan/tokens.py"],
+    ["sedialect_core/semantics/placement.py", "sedialect_core/plan/layers.py"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],
@@ -69,7 +69,7 @@ OUTSIDE = {
     "sedialect_core/formatbook": {"torch", "safetensors"},
     "sedialect_core/storage/hub.py": {"huggingface_hub"},
     "sedialect_core/codec": {"torch"},
-    "sedialect_core/plan.py": {"torch"},
+    "sedialect_core/plan/rules.py": {"torch"},
 }
 
 
@@ -142,7 +142,7 @@ def test_rooms_import_only_the_libraries_they_may(path):
 
 def test_the_checker_sees_an_import_that_runs_the_wrong_way():
     path = ROOT / "kernels" / "reference.py"
-    assert place(target(path, 2, "sedialect_core.plan"))[0] < place("kernels/reference.py")[0]
+    assert place(target(path, 2, "sedialect_core.plan.rules"))[0] < place("kernels/reference.py")[0]
     assert target(ROOT / "sedialect_core" / "codec" / "encoded.py", 3, "kernels") == "kernels"
 
 

@@ -14,7 +14,7 @@ from sedialect.nodes.comfy.guides import attach, run_guided, tokens_of
 from sedialect.nodes.comfy.steps import step_of
 from sedialect.nodes.comfy.tokens import ROOMS
 from sedialect.sedialect_core.errors import ModelError
-from sedialect.sedialect_core.plan import make_plan
+from sedialect.sedialect_core.plan.rules import make_plan
 
 layout.register()
 SIGMAS = (1.0, 0.75, 0.5, 0.25, 0.0)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from sedialect import SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, ModelError
 from sedialect.sedialect_core.integrations.semantics import reguide
-from sedialect.sedialect_core.plan import make_plan
+from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.semantics import probe
 from sedialect.sedialect_core.semantics.hook import StepHook
 

@@ -9,7 +9,7 @@ import torch
 from sedialect import Formatbook, SeDialectConfig, quantize_model
 from sedialect.bench.studies.shared_formats import COSINES, STRENGTHS, Study, render, shared_values
 from sedialect.kernels import reference
-from sedialect.sedialect_core.report import report_of
+from sedialect.sedialect_core.plan.report import report_of
 
 BOOK = Formatbook.builtin()
 

@@ -1,7 +1,7 @@
 """The table under the two videos of a comparison."""
 
 from ..sedialect_core.comparison import Comparison
-from ..sedialect_core.report import megabytes
+from ..sedialect_core.plan.report import megabytes
 from ..sedialect_core.video.differences import MEASURES, Measure, Measured
 
 

@@ -22,7 +22,7 @@ from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.integrations.models import mark_with_quantizer
 from ...sedialect_core.integrations.state import Enabled, bytes_unquantized
 from ...sedialect_core.linear import SeDialectLinear
-from ...sedialect_core.plan import make_plan
+from ...sedialect_core.plan.rules import make_plan
 
 BLOCK_WIDTH = 2048
 FILE_NAME = "diffusion_pytorch_model.safetensors"

@@ -13,7 +13,7 @@ from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.integrations.denoisers import denoisers
 from ...sedialect_core.integrations.pipelines import disable_sedialect, enable_sedialect, sedialect_report
-from ...sedialect_core.plan import make_plan
+from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.quantize import set_submodule
 from ..peers.compensated import compensated_weight
 from ..peers.formats import Peer, PeerLinear

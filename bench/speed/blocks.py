@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from ...sedialect_core.config import SeDialectConfig
-from ...sedialect_core.plan import make_plan
-from ...sedialect_core.report import model_bytes
+from ...sedialect_core.plan.report import model_bytes
+from ...sedialect_core.plan.rules import make_plan
 from .arms import Arm
 from .block_kinds import Blocks, make_model
 from .layers import AGAIN

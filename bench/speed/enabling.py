@@ -9,8 +9,8 @@ from torch import nn
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.integrations.models import quantize_model
 from ...sedialect_core.linear import SeDialectLinear
-from ...sedialect_core.plan import make_plan
-from ...sedialect_core.report import model_bytes
+from ...sedialect_core.plan.report import model_bytes
+from ...sedialect_core.plan.rules import make_plan
 from .block_kinds import Blocks, make_model
 from .models import WholeModel
 from .timing import collect, peak_memory, timed

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...sedialect_core.report import model_bytes
+from ...sedialect_core.plan.report import model_bytes
 from .arms import BASELINE, Arm
 from .results import NOT_MEASURED, Row
 from .shapes import Layers

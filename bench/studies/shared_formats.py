@@ -19,7 +19,7 @@ from ...sedialect_core import demo
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.integrations.denoisers import denoisers
-from ...sedialect_core.plan import make_plan
+from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.semantics.steps import StepCounter
 from ...sedialect_core.video.sampling import generate, load_pipeline
 

@@ -12,7 +12,7 @@ from ...sedialect_core.codec import DTYPES
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.inspection import layout_of
-from ...sedialect_core.plan_layers import Plan
+from ...sedialect_core.plan.layers import Plan
 from .linear import EncodedLinear
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model

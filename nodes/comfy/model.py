@@ -32,9 +32,9 @@ from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.formatbook.blocks import BlockSample
 from ...sedialect_core.formatbook.fitting import fit_book
 from ...sedialect_core.formatbook.matching import find_book, weights_digest
-from ...sedialect_core.plan import make_plan, recorded_plan
-from ...sedialect_core.plan_layers import LayerPlan, Plan
-from ...sedialect_core.report import ModelReport, implementations, report_of
+from ...sedialect_core.plan.layers import LayerPlan, Plan
+from ...sedialect_core.plan.report import ModelReport, implementations, report_of
+from ...sedialect_core.plan.rules import make_plan, recorded_plan
 from . import layout
 from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with

@@ -15,7 +15,7 @@ import torch
 
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.inspection import TokenLayout
-from ...sedialect_core.plan_layers import Plan
+from ...sedialect_core.plan.layers import Plan
 from ...sedialect_core.semantics.attended import AttendedTokens
 from ...sedialect_core.semantics.grouping import Windows, windows_of
 from ...sedialect_core.semantics.placement import Placement

@@ -14,7 +14,7 @@ from ...kernels.tables import DialectTables
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..formatbook.blocks import BlockSample
-from ..plan import make_plan
+from ..plan.rules import make_plan
 from ..semantics.steps import TimestepClock
 
 ROWS = 64  # of one input that are looked at: enough, for every layer, step and prompt brings as many

@@ -4,9 +4,9 @@ from torch import nn
 
 from ..config import SeDialectConfig
 from ..inspection import TokenLayout
-from ..plan_layers import Plan
+from ..plan.layers import Plan
+from ..plan.report import model_bytes
 from ..quantize import quantize_layers
-from ..report import model_bytes
 from .checks import check_ready
 from .state import Enabled, mark_quantized
 

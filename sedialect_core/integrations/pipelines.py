@@ -13,9 +13,9 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..linear import SeDialectLinear
+from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
 from ..quantize import quantize_layers, set_submodule
-from ..report import ModelReport, model_bytes, report_of
 from .checks import check_ready, check_restorable
 from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes

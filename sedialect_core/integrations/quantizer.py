@@ -30,8 +30,8 @@ from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..formatbook import Formatbook
 from ..linear import SeDialectLinear
-from ..plan import make_plan, recorded_plan
-from ..plan_layers import Plan
+from ..plan.layers import Plan
+from ..plan.rules import make_plan, recorded_plan
 from ..quantize import set_submodule
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
 

@@ -11,9 +11,9 @@ from torch import nn
 from ..config import SEMANTICS, SeDialectConfig
 from ..errors import ConfigError, ModelError
 from ..linear import Guide, SeDialectLinear
-from ..plan import guided
-from ..plan_layers import LayerPlan, Plan
-from ..semantics.decisions import attention_modules, is_guided, needs_profile
+from ..plan.layers import LayerPlan, Plan
+from ..plan.rules import guided
+from ..plan.tokens import attention_modules, is_guided, needs_profile
 from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.probe import remove, watch_module, watch_torch_and_diffusers

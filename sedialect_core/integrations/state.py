@@ -9,8 +9,8 @@ from torch import nn
 
 from ..errors import ModelError
 from ..linear import SeDialectLinear
-from ..plan_layers import Plan
-from ..report import model_bytes
+from ..plan.layers import Plan
+from ..plan.report import model_bytes
 from ..shared_input import share_inputs
 from .semantics import attach, detach
 

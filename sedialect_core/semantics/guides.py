@@ -15,7 +15,7 @@ from ..config import BY_ATTENTION, CHOSEN_BY_PROFILE, SeDialectConfig
 from ..errors import ModelError
 from ..formatbook import Formatbook
 from ..linear import Guide
-from ..plan_layers import LayerPlan, Plan
+from ..plan.layers import LayerPlan, Plan
 from .attended import AttendedTokens
 from .placement import Placement, attention_placement, placement_of
 from .probe import Watched

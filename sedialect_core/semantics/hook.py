@@ -15,8 +15,8 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
+from ..plan.tokens import counts_steps
 from . import probe
-from .decisions import counts_steps
 from .grouping import windows_of
 from .state import BlockState, Extents, Flags, GroupState
 from .steps import StepCounter, due, is_protected

@@ -351,7 +351,10 @@ class TestFamilies(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        linear_types, make_plan = sedialect("nodes.comfy.checks").linear_types, sedialect("sedialect_core.plan").make_plan
+        linear_types, make_plan = (
+            sedialect("nodes.comfy.checks").linear_types,
+            sedialect("sedialect_core.plan.rules").make_plan,
+        )
         config, found = sedialect("sedialect_core.config").SeDialectConfig(), {}
         for name, network, lists in families():
             plan = make_plan(network, config, linear_types=linear_types(network))
@@ -487,7 +490,7 @@ class TestTokenFamilies(io.ComfyNode):
             parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
         try:
             types = sedialect("nodes.comfy.checks").linear_types(plain)
-            plan = sedialect("sedialect_core.plan").make_plan(plain, config, linear_types=types)
+            plan = sedialect("sedialect_core.plan.rules").make_plan(plain, config, linear_types=types)
         except ValueError as error:
             return kind.__name__, {"refused": str(error)}
         weights = dict(plain.state_dict())

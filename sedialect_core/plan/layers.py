@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .codec import ROW_SCALE_BITS, effective_bits
-from .config import SeDialectConfig
-from .inspection import TokenLayout
+from ..codec import ROW_SCALE_BITS, effective_bits
+from ..config import SeDialectConfig
+from ..inspection import TokenLayout
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from .config import SeDialectConfig
-from .errors import ModelError
-from .inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
-from .plan_layers import LayerPlan, Plan
-from .semantics.decisions import attention_modules, check_layout, decide, is_guided
+from ..config import SeDialectConfig
+from ..errors import ModelError
+from ..inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+from .layers import LayerPlan, Plan
+from .tokens import attention_modules, check_layout, decide, is_guided
 
 ROTATED_ROLES = ("attention", "feed_forward")  # modulation sees one row a sample
 LinearTypes = tuple[type[nn.Module], ...]

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..kernels.dispatch import Implementation, implementation, refusals
-from .config import SeDialectConfig
-from .plan_layers import LayerPlan, Plan
+from ...kernels.dispatch import Implementation, implementation, refusals
+from ..config import SeDialectConfig
+from .layers import LayerPlan, Plan
 
 QUALITY_ADVICE = (
     "this GPU has FP8 units: preset quality (8-bit activations) takes no more time here than 4-bit activations, and is "

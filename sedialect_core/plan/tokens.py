@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ..config import BY_ATTENTION, SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
-from ..plan_layers import LayerPlan
-from .placement import Placement, attention_placement, grid_is_told, placement_of
+from ..semantics.placement import Placement, attention_placement, grid_is_told, placement_of
+from .layers import LayerPlan
 
 KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name
 PARTS = re.compile(r"\.(img|txt)_attn$")  # modules that only hold the layers of one stream: their block attends
