@@ -21,7 +21,7 @@ from .errors import FormatbookError, InputError, ModelError
 from .formatbook import Formatbook
 from .linear import SeDialectLinear
 from .plan.layers import Plan
-from .quantize import set_submodule
+from .quantize.apply import set_submodule
 
 FORMAT_VERSION = 1
 RECORD = "sedialect_record"

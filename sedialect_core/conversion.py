@@ -16,13 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .calibrated import Calibration, EncodedLayer, WeightEncoder, groups_of
 from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .plan.layers import LayerPlan, Plan
 from .plan.rules import make_plan
 from .progress import shown_bar
+from .quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
 from .source import WEIGHTS, Component
 from .storage.atomic import check_room, replacing, write_text
 

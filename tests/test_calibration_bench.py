@@ -8,9 +8,9 @@ from sedialect.bench.costs.calibrating import Stage, measure_calibrating, render
 from sedialect.bench.costs.compensating import measure_compensating
 from sedialect.bench.peers.compensated import blocks_of, compensated_weight, rotated
 from sedialect.bench.peers.formats import FOUR_OVER_SIX, FP8_ROWS, INT4, MXFP4, NVFP4, PeerLinear
-from sedialect.sedialect_core.calibrated import InputStatistics
 from sedialect.sedialect_core.errors import InputError
-from sedialect.sedialect_core.quantize import quantize_layers
+from sedialect.sedialect_core.quantize.apply import quantize_layers
+from sedialect.sedialect_core.quantize.weights import InputStatistics
 
 
 def random(*shape, seed):

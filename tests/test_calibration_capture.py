@@ -12,14 +12,14 @@ from sedialect import Formatbook, SeDialectConfig
 from sedialect.kernels.reference import encode_weight_rows
 from sedialect.kernels.rotation import rotate_rows
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.calibrated import InputStatistics, WeightEncoder
 from sedialect.sedialect_core.calibration import gathering, moments, prompts
 from sedialect.sedialect_core.calibration.cache import INDEX, CalibrationCache
 from sedialect.sedialect_core.calibration.capture import targets_of, watching
 from sedialect.sedialect_core.calibration.moments import calibrate
 from sedialect.sedialect_core.errors import InputError, ModelError
 from sedialect.sedialect_core.plan.layers import LayerPlan
-from sedialect.sedialect_core.quantize import quantize_layers
+from sedialect.sedialect_core.quantize.apply import quantize_layers
+from sedialect.sedialect_core.quantize.weights import InputStatistics, WeightEncoder
 from sedialect.sedialect_core.video.sampling import Request
 
 REQUESTS = [

@@ -9,9 +9,9 @@ from test_checkpoint import same
 from tiny_pipelines import build
 
 from sedialect.cli import main as cli
-from sedialect.sedialect_core import calibrated
 from sedialect.sedialect_core.calibration import moments
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
+from sedialect.sedialect_core.quantize import weights as calibrated
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5"]
 pytestmark = pytest.mark.usefixtures("one_thread")

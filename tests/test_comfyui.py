@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 import sedialect
 from sedialect.kernels import reference as reference_kernels
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.calibrated import InputStatistics
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
 from sedialect.sedialect_core.linear import SeDialectLinear
+from sedialect.sedialect_core.quantize.weights import InputStatistics
 from sedialect.sedialect_core.wan_keys import to_authors, to_diffusers
 
 COMFYUI = os.environ.get("COMFYUI_DIR")

@@ -21,7 +21,8 @@ from tiny_pipelines import build, generate
 
 from sedialect import SeDialectConfig
 from sedialect.cli import main as cli
-from sedialect.sedialect_core import calibrated, conversion
+from sedialect.sedialect_core import conversion
+from sedialect.sedialect_core.quantize import weights as calibrated
 from sedialect.sedialect_core.source import find_source
 
 CARD = """---

@@ -20,7 +20,7 @@ from sedialect.kernels.guidance import RowGuidance
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
-from sedialect.sedialect_core.quantize import quantize_layers
+from sedialect.sedialect_core.quantize.apply import quantize_layers
 from sedialect.sedialect_core.video.sampling import load_pipeline
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

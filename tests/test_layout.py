@@ -28,7 +28,7 @@ LEVELS = [
     ["sedialect_core/demo"],
     # What is asked of a pipeline, and checked in it, before anything is quantized.
     ["sedialect_core/video/sampling.py"],
-    ["sedialect_core/integrations/checks.py", "sedialect_core/integrations/denoisers.py"],
+    ["sedialect_core/quantize/checks.py", "sedialect_core/integrations/denoisers.py"],
     [
         "sedialect_core/video/mp4.py",
         "sedialect_core/plan/report.py",
@@ -39,8 +39,8 @@ LEVELS = [
         "sedialect_core/saliency_chart.py",
     ],
     ["sedialect_core/checkpoint.py"],
-    ["sedialect_core/quantize.py"],
-    ["sedialect_core/calibrated.py"],
+    ["sedialect_core/quantize/apply.py"],
+    ["sedialect_core/quantize/weights.py"],
     ["sedialect_core/semantics"],
     ["sedialect_core/plan/rules.py"],
     ["sedialect_core/plan/tokens.py"],

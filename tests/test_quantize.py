@@ -13,7 +13,7 @@ from torch import nn
 from sedialect import SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, FormatbookError, ModelError
 from sedialect.sedialect_core.plan.rules import make_plan
-from sedialect.sedialect_core.quantize import quantize_layers
+from sedialect.sedialect_core.quantize.apply import quantize_layers
 
 MODELS = {**TINY, **OPEN_SORA}
 

@@ -14,7 +14,7 @@ import torch
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.calibration.gathering import Run, gather, inputs_of
 from ...sedialect_core.config import SeDialectConfig
-from ...sedialect_core.quantize import quantize_layers
+from ...sedialect_core.quantize.apply import quantize_layers
 from ..speed.block_kinds import make_model
 from ..speed.machine import measured_on
 from ..speed.models import WholeModel, model_inputs, model_of

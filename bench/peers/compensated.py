@@ -8,8 +8,8 @@ import torch
 
 from ...kernels.compensation import DAMPING, compensate, factorize, output_error, refine
 from ...kernels.rotation import rotate_moment, rotate_rows
-from ...sedialect_core.calibrated import InputStatistics
 from ...sedialect_core.errors import InputError
+from ...sedialect_core.quantize.weights import InputStatistics
 from .formats import (
     E2M1_EXPONENT,
     E2M1_MAX,

@@ -14,7 +14,7 @@ from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.integrations.denoisers import denoisers
 from ...sedialect_core.integrations.pipelines import disable_sedialect, enable_sedialect, sedialect_report
 from ...sedialect_core.plan.rules import make_plan
-from ...sedialect_core.quantize import set_submodule
+from ...sedialect_core.quantize.apply import set_submodule
 from ..peers.compensated import compensated_weight
 from ..peers.formats import Peer, PeerLinear
 from ..smoothing import Sizes, smoothing_of

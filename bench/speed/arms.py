@@ -15,7 +15,7 @@ from ...sedialect_core.integrations.models import quantize_model
 from ...sedialect_core.linear import SeDialectLinear
 from ...sedialect_core.plan.layers import LayerPlan
 from ...sedialect_core.plan.rules import make_plan
-from ...sedialect_core.quantize import set_submodule
+from ...sedialect_core.quantize.apply import set_submodule
 from ...sedialect_core.shared_input import share_inputs
 from ..peers import layers as peer_layers
 

@@ -22,7 +22,6 @@ from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
-from ...sedialect_core.calibrated import WeightEncoder, groups_of
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
 from ...sedialect_core.checkpoint import RECORD, Record
@@ -35,6 +34,7 @@ from ...sedialect_core.formatbook.matching import find_book, weights_digest
 from ...sedialect_core.plan.layers import LayerPlan, Plan
 from ...sedialect_core.plan.report import ModelReport, implementations, report_of
 from ...sedialect_core.plan.rules import make_plan, recorded_plan
+from ...sedialect_core.quantize.weights import WeightEncoder, groups_of
 from . import layout
 from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with

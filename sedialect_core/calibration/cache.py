@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..calibrated import Calibration, InputStatistics
 from ..errors import InputError
 from ..formatbook.matching import weights_digest
+from ..quantize.weights import Calibration, InputStatistics
 from ..storage.atomic import replacing, write_text
 
 FORMAT_VERSION = 1

@@ -14,9 +14,9 @@ from ..formatbook.blocks import BlockSample
 from ..formatbook.book import MAXIMA
 from ..formatbook.fitting import RESTARTS, Fitted, fit_book
 from ..formatbook.matching import weights_digest
-from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
 from ..progress import shown_bar
+from ..quantize.checks import check_ready
 from ..video.sampling import Request, generate
 from .capture import WEIGHT_ROWS, Target, add_activation, add_weight, targets_of, watching
 from .fingerprint import fingerprint_of

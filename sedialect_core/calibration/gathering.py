@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..calibrated import InputStatistics, groups_of, plain_name
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..plan.rules import LinearTypes, make_plan
 from ..progress import Watch, shown_bar
+from ..quantize.weights import InputStatistics, groups_of, plain_name
 from .cache import CalibrationCache, Input, load_statistics, save_statistics
 from .capture import Steps, Target, spread_rows, watching
 

@@ -9,9 +9,9 @@ import torch
 
 from ..config import SeDialectConfig
 from ..errors import InputError
-from ..integrations.checks import check_ready
 from ..integrations.denoisers import denoisers
 from ..progress import Watch
+from ..quantize.checks import check_ready
 from ..video.sampling import Request, generate
 from .cache import RESOLUTION, CalibrationCache
 from .fingerprint import fingerprint_of

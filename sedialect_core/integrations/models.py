@@ -6,8 +6,8 @@ from ..config import SeDialectConfig
 from ..inspection import TokenLayout
 from ..plan.layers import Plan
 from ..plan.report import model_bytes
-from ..quantize import quantize_layers
-from .checks import check_ready
+from ..quantize.apply import quantize_layers
+from ..quantize.checks import check_ready
 from .state import Enabled, mark_quantized
 
 

@@ -15,8 +15,8 @@ from ..errors import ModelError
 from ..linear import SeDialectLinear
 from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
-from ..quantize import quantize_layers, set_submodule
-from .checks import check_ready, check_restorable
+from ..quantize.apply import quantize_layers, set_submodule
+from ..quantize.checks import check_ready, check_restorable
 from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes
 from .models import mark_with_quantizer

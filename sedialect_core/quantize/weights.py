@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
-from ..kernels import reference
-from ..kernels.compensation import DAMPING, REFINING, Factor, factorize
-from ..kernels.rotation import rotate_moment, rotate_rows
-from .codec import EncodedTensor, encode, encode_compensated
-from .errors import ModelError
-from .formatbook import Formatbook
-from .plan.layers import LayerPlan
+from ...kernels import reference
+from ...kernels.compensation import DAMPING, REFINING, Factor, factorize
+from ...kernels.rotation import rotate_moment, rotate_rows
+from ..codec import EncodedTensor, encode, encode_compensated
+from ..errors import ModelError
+from ..formatbook import Formatbook
+from ..plan.layers import LayerPlan
 
 JUDGED_ROWS = 256  # of each weight, by which rotating is judged
 ROTATED_GAIN = 0.99  # a rotation is taken if at most this part of the error is left: less is not worth its time

@@ -6,17 +6,17 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..kernels.capabilities import refusals
-from .calibrated import Calibration, WeightEncoder, groups_of
-from .codec import DTYPES, all_finite
-from .config import SeDialectConfig
-from .errors import ModelError
-from .formatbook.matching import find_book
-from .inspection import TokenLayout
-from .linear import SeDialectLinear
-from .plan.layers import LayerPlan, Plan
-from .plan.rules import make_plan
-from .progress import Watch, following
+from ...kernels.capabilities import refusals
+from ..codec import DTYPES, all_finite
+from ..config import SeDialectConfig
+from ..errors import ModelError
+from ..formatbook.matching import find_book
+from ..inspection import TokenLayout
+from ..linear import SeDialectLinear
+from ..plan.layers import LayerPlan, Plan
+from ..plan.rules import make_plan
+from ..progress import Watch, following
+from .weights import Calibration, WeightEncoder, groups_of
 
 ENCODING_BYTES = (
     16  # of free GPU memory an element, before a weight is sent there to be encoded: float32 copies fit, and more
