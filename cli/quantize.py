@@ -82,9 +82,9 @@ def _add_calibration(quantize: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Quantize, write the card, and push where asked. A run that was stopped goes on where it was."""
-    from ..sedialect_core.card import model_card
-    from ..sedialect_core.conversion import Job, convert, publish
-    from ..sedialect_core.source import find_source
+    from ..sedialect_core.checkpoint.card import model_card
+    from ..sedialect_core.checkpoint.conversion import Job, convert, publish
+    from ..sedialect_core.checkpoint.source import find_source
     from ..sedialect_core.storage import hub
     from ..sedialect_core.video.sampling import pick_device
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .checkpoint import layer_shapes
+from .checkpoint.format import layer_shapes
 from .config import SeDialectConfig
 from .errors import InputError, ModelError
 from .inspection import family_of, layout_of

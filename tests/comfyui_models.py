@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.wan_keys import settings_of, to_authors
+from sedialect.sedialect_core.checkpoint.wan_names import settings_of, to_authors
 
 TRANSFORMER = demo.MODEL / "transformer"
 RANK = 4

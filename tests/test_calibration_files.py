@@ -16,8 +16,9 @@ from torch import nn
 
 from sedialect import SeDialectConfig, SeDialectLinear, encode, quantize_model
 from sedialect.kernels.rotation import rotate_rows
-from sedialect.sedialect_core import checkpoint, config
-from sedialect.sedialect_core.checkpoint import RECORD
+from sedialect.sedialect_core import config
+from sedialect.sedialect_core.checkpoint import format as checkpoint
+from sedialect.sedialect_core.checkpoint.format import RECORD
 from sedialect.sedialect_core.errors import ConfigError, InputError
 
 ROTATED = SeDialectConfig(rotation=16)

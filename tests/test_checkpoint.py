@@ -20,7 +20,7 @@ from tiny_pipelines import PIPELINES, build, generate
 from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
-from sedialect.sedialect_core.checkpoint import RECORD
+from sedialect.sedialect_core.checkpoint.format import RECORD
 from sedialect.sedialect_core.errors import ConfigError, EncodeError, FormatbookError, InputError, ModelError
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"

@@ -22,9 +22,9 @@ import sedialect
 from sedialect.kernels import reference as reference_kernels
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
+from sedialect.sedialect_core.checkpoint.wan_names import to_authors, to_diffusers
 from sedialect.sedialect_core.linear import SeDialectLinear
 from sedialect.sedialect_core.quantize.weights import InputStatistics
-from sedialect.sedialect_core.wan_keys import to_authors, to_diffusers
 
 COMFYUI = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 import sedialect
 from sedialect.sedialect_core import demo
+from sedialect.sedialect_core.checkpoint.wan_names import to_authors
 from sedialect.sedialect_core.integrations.semantics import HOOK
 from sedialect.sedialect_core.linear import SeDialectLinear
-from sedialect.sedialect_core.wan_keys import to_authors
 
 COMFYUI = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")

@@ -21,9 +21,9 @@ from tiny_pipelines import build, generate
 
 from sedialect import SeDialectConfig
 from sedialect.cli import main as cli
-from sedialect.sedialect_core import conversion
+from sedialect.sedialect_core.checkpoint import conversion
+from sedialect.sedialect_core.checkpoint.source import find_source
 from sedialect.sedialect_core.quantize import weights as calibrated
-from sedialect.sedialect_core.source import find_source
 
 CARD = """---
 license: other

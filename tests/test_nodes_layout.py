@@ -14,8 +14,9 @@ from torch import nn
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
 from sedialect.nodes import download
 from sedialect.nodes.comfy import adapters, checkpoints, layout
-from sedialect.sedialect_core import demo, wan_keys
-from sedialect.sedialect_core.checkpoint import RECORD, Record
+from sedialect.sedialect_core import demo
+from sedialect.sedialect_core.checkpoint import wan_names as wan_keys
+from sedialect.sedialect_core.checkpoint.format import RECORD, Record
 from sedialect.sedialect_core.errors import InputError, ModelError
 
 layout.register()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sedialect import Formatbook, SeDialectConfig
-from sedialect.sedialect_core.checkpoint import Record
+from sedialect.sedialect_core.checkpoint.format import Record
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "web/docs").rglob("*.md"))]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...sedialect_core.checkpoint import Record, place_layers
+from ...sedialect_core.checkpoint.format import Record, place_layers
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.formatbook import Formatbook

@@ -14,11 +14,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ...sedialect_core.checkpoint import RECORD, SCALE, Record, read_headers
+from ...sedialect_core.checkpoint.format import RECORD, SCALE, Record, read_headers
+from ...sedialect_core.checkpoint.wan_names import (
+    config_of,
+    names_of_authors,
+    names_of_diffusers,
+    settings_of,
+    to_authors,
+    to_diffusers,
+)
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError, ModelError
 from ...sedialect_core.storage.atomic import replacing, staging
-from ...sedialect_core.wan_keys import config_of, names_of_authors, names_of_diffusers, settings_of, to_authors, to_diffusers
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 COMFY_QUANT = ".comfy_quant"  # ComfyUI's own note beside each quantized weight that its save node writes

@@ -14,7 +14,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
 from torch import nn
 
-from ..checkpoint import (
+from ..checkpoint.format import (
     RECORD,
     SCALE,
     Contents,

@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .config import BLOCK_SIZES, PRECISIONS, ROTATIONS, SeDialectConfig
-from .errors import FormatbookError, InputError, ModelError
-from .formatbook import Formatbook
-from .linear import SeDialectLinear
-from .plan.layers import Plan
-from .quantize.apply import set_submodule
+from ..config import BLOCK_SIZES, PRECISIONS, ROTATIONS, SeDialectConfig
+from ..errors import FormatbookError, InputError, ModelError
+from ..formatbook import Formatbook
+from ..linear import SeDialectLinear
+from ..plan.layers import Plan
+from ..quantize.apply import set_submodule
 
 FORMAT_VERSION = 1
 RECORD = "sedialect_record"

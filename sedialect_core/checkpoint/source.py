@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .inspection import is_transformer
-from .storage import hub
+from ..errors import InputError
+from ..inspection import is_transformer
+from ..storage import hub
 
 WEIGHTS = "diffusion_pytorch_model"
 

@@ -16,15 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .checkpoint import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
-from .config import SeDialectConfig
-from .errors import InputError, ModelError
-from .plan.layers import LayerPlan, Plan
-from .plan.rules import make_plan
-from .progress import shown_bar
-from .quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
+from ..config import SeDialectConfig
+from ..errors import InputError, ModelError
+from ..plan.layers import LayerPlan, Plan
+from ..plan.rules import make_plan
+from ..progress import shown_bar
+from ..quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
+from ..storage.atomic import check_room, replacing, write_text
+from .format import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .source import WEIGHTS, Component
-from .storage.atomic import check_room, replacing, write_text
 
 DTYPES = ("bfloat16", "float16", "float32")
 ENCODED = "sedialect_encoded"  # in the header of a file: what became of the layers in it

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .plan.layers import Plan
-from .storage import hub
+from ..plan.layers import Plan
+from ..storage import hub
 
 COPIED = ("license", "license_name", "license_link", "pipeline_tag")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .errors import ModelError
+from ..errors import ModelError
 
 # diffusers' module, and the authors'; * stands for a block's number. A pair holds for whatever the module has below it.
 _BLOCK = (
