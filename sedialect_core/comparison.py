@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import SeDialectConfig
 from .environment import environment
-from .integrations.denoisers import denoisers
+from .inspection.denoisers import denoisers
 from .integrations.pipelines import PipelineReport, disable_sedialect, enable_sedialect, sedialect_report
 from .plan.report import megabytes
 from .progress import Watch, following

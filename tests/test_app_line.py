@@ -8,7 +8,7 @@ from app_server import PATIENCE, wait_for
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
 from sedialect.sedialect_core.errors import InputError, SeDialectError
-from sedialect.sedialect_core.integrations.denoisers import denoisers
+from sedialect.sedialect_core.inspection.denoisers import denoisers
 from sedialect.sedialect_core.video.sampling import Request, sample
 from sedialect.web import results
 from sedialect.web.results import Latest, Results

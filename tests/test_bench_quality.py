@@ -36,7 +36,7 @@ from sedialect.cli.main import main
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
-from sedialect.sedialect_core.integrations.denoisers import denoisers
+from sedialect.sedialect_core.inspection.denoisers import denoisers
 from sedialect.sedialect_core.video.sampling import Request
 
 W4A4 = Arm(quality.BASE, "ours", SeDialectConfig.preset("plain"))

@@ -28,7 +28,7 @@ LEVELS = [
     ["sedialect_core/demo"],
     # What is asked of a pipeline, and checked in it, before anything is quantized.
     ["sedialect_core/video/sampling.py"],
-    ["sedialect_core/quantize/checks.py", "sedialect_core/integrations/denoisers.py"],
+    ["sedialect_core/quantize/checks.py", "sedialect_core/inspection/denoisers.py"],
     [
         "sedialect_core/video/mp4.py",
         "sedialect_core/plan/report.py",
@@ -44,7 +44,7 @@ LEVELS = [
     ["sedialect_core/semantics"],
     ["sedialect_core/plan/rules.py"],
     ["sedialect_core/plan/tokens.py"],
-    ["sedialect_core/semantics/placement.py", "sedialect_core/plan/layers.py"],
+    ["sedialect_core/inspection/placement.py", "sedialect_core/plan/layers.py"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],

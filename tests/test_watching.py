@@ -9,7 +9,7 @@ from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.comparison import MEASURING, QUANTIZING, compare
 from sedialect.sedialect_core.config import SeDialectConfig
 from sedialect.sedialect_core.errors import ModelError
-from sedialect.sedialect_core.integrations.denoisers import denoisers
+from sedialect.sedialect_core.inspection.denoisers import denoisers
 from sedialect.sedialect_core.video.preview import CleanLatents, LatentPreview
 from sedialect.sedialect_core.video.sampling import Request, Watch, load_pipeline, sample
 

@@ -19,7 +19,7 @@ from ..sedialect_core.demo import unknown_words
 from ..sedialect_core.dialect_trace import Trace, tracing
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.integrations.denoisers import denoisers
+from ..sedialect_core.inspection.denoisers import denoisers
 from ..sedialect_core.video.differences import Measured, measure
 from ..sedialect_core.video.mp4 import Frames
 from ..sedialect_core.video.sampling import Request, computed_in, sample

@@ -15,7 +15,7 @@ import torch
 
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import InputError, ModelError, SeDialectError
-from ..sedialect_core.integrations.denoisers import denoisers
+from ..sedialect_core.inspection.denoisers import denoisers
 from ..sedialect_core.plan.rules import make_plan
 from ..sedialect_core.progress import Watch, beating
 from ..sedialect_core.video.mp4 import Frames

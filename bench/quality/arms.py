@@ -11,7 +11,7 @@ from torch import nn
 
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.config import SeDialectConfig
-from ...sedialect_core.integrations.denoisers import denoisers
+from ...sedialect_core.inspection.denoisers import denoisers
 from ...sedialect_core.integrations.pipelines import disable_sedialect, enable_sedialect, sedialect_report
 from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.quantize.apply import set_submodule

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...sedialect_core.errors import InputError, first_line
-from ...sedialect_core.integrations.denoisers import denoisers
+from ...sedialect_core.inspection.denoisers import denoisers
 from ...sedialect_core.video import metrics
 from ...sedialect_core.video.sampling import Request
 from .arms import Arm

@@ -11,7 +11,7 @@ from ...sedialect_core import demo
 from ...sedialect_core.calibration.prompts import SELF, requests_of
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError, first_line
-from ...sedialect_core.integrations.denoisers import denoisers
+from ...sedialect_core.inspection.denoisers import denoisers
 from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.progress import shown_bar
 from ...sedialect_core.video.compute_dtype import DtypeChoice

@@ -15,10 +15,10 @@ import torch
 
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.inspection import TokenLayout
+from ...sedialect_core.inspection.placement import Placement
 from ...sedialect_core.plan.layers import Plan
 from ...sedialect_core.semantics.attended import AttendedTokens
 from ...sedialect_core.semantics.grouping import Windows, windows_of
-from ...sedialect_core.semantics.placement import Placement
 from ...sedialect_core.semantics.probe import Seen, Watched
 from ...sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
 from ...sedialect_core.semantics.steps import due

@@ -14,7 +14,7 @@ from ..formatbook.blocks import BlockSample
 from ..formatbook.book import MAXIMA
 from ..formatbook.fitting import RESTARTS, Fitted, fit_book
 from ..formatbook.matching import weights_digest
-from ..integrations.denoisers import denoisers
+from ..inspection.denoisers import denoisers
 from ..progress import shown_bar
 from ..quantize.checks import check_ready
 from ..video.sampling import Request, generate

@@ -9,7 +9,7 @@ import torch
 
 from ..config import SeDialectConfig
 from ..errors import InputError
-from ..integrations.denoisers import denoisers
+from ..inspection.denoisers import denoisers
 from ..progress import Watch
 from ..quantize.checks import check_ready
 from ..video.sampling import Request, generate

@@ -12,12 +12,12 @@ from torch import nn
 
 from ..config import SeDialectConfig
 from ..errors import ModelError
+from ..inspection.denoisers import denoisers as denoisers
 from ..linear import SeDialectLinear
 from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
 from ..quantize.apply import quantize_layers, set_submodule
 from ..quantize.checks import check_ready, check_restorable
-from .denoisers import denoisers as denoisers
 from .lora import fused_into_codes
 from .models import mark_with_quantizer
 from .semantics import follow

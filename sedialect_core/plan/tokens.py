@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config import BY_ATTENTION, SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
-from ..semantics.placement import Placement, attention_placement, grid_is_told, placement_of
+from ..inspection.placement import Placement, attention_placement, grid_is_told, placement_of
 from .layers import LayerPlan
 
 KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name

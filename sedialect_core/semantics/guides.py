@@ -14,10 +14,10 @@ from ...kernels.tables import DialectTables
 from ..config import BY_ATTENTION, CHOSEN_BY_PROFILE, SeDialectConfig
 from ..errors import ModelError
 from ..formatbook import Formatbook
+from ..inspection.placement import Placement, attention_placement, placement_of
 from ..linear import Guide
 from ..plan.layers import LayerPlan, Plan
 from .attended import AttendedTokens
-from .placement import Placement, attention_placement, placement_of
 from .probe import Watched
 from .saliency import Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
 from .state import BlockState, Flags, GroupState

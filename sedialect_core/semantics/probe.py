@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from ..inspection.placement import Placement
 from . import operators
-from .placement import Placement
 from .state import BlockState, Flags
 
 

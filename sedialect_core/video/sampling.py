@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError, SeDialectError, first_line
-from ..integrations.denoisers import denoisers
+from ..inspection.denoisers import denoisers
 from ..progress import Watch as Watch
 from ..progress import following
 from .compute_dtype import DtypeChoice

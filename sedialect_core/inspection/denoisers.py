@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError
-from ..inspection import is_transformer
+from . import is_transformer
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ModelError
-from ..inspection import TokenLayout
-from ..inspection.sites import Stream
+from . import TokenLayout
+from .sites import Stream
 
 Where = Literal["all", "first", "last", "either", "none"]
 
