@@ -12,7 +12,7 @@ from .compare import OPTIONS, add_config, config_of
 
 if TYPE_CHECKING:
     from ..sedialect_core.config import SeDialectConfig
-    from ..sedialect_core.footprint import Estimator, Footprint
+    from ..sedialect_core.footprint.memory import Estimator, Footprint
 
 MARKERS = ("<!-- memory table -->", "<!-- /memory table -->")
 WHOLE = "16 bit"
@@ -56,8 +56,8 @@ def run(parsed: argparse.Namespace) -> int:
         else:
             _write(parsed.write, table)
         return 0
-    from ..sedialect_core.footprint import Estimator
-    from ..sedialect_core.outline import outline_of
+    from ..sedialect_core.footprint.memory import Estimator
+    from ..sedialect_core.footprint.outline import outline_of
 
     settings = _settings(parsed)
     estimator = Estimator(outline_of(parsed.model), parsed.height, parsed.width, parsed.num_frames)
@@ -69,8 +69,8 @@ def run(parsed: argparse.Namespace) -> int:
 def memory_table() -> str:
     """Memory of the models known by name, 16 bit beside the default preset, as Markdown."""
     from ..sedialect_core.config import SeDialectConfig
-    from ..sedialect_core.footprint import Estimator
-    from ..sedialect_core.outline import known_models, outline_of
+    from ..sedialect_core.footprint.memory import Estimator
+    from ..sedialect_core.footprint.outline import known_models, outline_of
 
     head = ("model", "video", "transformer, 16 bit", "in 4 bit", "text encoder", "VAE", "sampling, decoding", "peak, 4 bit")
     rows: list[tuple[str, ...]] = [
@@ -103,7 +103,7 @@ def _table_notes() -> str:
 
 
 def _smallest(footprint: "Footprint", way: int) -> str:
-    from ..sedialect_core.footprint import CARDS, FITS_CPU, TOO_LARGE
+    from ..sedialect_core.footprint.memory import CARDS, FITS_CPU, TOO_LARGE
 
     for card in CARDS:
         if (verdict := footprint.fits(card)[way]) != TOO_LARGE:
@@ -162,7 +162,7 @@ def _json(estimator: "Estimator", found: list["Footprint"]) -> str:
 
 
 def _report(estimator: "Estimator", found: list["Footprint"]) -> str:
-    from ..sedialect_core.footprint import CARDS
+    from ..sedialect_core.footprint.memory import CARDS
 
     lines = [f"{estimator.outline.name}, {estimator.size}", ""]
     names = [part.name for part in estimator.outline.parts]

@@ -14,8 +14,8 @@ LEVELS = [
     ["cli"],
     ["web"],
     ["cli/self_test.py", "bench/quality"],
-    ["sedialect_core/footprint.py"],
-    ["sedialect_core/comparison.py", "sedialect_core/outline.py", "sedialect_core/video/differences.py"],
+    ["sedialect_core/footprint/memory.py"],
+    ["sedialect_core/comparison.py", "sedialect_core/footprint/outline.py", "sedialect_core/video/differences.py"],
     ["sedialect_core/checkpoint/conversion.py"],
     [
         "sedialect_core/video/preview.py",
@@ -32,7 +32,7 @@ LEVELS = [
     [
         "sedialect_core/video/mp4.py",
         "sedialect_core/plan/report.py",
-        "sedialect_core/working_memory.py",
+        "sedialect_core/footprint/working_memory.py",
         "sedialect_core/dialect_use.py",
         "sedialect_core/dialect_trace.py",
         "sedialect_core/dialect_chart.py",

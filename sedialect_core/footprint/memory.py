@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from .checkpoint.format import layer_shapes
-from .config import SeDialectConfig
-from .errors import InputError, ModelError
-from .inspection import family_of, layout_of
+from ..checkpoint.format import layer_shapes
+from ..config import SeDialectConfig
+from ..errors import InputError, ModelError
+from ..inspection import family_of, layout_of
+from ..plan.layers import Plan
+from ..plan.report import model_bytes
+from ..plan.rules import make_plan
 from .outline import Outline, Part
-from .plan.layers import Plan
-from .plan.report import model_bytes
-from .plan.rules import make_plan
 from .working_memory import Shape, decoding_bytes, sampling_bytes, usual
 
 CARDS = (8, 12, 16, 24, 48, 80)  # GB as they are sold, which is GiB

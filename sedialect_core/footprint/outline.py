@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoint.conversion import skeleton
-from .checkpoint.source import Place
-from .errors import InputError, first_line
-from .inspection import is_transformer
+from ..checkpoint.conversion import skeleton
+from ..checkpoint.source import Place
+from ..errors import InputError, first_line
+from ..inspection import is_transformer
 
 TEXT_ENCODER = re.compile(r"text_encoder(_\d+)?")
 # Decoded in float32, as diffusers advises for them; all other models are counted in 16 bit.

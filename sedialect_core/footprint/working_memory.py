@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .inspection import layout_of
-from .plan.layers import LayerPlan, Plan
+from ..inspection import layout_of
+from ..plan.layers import LayerPlan, Plan
 
 Shape = tuple[int, int, int]
 OPERAND_BYTES = 2  # of encoded activations and decoded weights on GPUs without FP8 units; with them it is half

@@ -1,0 +1,1 @@
+"""What a pipeline will take, from its configuration alone: its models on the device meta, memory, cards that it fits."""
