@@ -38,8 +38,8 @@ def add_to(commands: Any) -> None:
 
 def run_show(parsed: argparse.Namespace) -> int:
     """Print the table, and draw the picture where asked."""
-    from ..sedialect_core.dialect_chart import ASCII_MARKS, MARKS, Use, draw, printable, table
-    from ..sedialect_core.dialect_use import use_by_gaussian_blocks, use_by_model
+    from ..sedialect_core.charts.dialects import ASCII_MARKS, MARKS, Use, draw, printable, table
+    from ..sedialect_core.charts.use import use_by_gaussian_blocks, use_by_model
     from ..sedialect_core.formatbook import Formatbook
 
     book = Formatbook.resolve(parsed.book)

@@ -6,9 +6,9 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..sedialect_core.charts.dialects import Use, table
+from ..sedialect_core.charts.use import use_by_gaussian_blocks
 from ..sedialect_core.config import BLOCK_SIZES
-from ..sedialect_core.dialect_chart import Use, table
-from ..sedialect_core.dialect_use import use_by_gaussian_blocks
 from ..sedialect_core.errors import FormatbookError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.book import builtin_names

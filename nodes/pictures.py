@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..sedialect_core.dialect_chart import Use, draw
+from ..sedialect_core.charts.dialects import Use, draw
+from ..sedialect_core.charts.saliency import draw_saliency
 from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.saliency_chart import draw_saliency
 
 
 def chart(book: Formatbook, use: Use) -> torch.Tensor:

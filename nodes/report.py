@@ -4,7 +4,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..sedialect_core.dialect_chart import Use
+from ..sedialect_core.charts.dialects import Use
 from ..sedialect_core.errors import ModelError
 from .comfy import model as comfy_model
 from .pictures import chart, saliency

@@ -7,8 +7,8 @@ import pytest
 import tiny_pipelines
 import torch
 
+from sedialect.sedialect_core.charts.trace import evidence, tracing
 from sedialect.sedialect_core.codec import encode
-from sedialect.sedialect_core.dialect_trace import evidence, tracing
 
 GRID = (2, 2, 3)  # latents of 2 x 4 x 6 in patches of 1 x 2 x 2
 

@@ -12,8 +12,8 @@ from tiny_pipelines import build
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
 from sedialect.cli import main as cli
-from sedialect.sedialect_core import dialect_chart
-from sedialect.sedialect_core.dialect_use import use_by_model
+from sedialect.sedialect_core.charts import dialects as dialect_chart
+from sedialect.sedialect_core.charts.use import use_by_model
 
 BOOK = Formatbook.builtin()
 ROW = re.compile(r"^ *(\d+) +(\d+) +(\d+) +([●·#.]{16}) +(\*?) +([\d.]+)%", re.MULTILINE)

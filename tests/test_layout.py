@@ -33,10 +33,10 @@ LEVELS = [
         "sedialect_core/video/mp4.py",
         "sedialect_core/plan/report.py",
         "sedialect_core/footprint/working_memory.py",
-        "sedialect_core/dialect_use.py",
-        "sedialect_core/dialect_trace.py",
-        "sedialect_core/dialect_chart.py",
-        "sedialect_core/saliency_chart.py",
+        "sedialect_core/charts/use.py",
+        "sedialect_core/charts/trace.py",
+        "sedialect_core/charts/dialects.py",
+        "sedialect_core/charts/saliency.py",
     ],
     ["sedialect_core/checkpoint/format.py"],
     ["sedialect_core/quantize/apply.py"],
@@ -48,7 +48,7 @@ LEVELS = [
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
     ["sedialect_core/codec"],
-    ["sedialect_core/formatbook", "sedialect_core/drawing.py"],
+    ["sedialect_core/formatbook", "sedialect_core/charts/pen.py"],
     # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
     [
         "sedialect_core/config.py",

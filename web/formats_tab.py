@@ -13,11 +13,11 @@ import gradio as gr
 import torch
 
 from ..bench.peers import formats as peers
+from ..sedialect_core.charts.dialects import Use, draw
+from ..sedialect_core.charts.use import use_by_gaussian_blocks
 from ..sedialect_core.codec import encode
 from ..sedialect_core.codec.steps import BlockSteps, explain
 from ..sedialect_core.config import BLOCK_SIZES, SeDialectConfig
-from ..sedialect_core.dialect_chart import Use, draw
-from ..sedialect_core.dialect_use import use_by_gaussian_blocks
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.book import builtin_names

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from ..sedialect_core.saliency_chart import colours
+from ..sedialect_core.charts.saliency import colours
 from ..sedialect_core.video.mp4 import Frames
 
 Numbers = npt.NDArray[np.floating]

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from ..sedialect_core.dialect_trace import LayerStep, Trace
+from ..sedialect_core.charts.trace import LayerStep, Trace
 from ..sedialect_core.errors import SeDialectError
 from . import charts, heat, markup
 from .compare_tab import ON_PIPELINE, UNEXPECTED

@@ -13,10 +13,10 @@ from torch import nn
 from ..bench import quality
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.calibration.moments import calibrate
+from ..sedialect_core.charts.trace import Trace, tracing
 from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.demo import unknown_words
-from ..sedialect_core.dialect_trace import Trace, tracing
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.inspection.denoisers import denoisers

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...sedialect_core.drawing import COLOURS, INK, PALE, PAPER, Pen, picture
+from ...sedialect_core.charts.pen import COLOURS, INK, PALE, PAPER, Pen, picture
 from .runner import Result
 from .statistics import bootstrap
 

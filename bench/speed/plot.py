@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...sedialect_core.drawing import COLOURS, INK, PALE, Pen, picture
+from ...sedialect_core.charts.pen import COLOURS, INK, PALE, Pen, picture
 from .arms import ARMS, BASELINE
 from .results import Part, Row
 from .shapes import LAYERS

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from .codec import encode
-from .config import SeDialectConfig
-from .errors import InputError, first_line
-from .formatbook import Formatbook
-from .inspection import is_transformer
-from .plan.rules import make_plan
-from .progress import shown_bar
-from .storage import hub
+from ..codec import encode
+from ..config import SeDialectConfig
+from ..errors import InputError, first_line
+from ..formatbook import Formatbook
+from ..inspection import is_transformer
+from ..plan.rules import make_plan
+from ..progress import shown_bar
+from ..storage import hub
 
 GAUSSIAN_SHAPE = (64, 4096)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InputError
-from .storage.atomic import replacing
+from ..errors import InputError
+from ..storage.atomic import replacing
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

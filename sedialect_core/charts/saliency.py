@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .drawing import INK, PALE, Pen, picture
+from .pen import INK, PALE, Pen, picture
 
 WIDTH, MARGIN, HEAD, FOOT = 1120, 40, 84, 56
 GAP, COLUMNS, LARGEST = 12, 8, 40  # the last: pixels a token

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .drawing import COLOURS, INK, PALE, PAPER, Pen, picture
-from .formatbook import Formatbook
+from ..formatbook import Formatbook
+from .pen import COLOURS, INK, PALE, PAPER, Pen, picture
 
 COLUMNS = 16  # half-units 0 to 15
 BAR = 20

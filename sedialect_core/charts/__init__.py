@@ -1,0 +1,1 @@
+"""What was chosen, as tables and pictures."""
