@@ -6,7 +6,7 @@ from typing import Any
 from app_server import serving
 from browser import chromium
 
-from sedialect.web.measured import read_quality
+from sedialect.web.kept_results import read_quality
 
 DOCS = Path(__file__).parents[1] / "docs"
 PATIENCE = 900_000  # milliseconds

@@ -30,9 +30,9 @@ from sedialect.sedialect_core.config import SeDialectConfig  # noqa: E402
 from sedialect.sedialect_core.errors import InputError  # noqa: E402
 from sedialect.sedialect_core.video.sampling import Request  # noqa: E402
 from sedialect.web.app import Settings, serve  # noqa: E402
-from sedialect.web.guard import MAX_BODY  # noqa: E402
-from sedialect.web.limits import bundled_offer, checked_config, checked_request  # noqa: E402
-from sedialect.web.service import Service  # noqa: E402
+from sedialect.web.server.guard import MAX_BODY  # noqa: E402
+from sedialect.web.server.limits import bundled_offer, checked_config, checked_request  # noqa: E402
+from sedialect.web.server.service import Service  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,9 +10,9 @@ pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install '
 from sedialect.sedialect_core.errors import InputError, SeDialectError
 from sedialect.sedialect_core.inspection.denoisers import denoisers
 from sedialect.sedialect_core.video.sampling import Request, sample
-from sedialect.web import results
-from sedialect.web.results import Latest, Results
-from sedialect.web.studio import Stopped, Studio
+from sedialect.web.server import results
+from sedialect.web.server.results import Latest, Results
+from sedialect.web.server.studio import Stopped, Studio
 
 
 def test_a_model_that_fails_to_load_is_told_and_tried_again(served):

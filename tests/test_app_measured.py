@@ -11,7 +11,10 @@ from sedialect.cli.main import main
 from sedialect.sedialect_core.errors import InputError
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
-from sedialect.web import benchmark_tab, measured, results_charts, trial
+from sedialect.web import kept_results as measured
+from sedialect.web import trial
+from sedialect.web.parts import results_charts
+from sedialect.web.tabs import benchmark as benchmark_tab
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--pairs", "2", "--steps", "2", "--height", "64", "--width", "64", "--num-frames", "5", "--forced-steps", "1"]

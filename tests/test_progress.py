@@ -160,8 +160,8 @@ def test_a_node_says_what_it_does_and_how_long(tmp_path, monkeypatch):
 
 
 def test_the_app_tells_the_phase_how_much_of_it_is_done_and_for_how_long():
-    from sedialect.web import markup
-    from sedialect.web.studio import Run
+    from sedialect.web.parts import markup
+    from sedialect.web.server.studio import Run
 
     run = Run(steps=2, stages=1, seconds=60, ahead=lambda: 0)
     run.on_stage("w4a4")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .service import Service
+    from .server.service import Service
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("gradio", "starlette", "torch", "diffusers", "transformers", "av", "PIL")
@@ -62,10 +62,10 @@ def serve(settings: Settings) -> Served:
     try:
         from starlette.middleware import Middleware
 
-        from .guard import Guard
         from .page import build
+        from .parts.theme import STYLE, theme
         from .player import routes
-        from .theme import STYLE, theme
+        from .server.guard import Guard
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
@@ -128,10 +128,10 @@ def make_service(settings: Settings) -> "Service":
     from ..sedialect_core.calibration.cache import CalibrationCache
     from ..sedialect_core.demo import MODEL
     from ..sedialect_core.video.sampling import pick_device
-    from .limits import Offer, bundled_offer
-    from .results import Results
-    from .service import Service
-    from .studio import Studio
+    from .server.limits import Offer, bundled_offer
+    from .server.results import Results
+    from .server.service import Service
+    from .server.studio import Studio
 
     bundled = settings.model is None
     offer = replace(bundled_offer() if bundled else Offer(), **dict(settings.offer))

@@ -2,12 +2,12 @@
 
 import gradio as gr
 
-from .benchmark_tab import BenchmarkTab
-from .compare_tab import CompareTab
-from .endpoints import Endpoints
-from .formats_tab import FormatsTab
-from .inside_tab import InsideTab
-from .service import Service
+from .server.endpoints import Endpoints
+from .server.service import Service
+from .tabs.benchmark import BenchmarkTab
+from .tabs.compare import CompareTab
+from .tabs.formats import FormatsTab
+from .tabs.inside import InsideTab
 
 TITLE = "sedialect"
 

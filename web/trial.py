@@ -19,7 +19,7 @@ from typing import Any
 from ..sedialect_core.environment import environment
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.storage.atomic import write_text
-from .measured import machine
+from .kept_results import machine
 
 START_SECONDS = 120.0
 SHORT = 2  # steps of the comparisons after which memory is looked at

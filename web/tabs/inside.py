@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from ..sedialect_core.charts.trace import LayerStep, Trace
-from ..sedialect_core.errors import SeDialectError
-from . import charts, heat, markup
-from .compare_tab import ON_PIPELINE, UNEXPECTED
-from .service import LOOK, Finished, Inside, Service
-from .studio import Progress, Stopped
+from ...sedialect_core.charts.trace import LayerStep, Trace
+from ...sedialect_core.errors import SeDialectError
+from ..parts import charts, heat, markup
+from ..server.service import LOOK, Finished, Inside, Service
+from ..server.studio import Progress, Stopped
+from .compare import ON_PIPELINE, UNEXPECTED
 
 LOG = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """What was measured before and is shown in the last tab: read from `measured/`, and put there.
 
-python -m sedialect.web.measured FOLDER...   # of `sedialect bench quality --output` or `sedialect bench speed --output`
+python -m sedialect.web.kept_results FOLDER...   # of `sedialect bench quality --output` or `sedialect bench speed --output`
 """
 
 import argparse

@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-STYLE = Path(__file__).parent / "style.css"
+STYLE = Path(__file__).parents[1] / "style.css"
 
 
 def theme() -> gr.themes.Base:

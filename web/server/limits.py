@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..sedialect_core.config import (
+from ...sedialect_core.config import (
     BLOCK_SIZES,
     MODULATIONS,
     PRECISIONS,
@@ -16,10 +16,10 @@ from ..sedialect_core.config import (
     SHARINGS,
     SeDialectConfig,
 )
-from ..sedialect_core.demo import defaults, evaluation_prompts
-from ..sedialect_core.errors import InputError
-from ..sedialect_core.formatbook.book import builtin_names
-from ..sedialect_core.video.sampling import Request
+from ...sedialect_core.demo import defaults, evaluation_prompts
+from ...sedialect_core.errors import InputError
+from ...sedialect_core.formatbook.book import builtin_names
+from ...sedialect_core.video.sampling import Request
 
 MAX_SEED = 2**32 - 1
 MAX_FRAGMENTS = 200  # characters of a list of layers

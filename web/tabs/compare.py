@@ -7,13 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from ..sedialect_core.config import PRESETS, SeDialectConfig
-from ..sedialect_core.errors import SeDialectError
-from . import markup
-from .limits import CHOICES, LAYERS, MAX_FRAGMENTS, NUMBERS, Offer, setting_names, shown_value
-from .player import comparer, shown
-from .service import COMPARE, SIXTEEN, Finished, Service
-from .studio import Progress, Stopped
+from ...sedialect_core.config import PRESETS, SeDialectConfig
+from ...sedialect_core.errors import SeDialectError
+from ..parts import markup
+from ..player import comparer, shown
+from ..server.limits import CHOICES, LAYERS, MAX_FRAGMENTS, NUMBERS, Offer, setting_names, shown_value
+from ..server.service import COMPARE, SIXTEEN, Finished, Service
+from ..server.studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
 UNEXPECTED = "This failed inside the server, which has written down why. Try again, or with other settings."

@@ -13,13 +13,13 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import InputError, ModelError, SeDialectError
-from ..sedialect_core.inspection.denoisers import denoisers
-from ..sedialect_core.plan.rules import make_plan
-from ..sedialect_core.progress import Watch, beating
-from ..sedialect_core.video.mp4 import Frames
-from ..sedialect_core.video.preview import CleanLatents, LatentPreview
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import InputError, ModelError, SeDialectError
+from ...sedialect_core.inspection.denoisers import denoisers
+from ...sedialect_core.plan.rules import make_plan
+from ...sedialect_core.progress import Watch, beating
+from ...sedialect_core.video.mp4 import Frames
+from ...sedialect_core.video.preview import CleanLatents, LatentPreview
 
 LOG = logging.getLogger(__name__)
 WAKE = 1.0  # seconds after which whoever follows a run looks up, news or not

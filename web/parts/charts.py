@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from ..sedialect_core.formatbook import Dialect
+from ...sedialect_core.formatbook import Dialect
 
 COLUMN, MIDDLE = 40, 90  # of the bar charts, in units of the picture
 STRIP, UNITS = 20, 16

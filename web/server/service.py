@@ -10,22 +10,22 @@ from typing import Any
 
 from torch import nn
 
-from ..bench import quality
-from ..sedialect_core.calibration.cache import CalibrationCache
-from ..sedialect_core.calibration.moments import calibrate
-from ..sedialect_core.charts.trace import Trace, tracing
-from ..sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.demo import unknown_words
-from ..sedialect_core.errors import InputError, SeDialectError
-from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.inspection.denoisers import denoisers
-from ..sedialect_core.video.differences import Measured, measure
-from ..sedialect_core.video.mp4 import Frames
-from ..sedialect_core.video.sampling import Request, computed_in, sample
-from .heat import png
+from ...bench import quality
+from ...sedialect_core.calibration.cache import CalibrationCache
+from ...sedialect_core.calibration.moments import calibrate
+from ...sedialect_core.charts.trace import Trace, tracing
+from ...sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.demo import unknown_words
+from ...sedialect_core.errors import InputError, SeDialectError
+from ...sedialect_core.formatbook import Formatbook
+from ...sedialect_core.inspection.denoisers import denoisers
+from ...sedialect_core.video.differences import Measured, measure
+from ...sedialect_core.video.mp4 import Frames
+from ...sedialect_core.video.sampling import Request, computed_in, sample
+from ..measures import rows
+from ..parts.heat import png
 from .limits import Offer, checked_config, checked_request
-from .measures import rows
 from .results import Latest, Results
 from .studio import Progress, Run, Studio
 

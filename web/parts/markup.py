@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from html import escape
 
-from .studio import Progress
+from ..server.studio import Progress
 
 
 def message(text: str, kind: str = "note") -> str:

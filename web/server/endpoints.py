@@ -7,9 +7,9 @@ from typing import Any
 
 import gradio as gr
 
-from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import SeDialectError
-from .compare_tab import UNEXPECTED
+from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import SeDialectError
+from ..tabs.compare import UNEXPECTED
 from .limits import CHOICES, LAYERS, NUMBERS, shown_value, simple_settings
 from .service import Finished, Service
 from .studio import Stopped

@@ -12,17 +12,17 @@ from typing import Any
 import gradio as gr
 import torch
 
-from ..bench.peers import formats as peers
-from ..sedialect_core.charts.dialects import Use, draw
-from ..sedialect_core.charts.use import use_by_gaussian_blocks
-from ..sedialect_core.codec import encode
-from ..sedialect_core.codec.steps import BlockSteps, explain
-from ..sedialect_core.config import BLOCK_SIZES, SeDialectConfig
-from ..sedialect_core.errors import InputError, SeDialectError
-from ..sedialect_core.formatbook import Formatbook
-from ..sedialect_core.formatbook.book import builtin_names
-from . import charts, markup
-from .service import Service
+from ...bench.peers import formats as peers
+from ...sedialect_core.charts.dialects import Use, draw
+from ...sedialect_core.charts.use import use_by_gaussian_blocks
+from ...sedialect_core.codec import encode
+from ...sedialect_core.codec.steps import BlockSteps, explain
+from ...sedialect_core.config import BLOCK_SIZES, SeDialectConfig
+from ...sedialect_core.errors import InputError, SeDialectError
+from ...sedialect_core.formatbook import Formatbook
+from ...sedialect_core.formatbook.book import builtin_names
+from ..parts import charts, markup
+from ..server.service import Service
 
 MAX_CHARACTERS, MAX_NUMBERS = 8000, 512
 EXAMPLE = "0.9 -0.4 0.05 1.3 -2.6 0.7 0.2 -0.1 0.33 -0.8 1.1 -0.02 3.7 -1.5 0.6 0.15"

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from ..bench.speed.results import Part, Row
+from ...bench.speed.results import Part, Row
+from ..kept_results import ArmQuality, Quality
 from . import charts
-from .measured import ArmQuality, Quality
 
 LINE, NAMES, VALUES = 24, 170, 130  # of the bars
 COLOURS = 4

@@ -9,13 +9,13 @@ from typing import Any
 
 import gradio as gr
 
-from ..bench.speed.results import Part
-from ..sedialect_core.errors import SeDialectError
-from . import markup, results_charts
-from .compare_tab import ON_PIPELINE, UNEXPECTED
-from .measured import Quality, machine, read_quality, read_speed
-from .service import BENCH, BenchResult, Service
-from .studio import Progress, Stopped
+from ...bench.speed.results import Part
+from ...sedialect_core.errors import SeDialectError
+from ..kept_results import Quality, machine, read_quality, read_speed
+from ..parts import markup, results_charts
+from ..server.service import BENCH, BenchResult, Service
+from ..server.studio import Progress, Stopped
+from .compare import ON_PIPELINE, UNEXPECTED
 
 LOG = logging.getLogger(__name__)
 SPEED_PARTS = {"models": "Whole transformers, one step", "blocks": "Transformer blocks", "layers": "Linear layers"}

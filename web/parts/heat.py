@@ -9,8 +9,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from ..sedialect_core.charts.saliency import colours
-from ..sedialect_core.video.mp4 import Frames
+from ...sedialect_core.charts.saliency import colours
+from ...sedialect_core.video.mp4 import Frames
 
 Numbers = npt.NDArray[np.floating]
 NONE = (118, 124, 138)  # of what belongs to no group

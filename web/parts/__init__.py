@@ -1,0 +1,1 @@
+"""Pieces that tabs are made from: markup, charts, colours."""

@@ -1,0 +1,1 @@
+"""The tabs of the page: what they show, and what they call."""
