@@ -30,7 +30,7 @@ system-packages:
 COMFYUI_PYTHON ?= $(COMFYUI_DIR)/venv/bin/python
 test-comfyui: $(VENV)/installed-dev
 	@test -f "$(COMFYUI_DIR)/comfyui_version.py" || { echo "COMFYUI_DIR must name a ComfyUI, not '$(COMFYUI_DIR)'"; exit 2; }
-	COMFYUI_DIR="$(abspath $(COMFYUI_DIR))" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/pytest $(sort $(wildcard tests/test_comfyui*.py)) $(ARGS)
+	COMFYUI_DIR="$(abspath $(COMFYUI_DIR))" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/pytest $(sort $(wildcard tests/nodes/test_comfyui*.py)) $(ARGS)
 
 # mypy wants the package's name for the folder, whatever the checkout is called.
 lint: $(VENV)/installed-dev
@@ -41,7 +41,7 @@ lint: $(VENV)/installed-dev
 
 # The table of docs/compatibility.md, from the outcomes of its tests.
 compatibility: $(VENV)/installed-dev
-	PYTHONPATH=tests $(BIN)/python -m pytest -p compatibility_table --write-compatibility docs/compatibility.md -m feature $(ARGS)
+	PYTHONPATH=tests/helpers $(BIN)/python -m pytest -p compatibility_table --write-compatibility docs/compatibility.md -m feature $(ARGS)
 
 $(VENV)/installed-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)

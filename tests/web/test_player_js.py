@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from browser import node
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "tests" / "js").glob("*.test.mjs"))
 
 

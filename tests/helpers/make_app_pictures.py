@@ -1,4 +1,4 @@
-"""Writes docs/app-*.png, the tabs of the app with its own model: `python tests/make_app_pictures.py`, minutes on a CPU."""
+"""Writes docs/app-*.png, the app's tabs with its model: `python tests/helpers/make_app_pictures.py`, minutes on a CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from browser import chromium
 
 from sedialect.web.kept_results import read_quality
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PATIENCE = 900_000  # milliseconds
 DESK, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 

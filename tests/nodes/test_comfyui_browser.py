@@ -20,7 +20,7 @@ COMFYUI = os.environ.get("COMFYUI_DIR")
 pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
 PICTURES = os.environ.get("SEDIALECT_PICTURES")
 STEPS = int(os.environ.get("SEDIALECT_STEPS", "2"))
-EXAMPLE = Path(__file__).parents[1] / "example_workflows" / "compare_16_bit_and_4_bit.json"
+EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "compare_16_bit_and_4_bit.json"
 PATIENCE = 600_000  # ms
 SYSTEMS = {"canvas": False, "vue": True}
 

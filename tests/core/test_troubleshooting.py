@@ -23,7 +23,7 @@ def patterns() -> list[re.Pattern[str]]:
 
 def test_the_page_is_up_to_date():
     current = page_with(markdown())
-    assert current == PAGE.read_text(encoding="utf-8"), "run: python tests/make_troubleshooting.py --write"
+    assert current == PAGE.read_text(encoding="utf-8"), "run: python tests/helpers/make_troubleshooting.py --write"
 
 
 def test_no_refusal_slips_through():

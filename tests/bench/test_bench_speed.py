@@ -24,7 +24,7 @@ from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.shared_input import SharedInput
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def linears(count: int = 1, width: int = 64) -> list[nn.Linear]:

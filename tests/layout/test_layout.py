@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # From the top down; a room imports its own kind and what stands below it. Rooms in one line do not know each other.
 LEVELS = [
     ["__main__.py", "nodes"],

@@ -1,4 +1,4 @@
-"""Writes docs/player-wipe.png and docs/player-difference.png: `python tests/make_player_pictures.py FOLDER`.
+"""Writes docs/player-wipe.png and docs/player-difference.png: `python tests/helpers/make_player_pictures.py FOLDER`.
 
 FOLDER is what `sedialect demo` wrote. The curves are computed here from both videos' pixels.
 """
@@ -15,7 +15,7 @@ from player_pages import served
 
 from sedialect.sedialect_core.video.metrics import fidelity
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE = """<!doctype html><style>body { margin: 16px; width: 868px }</style><div id="box"></div>
 <script type="module">
 import { createPlayer } from "/js/player.js";

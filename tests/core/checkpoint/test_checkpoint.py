@@ -23,7 +23,7 @@ from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_mod
 from sedialect.sedialect_core.checkpoint.format import RECORD
 from sedialect.sedialect_core.errors import ConfigError, EncodeError, FormatbookError, InputError, ModelError
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
+GOLDEN = Path(__file__).parents[2] / "golden" / "v1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 WAN = "WanTransformer3DModel"
 EXACT = {"dtype": torch.float32}

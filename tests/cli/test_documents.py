@@ -12,7 +12,7 @@ import sedialect
 from sedialect.cli.main import parser
 from sedialect.sedialect_core.config import PRESETS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "web/docs").rglob("*.md")]
 )

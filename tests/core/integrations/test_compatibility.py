@@ -250,7 +250,7 @@ dist.destroy_process_group()
 )
 def test_two_processes_compute_what_one_does(order, tmp_path):
     command = [sys.executable, "-P", "-c", PARALLEL]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "GLOO_SOCKET_IFNAME": "lo"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "helpers"), "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
         subprocess.Popen([*command, str(rank), order, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

@@ -34,7 +34,7 @@ from sedialect.web.server.guard import MAX_BODY  # noqa: E402
 from sedialect.web.server.limits import bundled_offer, checked_config, checked_request  # noqa: E402
 from sedialect.web.server.service import Service  # noqa: E402
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def connect(served, folder):

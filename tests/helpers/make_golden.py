@@ -1,4 +1,4 @@
-"""Writes tests/golden/v1, once: `python tests/make_golden.py` refuses to replace what is there.
+"""Writes tests/golden/v1, once: `python tests/helpers/make_golden.py` refuses to replace what is there.
 
 A tiny model with every precision and a formatbook of its own. Its digest covers decoded weights, which are exact on every
 machine; its example output is compared within a tolerance, since libraries round their sums differently.
@@ -16,7 +16,7 @@ from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
+GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 
 
 def digest_of(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sedialect.sedialect_core.video.mp4 import write_mp4
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FRAMES, HEIGHT, WIDTH, FPS, BITS, CELL = 33, 96, 160, 24, 6, 10
 LEFT, RIGHT = (40, 70, 200), (200, 60, 40)  # what tells the sides apart
 SERIES = [

@@ -20,7 +20,7 @@ from sedialect.sedialect_core.plan import report
 from sedialect.sedialect_core.plan.report import QUALITY_ADVICE, model_bytes, quality_advice
 from sedialect.sedialect_core.plan.rules import make_plan
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 FAMILIES = ("wan", "wan-2.2", "hunyuan", "ltx", "cogvideox", "mochi")
 TINY_SIZE = ["--height", "64", "--width", "96", "--num-frames", "9"]
 

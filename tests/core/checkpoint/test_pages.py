@@ -10,7 +10,7 @@ import pytest
 from sedialect import Formatbook, SeDialectConfig
 from sedialect.sedialect_core.checkpoint.format import Record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "web/docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("compiled_kernels.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "compiled_kernels.py"
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])

@@ -16,7 +16,7 @@ from test_layout import imported
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "ja")
 NODES = [f"SeDialect{name}" for name in ("Quantize", "Load", "Save", "Formatbook", "Calibrate", "Report", "Compare")]
 

@@ -508,7 +508,7 @@ def test_files_that_cannot_be_loaded_are_refused(server, graph, base, saved):
     assert "not quantized by SeDialect" in server.error(plain.nodes)
 
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "example_workflows").glob("*.json"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

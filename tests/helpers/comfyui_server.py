@@ -11,7 +11,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("models/diffusion_models", "models/loras", "models/vae", "custom_nodes", "input", "output", "temp", "user")
 PATIENCE = 600.0  # seconds for a start or a run, on a busy machine
 

@@ -16,7 +16,7 @@ from sedialect.web import trial
 from sedialect.web.parts import results_charts
 from sedialect.web.tabs import benchmark as benchmark_tab
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ["--pairs", "2", "--steps", "2", "--height", "64", "--width", "64", "--num-frames", "5", "--forced-steps", "1"]
 
 

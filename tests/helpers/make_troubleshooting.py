@@ -1,6 +1,6 @@
 """Writes the messages of docs/troubleshooting.md from the code: every refusal with its remedy, grouped by task.
 
-    python tests/make_troubleshooting.py --write    # without --write: print them
+    python tests/helpers/make_troubleshooting.py --write    # without --write: print them
 
 Read are `raise` statements and warnings with a text, and the functions and tables that keep texts as data (`TEXTS`).
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
 BEGIN, END = "<!-- messages -->", "<!-- end -->"
 ROOMS = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli", "training")
