@@ -5,62 +5,42 @@ import re
 from pathlib import Path
 
 import pytest
+from layout_report import report
 
 ROOT = Path(__file__).parents[2]
 # From the top down; a room imports its own kind and what stands below it. Rooms in one line do not know each other.
+# At most twelve, each with its rule in a sentence.
 LEVELS = [
-    ["__main__.py", "nodes"],
-    ["cli/main.py"],
-    ["cli"],
-    ["web"],
-    ["cli/self_test.py", "bench/quality"],
-    ["sedialect_core/footprint/memory.py"],
-    ["sedialect_core/comparison.py", "sedialect_core/footprint/outline.py", "sedialect_core/video/differences.py"],
-    ["sedialect_core/checkpoint/conversion.py"],
-    [
-        "sedialect_core/video/preview.py",
-        "bench",
-        "sedialect_core/checkpoint/source.py",
-        "sedialect_core/checkpoint/card.py",
-    ],
-    ["sedialect_core/integrations"],
-    ["sedialect_core/calibration"],
-    ["sedialect_core/demo"],
-    # What is asked of a pipeline, and checked in it, before anything is quantized.
-    ["sedialect_core/video/sampling.py"],
-    ["sedialect_core/quantize/checks.py", "sedialect_core/inspection/denoisers.py"],
-    [
-        "sedialect_core/video/mp4.py",
-        "sedialect_core/plan/report.py",
-        "sedialect_core/footprint/working_memory.py",
-        "sedialect_core/charts/use.py",
-        "sedialect_core/charts/trace.py",
-        "sedialect_core/charts/dialects.py",
-        "sedialect_core/charts/saliency.py",
-    ],
-    ["sedialect_core/checkpoint/format.py"],
-    ["sedialect_core/quantize/apply.py"],
-    ["sedialect_core/quantize/weights.py"],
-    ["sedialect_core/semantics"],
-    ["sedialect_core/plan/rules.py"],
-    ["sedialect_core/plan/tokens.py"],
-    ["sedialect_core/inspection/placement.py", "sedialect_core/plan/layers.py"],
-    ["sedialect_core/inspection", "sedialect_core/linear.py"],
-    ["sedialect_core/shared_input.py"],
-    ["sedialect_core/codec"],
-    ["sedialect_core/formatbook", "sedialect_core/charts/pen.py"],
-    # hub.py only carries files: it knows of ours no more than the errors, and books and models both stand on it.
-    [
-        "sedialect_core/config.py",
-        "sedialect_core/environment.py",
-        "sedialect_core/storage/atomic.py",
-        "sedialect_core/storage/hub.py",
-        "sedialect_core/checkpoint/wan_names.py",
-        "sedialect_core/video/compute_dtype.py",
-        "sedialect_core/progress.py",
-    ],
-    ["sedialect_core/errors.py"],
-    ["kernels"],
+    ("What users start; nothing imports it.", ["__main__.py", "nodes"]),
+    ("Commands; they may start the app and the benches.", ["cli"]),
+    ("The app; it shows what the benches measured.", ["web"]),
+    (
+        "What measures, and the comparison of two videos; no room of the library imports them.",
+        ["bench", "sedialect_core/comparison.py"],
+    ),
+    (
+        "The surroundings of a model: pipelines of diffusers, what they will take, pictures of choices, the bundled model's training.",
+        ["training", "sedialect_core/integrations", "sedialect_core/charts", "sedialect_core/footprint"],
+    ),
+    (
+        "What works on a whole quantized model: statistics, files, tokens.",
+        ["sedialect_core/calibration", "sedialect_core/checkpoint", "sedialect_core/semantics"],
+    ),
+    ("Carries out a plan; and the bundled model.", ["sedialect_core/quantize", "sedialect_core/demo"]),
+    (
+        "What is decided, the layer that it makes, and videos.",
+        ["sedialect_core/plan", "sedialect_core/linear.py", "sedialect_core/video"],
+    ),
+    (
+        "What a model is, what a tensor becomes.",
+        ["sedialect_core/inspection", "sedialect_core/codec", "sedialect_core/shared_input.py"],
+    ),
+    ("Values: settings and formats.", ["sedialect_core/config.py", "sedialect_core/formatbook"]),
+    (
+        "Files, the Hub and signs of life, which know of ours the errors alone.",
+        ["sedialect_core/storage", "sedialect_core/environment.py", "sedialect_core/progress.py"],
+    ),
+    ("Arrays and tables without layers, and what can go wrong.", ["kernels", "sedialect_core/errors.py"]),
 ]
 FRONT_DOORS = {"__init__.py", "sedialect_core/__init__.py"}
 OUTSIDE = {
@@ -69,7 +49,7 @@ OUTSIDE = {
     "sedialect_core/formatbook": {"torch", "safetensors"},
     "sedialect_core/storage/hub.py": {"huggingface_hub"},
     "sedialect_core/codec": {"torch"},
-    "sedialect_core/plan/rules.py": {"torch"},
+    "sedialect_core/plan": {"torch"},
 }
 
 
@@ -86,7 +66,7 @@ def place(name: str) -> tuple[int, str]:
     """Level and room of a file: the longest entry that is it, or holds it."""
     matches = [
         (len(room), number, room)
-        for number, rooms in enumerate(LEVELS)
+        for number, (_, rooms) in enumerate(LEVELS)
         for room in rooms
         if name == room or name.startswith(room + "/") or name == room.removesuffix(".py")
     ]
@@ -95,13 +75,13 @@ def place(name: str) -> tuple[int, str]:
 
 
 def imported(path: Path) -> list[tuple[int, str]]:
-    """(number of leading dots, module) of every import in a file, at any depth of its code."""
+    """(number of leading dots, module and what is taken of it) of every import in a file, at any depth of its code."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [(0, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found += [(node.level, node.module or alias.name) for alias in node.names]
+            found += [(node.level, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
     return found
 
 
@@ -109,8 +89,11 @@ def target(path: Path, dots: int, module: str) -> str:
     folder = path.parent
     for _ in range(dots - 1):
         folder = folder.parent
-    name = relative(folder / module.replace(".", "/"))
-    return name if (ROOT / name).is_dir() else f"{name}.py" if (ROOT / f"{name}.py").is_file() else relative(folder)
+    for part in (module, module.rpartition(".")[0]):  # what is taken may be a module itself
+        name = relative(folder / part.replace(".", "/"))
+        if (ROOT / name).is_dir() or (ROOT / f"{name}.py").is_file():
+            return name if (ROOT / name).is_dir() else f"{name}.py"
+    return relative(folder)
 
 
 @pytest.mark.parametrize("path", sources(), ids=relative)
@@ -172,7 +155,7 @@ def test_the_file_map_is_the_tree():
             listed.add(name.strip())
     there = {relative(path) for path in sources() if path.name != "__init__.py" or path.parent == ROOT}
     there = {name for name in there if name.count("/") <= 1}
-    there |= {f"{relative(path)}/" for path in (ROOT / "sedialect_core").iterdir() if (path / "__init__.py").is_file()}
+    there |= {f"{relative(path.parent)}/" for path in sources() if path.name == "__init__.py" and path.parent != ROOT}
     there |= {f"{name}/" for name in ("kernels", "sedialect_core", "tests", "docs")}
     assert {name for name in listed if not (ROOT / name).exists()} == set(), "the map names what is not there"
     assert there - listed == set(), "the map lacks these"
@@ -200,3 +183,25 @@ def test_functions_of_kernels_take_at_most_eight_values():
                 count = len(node.args.posonlyargs) + len(node.args.args) + len(node.args.kwonlyargs)
                 long += [f"{path.name}: {node.name} takes {count}"] if count > 8 else []
     assert not long
+
+
+def test_the_house_has_few_levels_no_circles_and_no_upward_imports():
+    """Printed with -s: the numbers of the house."""
+    numbers = report(ROOT, [rooms for _, rooms in LEVELS])
+    print("", *(f"{label}: {value}" for label, value in numbers.items()), sep="\n")
+    assert len(LEVELS) <= 12 and all(rule.endswith(".") for rule, _ in LEVELS)
+    assert numbers["loose files in sedialect_core"] <= 8
+    assert numbers["circles of rooms"] == [] and numbers["circles of files"] == []
+    assert numbers["upward imports"] == []
+
+
+@pytest.mark.parametrize("path", [*(ROOT / "sedialect_core").rglob("*.py"), *(ROOT / "kernels").glob("*.py")], ids=relative)
+def test_the_library_imports_no_front_end_no_bench_and_no_training(path):
+    targets = {target(path, dots, module).split("/")[0] for dots, module in imported(path) if dots}
+    assert not targets & {"cli", "nodes", "web", "bench", "training"}
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if relative(path).startswith("nodes/")], ids=relative)
+def test_nodes_do_not_import_the_room_of_diffusers(path):
+    targets = {target(path, dots, module) for dots, module in imported(path) if dots}
+    assert not any(name.startswith("sedialect_core/integrations") for name in targets)
