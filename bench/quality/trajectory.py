@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ...sedialect_core.errors import InputError
-from ...sedialect_core.semantics.steps import TimestepClock
+from ...sedialect_core.inspection.timesteps import TimestepClock
 
 Forward = Callable[..., Any]
 BRANCHES = ("guided", "conditional", "unconditional")

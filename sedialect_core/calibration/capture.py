@@ -14,8 +14,8 @@ from ...kernels.tables import DialectTables
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..formatbook.blocks import BlockSample
+from ..inspection.timesteps import TimestepClock
 from ..plan.rules import make_plan
-from ..semantics.steps import TimestepClock
 
 ROWS = 64  # of one input that are looked at: enough, for every layer, step and prompt brings as many
 WEIGHT_ROWS = 256  # of one weight

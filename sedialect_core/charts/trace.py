@@ -16,8 +16,8 @@ from torch import nn
 from ...kernels.rotation import rotate_rows
 from ..codec import encode
 from ..inspection import TokenLayout, layout_of
+from ..inspection.timesteps import TimestepClock
 from ..linear import SeDialectLinear
-from ..semantics.steps import TimestepClock
 
 DIALECT = 31  # the bits of a meta entry that hold the dialect
 CELLS = 8_000_000  # of all maps of one kind together; larger grids are thinned out to that

@@ -11,22 +11,6 @@ from typing import Any
 import torch
 
 
-@dataclass
-class TimestepClock:
-    """Counts the sampling steps of one model by its timesteps alone: one step, whatever forwards guidance makes of it."""
-
-    number: int = -1
-    """Of this step, from 0."""
-    timestep: float | None = None
-
-    def advance(self, timestep: object) -> bool:
-        """Count one forward; whether it begins a step. Without a timestep, every forward does."""
-        value = float(timestep.float().max()) if isinstance(timestep, torch.Tensor) else None
-        begins = value is None or value != self.timestep
-        self.number, self.timestep = self.number + begins, value
-        return begins
-
-
 def due(step: int, last: int, every: int, parts: Sequence[float] = (), total: int = 0) -> bool:
     """Whether it is time to look at attention again, having looked in step `last`, or never in this run for -1.
 

@@ -19,7 +19,7 @@ LEVELS = [
         ["bench", "sedialect_core/comparison.py"],
     ),
     (
-        "The surroundings of a model: pipelines of diffusers, what they will take, pictures of choices, the bundled model's training.",
+        "The surroundings of a model: pipelines, what they will take, pictures of choices, the bundled model's training.",
         ["training", "sedialect_core/integrations", "sedialect_core/charts", "sedialect_core/footprint"],
     ),
     (

@@ -97,7 +97,7 @@ class WanModel(nn.Module):
 
 
 class Guided(nn.Module):
-    """A layer with an encoded weight, as `comfy_linear.py` makes ComfyUI's."""
+    """A layer with an encoded weight, as `nodes/comfy/linear.py` makes ComfyUI's."""
 
     guide = None
 
