@@ -40,7 +40,14 @@ def attach(model: nn.Module, plan: Plan) -> None:
             handles += watch_module(model.get_submodule(name), watched_block(block, plan, hook))
     guides: dict[object, Guide] = {}
     for entry, layer in _guided_layers(model, plan):
-        key = (entry.shared_input or entry.name, layer.block_size, layer.rotation, entry.salient, entry.grouped)
+        key = (
+            entry.shared_input or entry.name,
+            layer.block_size,
+            layer.rotation,
+            entry.equalized,
+            entry.salient,
+            entry.grouped,
+        )
         if key not in guides:
             guides[key] = guide_for(entry, layer, plan, hook)
         layer.guide = guides[key]
@@ -134,8 +141,6 @@ class GuidedLayer(Protocol):
     @property
     def candidates(self) -> str: ...
     @property
-    def rotation(self) -> int: ...
-    @property
     def in_features(self) -> int: ...
 
 
@@ -170,7 +175,7 @@ def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> G
     guide = TokenGuide(
         hook.flags,
         layer.formatbook,
-        Encoding(layer.block_size, layer.candidates, layer.rotation),
+        Encoding(layer.block_size, layer.candidates),
         placement,
         None if history and entry.salient not in BY_ATTENTION else placement,
         config.salient_ratio if entry.salient else 0.0,
