@@ -38,7 +38,7 @@ LEVELS = [
     ["sedialect_core/checkpoint.py"],
     ["sedialect_core/quantize.py"],
     ["sedialect_core/calibrated.py"],
-    ["sedialect_core/plan.py"],
+    ["sedialect_core/plan.py", "sedialect_core/equalization.py"],
     ["sedialect_core/semantics"],
     ["sedialect_core/inspection", "sedialect_core/linear.py"],
     ["sedialect_core/shared_input.py"],
