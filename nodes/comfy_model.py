@@ -26,7 +26,7 @@ from safetensors import safe_open
 from ..sedialect_core.calibrated import WeightEncoder, groups_of
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
-from ..sedialect_core.checkpoint import RECORD, Record
+from ..sedialect_core.checkpoint import RECORD, Record, check_exponents
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
@@ -141,7 +141,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
     network = patcher.model.diffusion_model
     check_loaded(network, record, given)
     check_groups(network, config)
-    said = (record.block_size, record.precisions, record.rotations)
+    said = (record.block_size, record.precisions, record.rotations, record.equalized)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
     settings = settings_with(settings or _settings(patcher), plan.config)
     _label(network, record, settings)
@@ -255,7 +255,8 @@ def _encode(
         for layer, encoded in encoder.encode(group, weight_of):
             before = weights[f"{layer.name}.weight"]
             settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
-            parts = (tensor.to(before.device) for tensor in encoded.stored.values())
+            stored = encoded.to(before.device).stored
+            parts, settings["equalizer"] = [stored[suffix] for suffix in layout.SUFFIXES], stored.get(layout.EQUALIZER)
             weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
             done[layer.name] = layer
             watch(sum(one.weights for one in done.values()), total)
@@ -281,8 +282,26 @@ def _wrap_all(weights: dict[str, Any], record: Record) -> None:
             raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
         bias = weights.get(f"{name}.bias")
         dtype = torch.bfloat16 if bias is None else bias.dtype
-        rotation = record.rotations.get(name, 0)
-        weights[keys[0]] = layout.wrap(codes, meta, scale, dtype, precision=precision, rotation=rotation, **settings)
+        kinds = {"precision": precision, "rotation": record.rotations.get(name, 0)}
+        kinds["equalizer"] = _equalizer(weights, name, columns * record.block_size) if name in record.equalized else None
+        weights[keys[0]] = layout.wrap(codes, meta, scale, dtype, **kinds, **settings)
+
+
+def _equalizer(weights: dict[str, Any], name: str, width: int) -> torch.Tensor:
+    """Take the exponents of an equalized layer out of the dictionary.
+
+    Raises:
+        ModelError: they are missing or have the wrong shape.
+        InputError: one is too large.
+    """
+    key = f"{name}.weight{layout.EQUALIZER}"
+    found = weights.pop(key, None)
+    if found is None:
+        raise ModelError(f"the key {key!r} is missing, so the file is not complete; download it again")
+    if found.shape != (width,) or found.dtype != torch.int8:
+        raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+    check_exponents(found, repr(key))
+    return torch.as_tensor(found)
 
 
 @dataclass(frozen=True)

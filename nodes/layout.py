@@ -15,6 +15,7 @@ from comfy_kitchen.tensor.base import BaseLayoutParams, dequantize_args
 from ..kernels import ops
 from ..kernels.guidance import UNGUIDED, RowGuidance
 from ..kernels.reference import EncodedRows
+from ..kernels.transform import InputTransform
 from ..sedialect_core.codec import EncodedTensor, encode
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.linear import ACTIVATION_BITS
@@ -22,6 +23,7 @@ from ..sedialect_core.linear import ACTIVATION_BITS
 LAYOUT = "SeDialectLayout"  # names in comfy-kitchen's and ComfyUI's registries, which all packs share
 FORMAT = "sedialect"
 SUFFIXES = ("", "_meta", "_scale")  # of "weight": codes, meta, row scales, as in docs/format.md
+EQUALIZER = "_equalizer"  # and exponents, where there are some
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Params(BaseLayoutParams):
     precision   of the layer: "w4a4", "w4a8" or "w4a16"
     candidates  which dialects an activation block chooses from
     rotation    size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
+    equalizer   int8 [K], exponents of the powers of two taken from the activations and given to the weight, or None
     """
 
     meta: torch.Tensor
@@ -41,9 +44,15 @@ class Params(BaseLayoutParams):
     precision: str
     candidates: str
     rotation: int = 0
+    equalizer: torch.Tensor | None = None
 
     def _tensor_fields(self) -> list[str]:
-        return ["scale", "meta"]
+        return ["scale", "meta", *([] if self.equalizer is None else ["equalizer"])]
+
+    @property
+    def transform(self) -> InputTransform:
+        """What is done to activations before they are encoded."""
+        return InputTransform(self.equalizer, self.rotation)
 
     @property
     def row_scale(self) -> torch.Tensor:
@@ -66,29 +75,32 @@ class SeDialectLayout(QuantizedLayout):
         """Encode a float weight [N, K]; `settings` are those of `Params`, and block_size. What other packs may
         pass besides (scale, stochastic_rounding) has no meaning here: rounding to the nearest is the format's own."""
         book, size = settings["book"], settings["block_size"]
-        rotation = settings.get("rotation", 0)
+        rotation, equalizer = settings.get("rotation", 0), settings.get("equalizer")
+        if equalizer is not None:
+            equalizer = equalizer.to(tensor.device)
         name = settings.get("name", "weight")
-        encoded = encode(tensor, formatbook=book, block_size=size, rotation=rotation, name=name)
-        codes, meta, scale = encoded.stored.values()
+        encoded = encode(tensor, formatbook=book, block_size=size, rotation=rotation, equalizer=equalizer, name=name)
+        codes, meta, scale = (encoded.stored[suffix] for suffix in SUFFIXES)
         shape = (int(tensor.shape[0]), int(tensor.shape[1]))
         kinds = (settings.get("precision", "w4a4"), settings.get("candidates", "max"))
-        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation)
+        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation, equalizer)
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """The weight as floats, [N, K]."""
-        stored, settings = (qdata, params.meta, params.scale), {"block_size": params.block_size, "rotation": params.rotation}
+        stored, settings = (qdata, params.meta, params.scale), {"block_size": params.block_size, **params.transform._asdict()}
         return EncodedTensor.of_stored(stored, params.book, **settings).dequantize(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
-        """Codes, meta and row scales."""
-        return qtensor._qdata, qtensor._params.meta, qtensor._params.scale
+        """Codes, meta, row scales, and exponents where there are some."""
+        return tuple(cls.state_dict_tensors(qtensor._qdata, qtensor._params).values())
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
         """What is saved, by the end of the key."""
-        return dict(zip(SUFFIXES, (qdata, params.meta, params.scale), strict=True))
+        parts = dict(zip(SUFFIXES, (qdata, params.meta, params.scale), strict=True))
+        return parts if params.equalizer is None else {**parts, EQUALIZER: params.equalizer}
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:
@@ -99,14 +111,14 @@ class SeDialectLayout(QuantizedLayout):
             "block_size": params.block_size,
             "precision": params.precision,
             "candidates": params.candidates,
-            "rotation": params.rotation,
+            **params.transform._asdict(),
         }
 
 
 def wrap(
     codes: torch.Tensor, meta: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, **settings: Any
 ) -> QuantizedTensor:
-    """A weight from a file's three tensors; `settings` are those of `Params`, `dtype` what it stands for."""
+    """A weight from a file's tensors; `settings` are those of `Params`, `dtype` what it stands for."""
     shape = (int(codes.shape[0]), int(codes.shape[1]) * 2)
     return QuantizedTensor(codes, LAYOUT, Params(scale, dtype, shape, meta, **settings))
 
@@ -139,7 +151,7 @@ def multiply(
         ACTIVATION_BITS[params.precision],
         params.candidates,
         guidance,
-        params.rotation,
+        params.transform,
     )
     return y.view(*x.shape[:-1], weight.shape[0])
 

@@ -134,13 +134,16 @@ class WeightEncoder:
 
     def _plain(self, layer: LayerPlan, weight: torch.Tensor, chosen: "_Chosen") -> EncodedLayer:
         settings: dict[str, Any] = {"block_size": layer.block_size or 0, "rotation": layer.rotation}
-        settings["equalizer"] = None if chosen.exponents is None else chosen.exponents.to(weight.device)
+        if chosen.exponents is not None:  # each layer has its own: files refuse tensors that share memory
+            settings["equalizer"] = chosen.exponents.to(weight.device, copy=True)
         encoded = encode(weight, formatbook=self.book, name=self._name(layer), **settings)
         return EncodedLayer(replace(layer, equalized=chosen.by), encoded)
 
     def _compensated(self, layer: LayerPlan, weight: torch.Tensor, view: "_View", by: str) -> EncodedLayer:
         layer = replace(layer, rotation=view.transform.rotation, equalized=by, compensated=True)
-        return EncodedLayer(layer, self._encode(weight, view, layer, REFINING))
+        encoded = self._encode(weight, view, layer, REFINING)
+        own = None if encoded.equalizer is None else encoded.equalizer.clone()
+        return EncodedLayer(layer, replace(encoded, equalizer=own))
 
     def _encode(self, weight: torch.Tensor, view: "_View", layer: LayerPlan, passes: int) -> EncodedTensor:
         """The codes of some rows of a layer's weight."""
