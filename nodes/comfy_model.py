@@ -26,7 +26,7 @@ from safetensors import safe_open
 from ..sedialect_core.calibrated import WeightEncoder, groups_of
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
-from ..sedialect_core.checkpoint import RECORD, Record, check_exponents
+from ..sedialect_core.checkpoint import RECORD, Record
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
@@ -127,7 +127,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
         ModelError: ComfyUI does not know the model, or tensors are missing or have the wrong shape.
     """
     weights, record, settings = {**checkpoint.tensors}, checkpoint.record, checkpoint.settings
-    _wrap_all(weights, record)
+    layout.wrap_all(weights, record)
     given = set(weights)
     dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
     options = {"custom_operations": operations(dtype)}
@@ -262,46 +262,6 @@ def _encode(
             watch(sum(one.weights for one in done.values()), total)
     notes = plan.notes if calibration is None else (*plan.notes, calibration.describe())
     return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers), notes=notes)
-
-
-def _wrap_all(weights: dict[str, Any], record: Record) -> None:
-    """Put the three tensors of each recorded layer together, in place.
-
-    Raises:
-        ModelError: one is missing or has the wrong shape.
-    """
-    settings = {"book": record.formatbook, "candidates": "max"}
-    for name, precision in record.precisions.items():
-        keys = [f"{name}.weight{suffix}" for suffix in layout.SUFFIXES]
-        found = [weights.pop(key, None) for key in keys]
-        if lost := [key for key, tensor in zip(keys, found, strict=True) if tensor is None]:
-            raise ModelError(f"the key {lost[0]!r} is missing, so the file is not complete; download it again")
-        codes, meta, scale = found
-        rows, columns = codes.shape[0], codes.shape[1] * 2 // record.block_size
-        if meta.shape != (rows, columns) or scale.shape != (rows, 4) or {t.dtype for t in found} != {torch.uint8}:
-            raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
-        bias = weights.get(f"{name}.bias")
-        dtype = torch.bfloat16 if bias is None else bias.dtype
-        kinds = {"precision": precision, "rotation": record.rotations.get(name, 0)}
-        kinds["equalizer"] = _equalizer(weights, name, columns * record.block_size) if name in record.equalized else None
-        weights[keys[0]] = layout.wrap(codes, meta, scale, dtype, **kinds, **settings)
-
-
-def _equalizer(weights: dict[str, Any], name: str, width: int) -> torch.Tensor:
-    """Take the exponents of an equalized layer out of the dictionary.
-
-    Raises:
-        ModelError: they are missing or have the wrong shape.
-        InputError: one is too large.
-    """
-    key = f"{name}.weight{layout.EQUALIZER}"
-    found = weights.pop(key, None)
-    if found is None:
-        raise ModelError(f"the key {key!r} is missing, so the file is not complete; download it again")
-    if found.shape != (width,) or found.dtype != torch.int8:
-        raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
-    check_exponents(found, repr(key))
-    return torch.as_tensor(found)
 
 
 @dataclass(frozen=True)

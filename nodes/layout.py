@@ -16,7 +16,9 @@ from ..kernels import ops
 from ..kernels.guidance import UNGUIDED, RowGuidance
 from ..kernels.reference import EncodedRows
 from ..kernels.transform import InputTransform
+from ..sedialect_core.checkpoint import Record, check_exponents
 from ..sedialect_core.codec import EncodedTensor, encode
+from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.linear import ACTIVATION_BITS
 
@@ -88,7 +90,8 @@ class SeDialectLayout(QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """The weight as floats, [N, K]."""
-        stored, settings = (qdata, params.meta, params.scale), {"block_size": params.block_size, **params.transform._asdict()}
+        stored = (qdata, params.meta, params.scale)
+        settings = {"block_size": params.block_size, **params.transform._asdict()}
         return EncodedTensor.of_stored(stored, params.book, **settings).dequantize(params.orig_dtype)
 
     @classmethod
@@ -121,6 +124,46 @@ def wrap(
     """A weight from a file's tensors; `settings` are those of `Params`, `dtype` what it stands for."""
     shape = (int(codes.shape[0]), int(codes.shape[1]) * 2)
     return QuantizedTensor(codes, LAYOUT, Params(scale, dtype, shape, meta, **settings))
+
+
+def wrap_all(weights: dict[str, Any], record: Record) -> None:
+    """Put the three tensors of each recorded layer together, in place.
+
+    Raises:
+        ModelError: one is missing or has the wrong shape.
+    """
+    settings = {"book": record.formatbook, "candidates": "max"}
+    for name, precision in record.precisions.items():
+        keys = [f"{name}.weight{suffix}" for suffix in SUFFIXES]
+        found = [weights.pop(key, None) for key in keys]
+        if lost := [key for key, tensor in zip(keys, found, strict=True) if tensor is None]:
+            raise ModelError(f"the key {lost[0]!r} is missing, so the file is not complete; download it again")
+        codes, meta, scale = found
+        rows, columns = codes.shape[0], codes.shape[1] * 2 // record.block_size
+        if meta.shape != (rows, columns) or scale.shape != (rows, 4) or {t.dtype for t in found} != {torch.uint8}:
+            raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+        bias = weights.get(f"{name}.bias")
+        dtype = torch.bfloat16 if bias is None else bias.dtype
+        kinds = {"precision": precision, "rotation": record.rotations.get(name, 0)}
+        kinds["equalizer"] = _equalizer(weights, name, columns * record.block_size) if name in record.equalized else None
+        weights[keys[0]] = wrap(codes, meta, scale, dtype, **kinds, **settings)
+
+
+def _equalizer(weights: dict[str, Any], name: str, width: int) -> torch.Tensor:
+    """Take the exponents of an equalized layer out of the dictionary.
+
+    Raises:
+        ModelError: they are missing or have the wrong shape.
+        InputError: one is too large.
+    """
+    key = f"{name}.weight{EQUALIZER}"
+    found = weights.pop(key, None)
+    if found is None:
+        raise ModelError(f"the key {key!r} is missing, so the file is not complete; download it again")
+    if found.shape != (width,) or found.dtype != torch.int8:
+        raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+    check_exponents(found, repr(key))
+    return torch.as_tensor(found)
 
 
 def is_encoded(tensor: object) -> bool:

@@ -1,7 +1,7 @@
 """From planned layers to their codes, with what the layers read in view where a calibration knows it.
 
-Layers that read one input are done together: they share its statistics, their factor, their exponents (`equalization`), and the choice
-whether to rotate.
+Layers that read one input are done together: they share its statistics, their factor, their exponents
+(`equalization`), and the choice whether to rotate.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -192,7 +192,7 @@ class WeightEncoder:
         return self._lost(layer, transform_weight(weight, view.transform), encoded, view.rows)
 
     def _lost(self, layer: LayerPlan, weight: torch.Tensor, encoded: EncodedTensor, rows: torch.Tensor) -> float:
-        """Relative squared error of outputs, activations encoded as they will be; weight and rows are transformed already."""
+        """Relative squared error of outputs, activations encoded as they will be; weight and rows come transformed."""
         tables = self.book.tables(weight.device)
         read = rows
         if layer.precision == "w4a4":

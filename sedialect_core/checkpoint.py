@@ -80,9 +80,11 @@ class Record:
 
     def renamed(self, rename: Callable[[str], str]) -> "Record":
         """The same for layers of other names."""
-        parts = {name: getattr(self, name) for name in ("precisions", "rotations", "equalized")}
         return replace(
-            self, **{part: {rename(name): value for name, value in values.items()} for part, values in parts.items()}
+            self,
+            precisions={rename(name): value for name, value in self.precisions.items()},
+            rotations={rename(name): value for name, value in self.rotations.items()},
+            equalized={rename(name): value for name, value in self.equalized.items()},
         )
 
     def to_tensor(self) -> torch.Tensor:
@@ -339,7 +341,8 @@ def layer_shapes(in_features: int, out_features: int, block_size: int) -> dict[s
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a model wants under a key: "floats", "bytes", "exponents" or "others"; `needed` unless it has filled the tensor itself."""
+    """What a model wants under a key: "floats", "bytes", "exponents" or "others"; `needed` unless it has filled the tensor
+    itself."""
 
     kind: str
     shape: tuple[int, ...]

@@ -37,11 +37,9 @@ def by_weights(norms: torch.Tensor) -> torch.Tensor | None:
 
 
 def by_inputs(rms: torch.Tensor, norms: torch.Tensor) -> list[torch.Tensor]:
-    """Exponents to choose from, each int8 [K], from the root mean square of each input channel and column norms, both [K]."""
+    """Exponents to choose from, each int8 [K], from root mean squares of the input channels and column norms, [K]."""
     rms = rms.to(norms)
-    found = [
-        _exponents(rms * norms, of_input * _log2(rms) - of_weight * _log2(norms)) for of_input, of_weight in MIGRATIONS
-    ]
+    found = [_exponents(rms * norms, of_input * _log2(rms) - of_weight * _log2(norms)) for of_input, of_weight in MIGRATIONS]
     return [exponents for exponents in found if exponents is not None]
 
 

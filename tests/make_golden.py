@@ -1,7 +1,7 @@
 """Writes tests/golden/v1, once: `python tests/make_golden.py` refuses to replace what is there.
 
-A tiny model with every precision, equalized layers and a formatbook of its own. Its digest covers decoded weights, which are exact on every
-machine; its example output is compared within a tolerance, since libraries round their sums differently.
+A tiny model with every precision, equalized layers and a formatbook of its own. Its digest covers decoded weights, which are
+exact on every machine; its example output is compared within a tolerance, since libraries round their sums differently.
 """
 
 import hashlib

@@ -82,7 +82,7 @@ class EncodedTensor:
         return replace(self, equalizer=equalizer, **parts)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The values, [..., K] in `dtype`: operands times row scales, rotated back and without the equalizer, rounded once."""
+        """The values, [..., K] in `dtype`: operands times row scales, rotated and scaled back, rounded once."""
         values = self.coded_values()
         if self.rotation:
             values = rotate_rows(values.view(-1, self.shape[-1]), self.rotation).view(self.shape)

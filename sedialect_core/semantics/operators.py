@@ -92,8 +92,9 @@ def _(
 
 
 ASSIGN_SCHEMA = (
-    "(Tensor x, Tensor[] tables, int block_size, Tensor? equalizer, int rotation, Tensor books, int start, float similarity, "
-    "float megabytes, Tensor assign, Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, Tensor(b!) choice) -> ()"
+    "(Tensor x, Tensor[] tables, int block_size, Tensor? equalizer, int rotation, Tensor books, int start, "
+    "float similarity, float megabytes, Tensor assign, Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, "
+    "Tensor(b!) choice) -> ()"
 )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ....kernels.guidance import RowGuidance
+from ....kernels.transform import UNCHANGED, InputTransform
 from ...config import SeDialectConfig
 from ...errors import InputError
 from ...integrations.models import quantize_model
@@ -90,7 +91,7 @@ class FixedRows:
         count = math.ceil(ratio * rows)
         self.salient = (torch.arange(count, device=device) * rows // count).int()
 
-    def __call__(self, x: torch.Tensor) -> RowGuidance:
+    def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
         return RowGuidance(salient=self.salient)
 
 
