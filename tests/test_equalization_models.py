@@ -15,6 +15,7 @@ from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_mod
 from sedialect.kernels import ops
 from sedialect.sedialect_core import calibrated, cli
 from sedialect.sedialect_core.calibrated import InputStatistics, WeightEncoder
+from sedialect.sedialect_core.calibration.moments import calibrate
 from sedialect.sedialect_core.equalization import by_inputs, by_weights, column_norms
 from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
 from sedialect.sedialect_core.plan import LayerPlan
@@ -271,3 +272,24 @@ def test_a_weight_that_shares_its_input_with_none_is_asked_for_once(monkeypatch)
     monkeypatch.setattr(calibrated.WeightEncoder, "encode", counting)
     quantize_model(planted()[0])
     assert asked.count("blocks.0.attn1.to_out.0") == 1 and asked.count("blocks.0.attn1.to_q") == 2
+
+
+def test_a_glance_equalizes_by_inputs_and_compensates_nothing(tmp_path):
+    pipe, arguments = build("wan")
+    plant(pipe.transformer, 32.0)
+    twin = copy.deepcopy(pipe.transformer)
+    cache = calibrate(pipe, "glance", folder=tmp_path / "glance", progress=False)
+    statistics = cache.component("transformer")["blocks.0.attn1.to_k"]
+    assert statistics.moment.ndim == 1 and statistics.rows.shape[0] > 16
+    peak, rms = statistics.peak, statistics.rms
+    assert (rms <= peak * (1 + 1e-6)).all() and rms[3] > 8 * rms.median()
+    pipe.enable_sedialect(calibration=tmp_path / "glance", progress=False)
+    plan = pipe.transformer._sedialect.plan
+    assert "equalized by a glance at one prompt" in str(plan)
+    assert not any(layer.compensated for layer in plan.quantized)
+    assert {layer.equalized for layer in plan.quantized} >= {"inputs"}
+    assert torch.isfinite(torch.as_tensor(generate(pipe, arguments))).all()
+    again, _ = build("wan")
+    again.transformer = twin
+    again.enable_sedialect(calibration="glance", progress=False)
+    assert same(again.transformer, pipe.transformer)
