@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 OPTIONS = (
     "formatbook",
     "block_size",
+    "equalize",
     "salient_ratio",
     "salient_by",
     "semantic",
@@ -51,6 +52,9 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--block-size", type=int, help="16 or 32")
     command.add_argument("--salient-ratio", type=float, help="part of the video tokens that get a second term, 0 to 1")
     command.add_argument("--salient-by", help=", ".join(SALIENCES))
+    command.add_argument(
+        "--no-equalize", dest="equalize", action="store_false", default=None, help="leave outlier channels as they are"
+    )
     command.add_argument("--semantic", action="store_true", default=None, help="similar tokens share formats")
     command.add_argument("--semantic-sharing", help=", ".join(SHARINGS))
     command.add_argument(

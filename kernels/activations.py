@@ -1,15 +1,15 @@
 """What happens to a linear layer's input before the product, on every path: the specification of `ops.encode`.
 
-Rotation, encoding, the choice of shapes that a group of tokens shares, and the residual rows of salient tokens, both of
-docs/semantics.md.
+Equalization, rotation, encoding, the choice of shapes that a group of tokens shares, and the residual rows of salient
+tokens, both of docs/semantics.md.
 """
 
 import torch
 
 from . import reference
 from .guidance import UNGUIDED, RowGuidance
-from .rotation import rotate_rows
 from .tables import DialectTables
+from .transform import UNCHANGED, InputTransform, transform_rows
 
 
 def encode_activations(
@@ -19,17 +19,17 @@ def encode_activations(
     bits: int,
     candidates: str,
     guidance: RowGuidance = UNGUIDED,
-    rotation: int = 0,
+    transform: InputTransform = UNCHANGED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Operands, [M + E, K] in float32 (16 bits: x's dtype where x is not rotated), and row scales, float32 [M + E], of
+    """Operands, [M + E, K] in float32 (16 bits: as `transform_rows` gives them), and row scales, float32 [M + E], of
     activations x [M, K]; arguments as of `ops.encode`.
 
     Row M + e is the residual of row salient[e], encoded like any row: x_hat of that token is the sum of the two.
     """
     salient, group, choice, protected = guidance
-    x = rotate_rows(x, rotation)
+    given, x = x, transform_rows(x, transform)
     if bits == 16:
-        return x if rotation else x.clone(), x.new_ones(x.shape[0], dtype=torch.float32)  # an operator returns no input
+        return x.clone() if x is given else x, x.new_ones(x.shape[0], dtype=torch.float32)  # an operator returns no input
     plain = bits == 8 or (protected is not None and bool(protected))
     allowed = None if group is None or choice is None else allowed_shapes(group, choice)
 

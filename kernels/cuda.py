@@ -15,6 +15,7 @@ from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, run
 from .guidance import UNGUIDED, RowGuidance
 from .reference import LIFT, EncodedRows
 from .tables import DialectTables
+from .transform import UNCHANGED, InputTransform
 
 FP8 = torch.float8_e4m3fn
 
@@ -26,7 +27,7 @@ def encode(
     bits: int,
     candidates: str,
     guidance: RowGuidance = UNGUIDED,
-    rotation: int = 0,
+    transform: InputTransform = UNCHANGED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands of 4 or 8 bits in `operand_dtype` and their row scales; arguments as of `ops.encode`."""
     dtype = operand_dtype(x, bits)
@@ -34,10 +35,10 @@ def encode(
     def fast() -> tuple[torch.Tensor, torch.Tensor]:
         from . import triton_encode
 
-        return triton_encode.encode(x, tables, block_size, bits, candidates, dtype, guidance, rotation)
+        return triton_encode.encode(x, tables, block_size, bits, candidates, dtype, guidance, transform)
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
-        operand, scale = encode_activations(x, tables, block_size, bits, candidates, guidance, rotation)
+        operand, scale = encode_activations(x, tables, block_size, bits, candidates, guidance, transform)
         dialects = bits == 4 and not (guidance.protected is not None and bool(guidance.protected))
         lift = LIFT if dialects and dtype == FP8 else 0
         return operand.mul_(2.0**lift).to(dtype), scale.mul_(2.0**-lift)

@@ -22,6 +22,7 @@ from .guidance import UNGUIDED, RowGuidance
 from .reference import EncodedRows
 from .rotation import rotate_rows
 from .tables import DialectTables
+from .transform import UNCHANGED, InputTransform, scale_columns
 
 Operator = TypeVar("Operator", bound=Callable[..., Any])
 TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
@@ -77,19 +78,20 @@ def _fake(name: str) -> Callable[[Operator], Operator]:
 
 # Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations. What follows the first arguments
 # comes by its place, and torch leaves out what ends a call and has its default.
-GUIDANCE = "Tensor? salient=None, Tensor? group=None, Tensor? choice=None, Tensor? protected=None, int rotation=0"
+TRANSFORM = "Tensor? equalizer=None, int rotation=0"
+GUIDANCE = f"Tensor? salient=None, Tensor? group=None, Tensor? choice=None, Tensor? protected=None, {TRANSFORM}"
 WEIGHT = "Tensor codes, Tensor meta, Tensor scale"
 
 
-def flat(guidance: RowGuidance, rotation: int) -> tuple[Any, ...]:
+def flat(guidance: RowGuidance, transform: InputTransform) -> tuple[Any, ...]:
     """The end of an operator's arguments, as `GUIDANCE` names them."""
-    return (*guidance, rotation)
+    return (*guidance, *transform)
 
 
-def _guided(rest: tuple[Any, ...]) -> tuple[RowGuidance, int]:
+def _guided(rest: tuple[Any, ...]) -> tuple[RowGuidance, InputTransform]:
     """What `flat` made, from as much of it as torch hands on."""
     parts = len(RowGuidance._fields)
-    return RowGuidance(*rest[:parts]), rest[parts] if len(rest) > parts else 0
+    return RowGuidance(*rest[:parts]), InputTransform(*rest[parts:])
 
 
 def encode(
@@ -99,7 +101,7 @@ def encode(
     bits: int,
     candidates: str,
     guidance: RowGuidance = UNGUIDED,
-    rotation: int = 0,
+    transform: InputTransform = UNCHANGED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations as operands of a matrix product, [M + E, K], and their row scales, float32 [M + E].
 
@@ -112,9 +114,9 @@ def encode(
         bits: 4, dialects; 8, E4M3 with a row scale; 16, as they are.
         candidates: for 4 bits, "max" or "all".
         guidance: what is done for single rows; E residual rows are appended.
-        rotation: size of the Hadamard blocks by which x is rotated first; 0 for none.
+        transform: what is done to x first.
     """
-    return encode_operator(x, tables, block_size, bits, candidates, *flat(guidance, rotation))
+    return encode_operator(x, tables, block_size, bits, candidates, *flat(guidance, transform))
 
 
 def matmul(
@@ -144,13 +146,13 @@ def linear(
     bits: int,
     candidates: str,
     guidance: RowGuidance = UNGUIDED,
-    rotation: int = 0,
+    transform: InputTransform = UNCHANGED,
 ) -> torch.Tensor:
     """x @ W.T + bias in x.dtype, [M, N], with W in the storage layout and activations encoded as they come.
 
     Arguments as of `encode` and `matmul`.
     """
-    return linear_operator(x, *weight, bias, tables, bits, candidates, *flat(guidance, rotation))
+    return linear_operator(x, *weight, bias, tables, bits, candidates, *flat(guidance, transform))
 
 
 @_operator(f"(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, {GUIDANCE}) -> (Tensor, Tensor)")
@@ -158,11 +160,11 @@ def _encode(
     x: torch.Tensor, tables: list[torch.Tensor], block_size: int, bits: int, candidates: str, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     book = DialectTables(*tables)
-    guidance, rotation = _guided(rest)
+    guidance, transform = _guided(rest)
     check(x.device, book.indices.device)
     if x.device.type == "cuda" and bits != 16:
-        return cuda.encode(x, book, block_size, bits, candidates, guidance, rotation)
-    operand, scale = encode_activations(x, book, block_size, bits, candidates, guidance, rotation)
+        return cuda.encode(x, book, block_size, bits, candidates, guidance, transform)
+    operand, scale = encode_activations(x, book, block_size, bits, candidates, guidance, transform)
     return operand.to(operand_dtype(x, bits)), scale
 
 
@@ -207,11 +209,11 @@ def _(operand: torch.Tensor, row_scale: Any, codes: torch.Tensor, *rest: Any) ->
 def linear_operator(x: torch.Tensor, codes: torch.Tensor, meta: torch.Tensor, *rest: Any) -> torch.Tensor:
     """What `linear` calls."""
     scale, bias, tables, bits, candidates, *others = rest
-    guidance, rotation = _guided(tuple(others))
+    guidance, transform = _guided(tuple(others))
     operand, row_scale = x, None
-    if bits != 16 or rotation:
+    if bits != 16 or transform.rotation or transform.equalizer is not None:
         block_size = codes.shape[1] * 2 // meta.shape[1]
-        operand, row_scale = encode(x, tables, block_size, bits, candidates, guidance, rotation)
+        operand, row_scale = encode(x, tables, block_size, bits, candidates, guidance, transform)
     return matmul(operand, row_scale, EncodedRows(codes, meta, scale), bias, tables, x.dtype, guidance.salient)
 
 
@@ -220,13 +222,14 @@ def _(x: torch.Tensor, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
     return x.new_empty(x.shape[0], codes.shape[0])
 
 
-@_operator(f"(Tensor gradient, {WEIGHT}, Tensor[] tables, int rotation=0) -> Tensor")
+@_operator(f"(Tensor gradient, {WEIGHT}, Tensor[] tables, {TRANSFORM}) -> Tensor")
 def linear_input_gradient(
     gradient: torch.Tensor,
     codes: torch.Tensor,
     meta: torch.Tensor,
     scale: torch.Tensor,
     tables: list[torch.Tensor],
+    equalizer: torch.Tensor | None = None,
     rotation: int = 0,
 ) -> torch.Tensor:
     """gradient @ W, [M, K] in gradient.dtype, of the gradient [M, N] of `linear`'s output; the rest as for `linear`.
@@ -241,7 +244,8 @@ def linear_input_gradient(
     else:
         weight = reference.decode_rows(codes, meta, DialectTables(*tables), wide)
         product = (gradient.float() * scale).to(wide) @ weight
-    return rotate_rows(product, rotation).to(gradient.dtype)  # its own transpose
+    rotated_back = rotate_rows(product, rotation)  # rotating is its own transpose
+    return scale_columns(rotated_back, equalizer, -1).to(gradient.dtype)
 
 
 @_fake("linear_input_gradient")
@@ -253,16 +257,17 @@ encode_operator, matmul_operator = _encode, _matmul  # for those who look at ope
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    _, codes, meta, scale, bias, tables, *_, ctx.rotation = inputs
-    ctx.save_for_backward(codes, meta, scale, *tables)  # packed: the float weight is decoded again when it is needed
+    _, codes, meta, scale, bias, tables, *_, equalizer, ctx.rotation = inputs
+    # Packed: the float weight is decoded again when it is needed.
+    ctx.save_for_backward(codes, meta, scale, equalizer, *tables)
     ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-    codes, meta, scale, *tables = ctx.saved_tensors
+    codes, meta, scale, equalizer, *tables = ctx.saved_tensors
     to_x = to_bias = None
     if ctx.needs_input_grad[0]:
-        to_x = linear_input_gradient(gradient, codes, meta, scale, tables, ctx.rotation)
+        to_x = linear_input_gradient(gradient, codes, meta, scale, tables, equalizer, ctx.rotation)
     if ctx.bias_dtype is not None and ctx.needs_input_grad[4]:
         to_bias = gradient.float().sum(0).to(ctx.bias_dtype)
     others = len(ctx.needs_input_grad) - 6  # torch counts only arguments that differ from their defaults

@@ -18,6 +18,7 @@ import triton.language as tl
 from .guidance import UNGUIDED, RowGuidance
 from .reference import LIFT, SHARED_DIALECT, SHARED_MASK
 from .tables import ERROR_BIAS, DialectTables
+from .transform import UNCHANGED, InputTransform
 
 # Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
 Q_SHIFTS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 0}
@@ -36,6 +37,7 @@ def encode_kernel(
     group_ptr,  # int32 [M], -1 for none; read if GROUPS
     choice_ptr,  # uint8 [G, K / BLOCK], allowed shapes as bits, or SHARED plus a dialect; read if GROUPS
     protected_ptr,  # bool [1]; read if PROTECTED
+    equalizer_ptr,  # int8 [K]; read if EQUALIZED
     rows,  # how many to encode: M, or E if RESIDUAL
     first,  # row of the operands where they go: 0, or M if RESIDUAL
     K: tl.constexpr,
@@ -52,6 +54,7 @@ def encode_kernel(
     SHARED: tl.constexpr,  # reference.SHARED_DIALECT
     SHARED_MASK: tl.constexpr,
     PROTECTED: tl.constexpr,  # leave everything to e4m3_kernel where the flag is set
+    EQUALIZED: tl.constexpr,  # multiply column k by 2^-equalizer[k]
     ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
 ):
     """Rows to dialects; a program takes ROWS of them."""
@@ -70,7 +73,9 @@ def encode_kernel(
     pieces = ()
     top = tl.zeros((BLOCK, PIECE, ROWS), tl.float32)
     for start in tl.static_range(0, K, PIECE * BLOCK):
-        piece = _load_piece(from_x, from_operand, error_scale, column, start, here, K, RESIDUAL, ROTATION)
+        piece = _load_piece(
+            from_x, from_operand, equalizer_ptr, error_scale, column, start, here, K, RESIDUAL, EQUALIZED, ROTATION
+        )
         top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
         pieces = pieces + (piece,)  # noqa: RUF005  (Triton knows no unpacking)
     finite, scale, inverse = _row_scale(top)
@@ -119,6 +124,7 @@ def e4m3_kernel(
     scale_ptr,  # float32 [M + E]
     salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
     protected_ptr,  # bool [1]; read if PROTECTED
+    equalizer_ptr,  # int8 [K]; read if EQUALIZED
     rows,  # how many to encode: M, or E if RESIDUAL
     first,  # row of the operands where they go: 0, or M if RESIDUAL
     K: tl.constexpr,
@@ -127,6 +133,7 @@ def e4m3_kernel(
     ROWS: tl.constexpr,  # rows of a program, a power of two
     RESIDUAL: tl.constexpr,  # encode x[salient] - operand[salient] * scale[salient]
     PROTECTED: tl.constexpr,  # do nothing unless the flag is set
+    EQUALIZED: tl.constexpr,  # multiply column k by 2^-equalizer[k]
     ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
 ):
     """Rows to E4M3 under their maxima; a program takes ROWS of them."""
@@ -144,7 +151,9 @@ def e4m3_kernel(
     pieces = ()
     top = tl.zeros((PART, PIECE, ROWS), tl.float32)
     for start in tl.static_range(0, K, PIECE * PART):
-        piece = _load_piece(from_x, from_operand, error_scale, column, start, here, K, RESIDUAL, ROTATION)
+        piece = _load_piece(
+            from_x, from_operand, equalizer_ptr, error_scale, column, start, here, K, RESIDUAL, EQUALIZED, ROTATION
+        )
         top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
         pieces = pieces + (piece,)  # noqa: RUF005
     bits = _row_top(top)
@@ -180,20 +189,26 @@ def _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL: tl.constexpr):
 def _load_piece(
     from_x,
     from_operand,
+    equalizer_ptr,
     error_scale,
     column,
     start: tl.constexpr,
     here,
     K: tl.constexpr,
     RESIDUAL: tl.constexpr,
+    EQUALIZED: tl.constexpr,
     ROTATION: tl.constexpr,
 ):
     """A piece of the rows, [BLOCK, PIECE, ROWS]; 0 past the end.
 
-    As it is in x; in float32 where it is rotated, or what an earlier encoding kept of it is taken away.
+    As it is in x, or as `transform.transform_rows` has it; in float32 where what an earlier encoding kept is taken away.
     """
     inside = here if start + column.shape[0] * column.shape[1] <= K else here & (column + start < K)
     x = tl.load(from_x + (column + start), mask=inside, other=0.0)
+    if EQUALIZED:
+        exponent = tl.load(equalizer_ptr + (column + start), mask=column + start < K, other=0).to(tl.int32)
+        scaled = x.to(tl.float32) * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
+        x = scaled.to(tl.bfloat16) if x.dtype == tl.bfloat16 else scaled
     if ROTATION:
         x = _rotate(x.to(tl.float32), ROTATION)
     if RESIDUAL:
@@ -306,7 +321,7 @@ def encode(
     candidates: str,
     dtype: torch.dtype,
     guidance: RowGuidance = UNGUIDED,
-    rotation: int = 0,
+    transform: InputTransform = UNCHANGED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands [M + E, K] in `dtype` and row scales, float32 [M + E], as `activations.encode_activations` has them.
 
@@ -314,6 +329,8 @@ def encode(
     """
     x = x.contiguous()
     salient, group, choice, protected = (None if one is None else one.contiguous() for one in guidance)
+    equalizer = None if transform.equalizer is None else transform.equalizer.contiguous()
+    rotation = transform.rotation
     rows, width = x.shape
     extra = 0 if salient is None else salient.shape[0]
     operand = torch.empty(rows + extra, width, dtype=dtype, device=x.device)
@@ -326,12 +343,13 @@ def encode(
         settings: dict[str, Any] = {
             "ROWS": tile_rows,
             "RESIDUAL": residual,
+            "EQUALIZED": equalizer is not None,
             "ROTATION": rotation,
             "num_warps": warps,
         }
         grid = (triton.cdiv(count, tile_rows),)
         if bits == 4:
-            arrays = (x, operand, scale, tables.choices, tables.packed_errors, salient, group, choice, protected)
+            arrays = (x, operand, scale, tables.choices, tables.packed_errors, salient, group, choice, protected, equalizer)
             encode_kernel[grid](
                 *arrays,
                 count,
@@ -348,11 +366,12 @@ def encode(
                 SHARED=SHARED_DIALECT,
                 SHARED_MASK=SHARED_MASK,
                 PROTECTED=protected is not None,
-                enable_fp_fusion=not residual,  # the specification rounds every product; without residuals, all are exact
+                # The specification rounds every product; all are exact but residuals, and equalized numbers that underflow.
+                enable_fp_fusion=not residual and not (rotation and equalizer is not None),
                 **settings,
             )
         if bits == 8 or protected is not None:
-            arrays = (x, operand, scale, salient, protected)
+            arrays = (x, operand, scale, salient, protected, equalizer)
             part = min(span, 128)
             e4m3_kernel[grid](
                 *arrays,

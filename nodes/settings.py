@@ -121,6 +121,12 @@ SETTINGS = (
         advanced=True,
     ),
     Setting(
+        "equalize",
+        "Scales input channels by powers of two, so that outlier channels do not set the scale of their rows.",
+        (True, False),
+        advanced=True,
+    ),
+    Setting(
         "candidates",
         "Which dialects a block of activations chooses from: those of its maximum, or all, which is slower.",
         ("max", "all"),

@@ -69,6 +69,8 @@ class SeDialectConfig:
         layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
         rotation: rotate weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0: do
             not. With calibration, only the layers that it brings nearer to 16 bit.
+        equalize: scale input channels by powers of two, so that outlier channels do not set the scale of their rows; their
+            sizes are told from the weights' columns or, with calibration, from the inputs.
         salient_ratio: the part of the video tokens, 0..1, whose residual is encoded as well (docs/semantics.md), and with
             them all text tokens; 0: none.
         salient_by: which tokens those are: of the largest "norm" or encoding "error" of the layer's input; those that
@@ -108,6 +110,7 @@ class SeDialectConfig:
     layer_precisions: tuple[tuple[str, str], ...] = ()
     formatbook_digest: str = ""
     rotation: int = 0
+    equalize: bool = True
     salient_ratio: float = 0.25
     salient_by: str = "norm"
     salient_layers: str = "feed_forward"
@@ -131,6 +134,8 @@ class SeDialectConfig:
         _one_of("candidates", self.candidates, ("max", "all"))
         _one_of("modulation", self.modulation, MODULATIONS)
         _one_of("rotation", self.rotation, ROTATIONS)
+        if type(self.equalize) is not bool:
+            raise ConfigError(f"equalize is {self.equalize!r}; it is True or False")
         self._check_semantics()
         for pattern, precision in self.layer_precisions:
             _one_of(f"layer_precisions[{pattern!r}]", precision, PRECISIONS)

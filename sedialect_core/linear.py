@@ -12,6 +12,7 @@ from torch import nn
 from ..kernels import ops
 from ..kernels.guidance import UNGUIDED, RowGuidance
 from ..kernels.reference import EncodedRows
+from ..kernels.transform import UNCHANGED, InputTransform
 from .codec import EncodedTensor, encode
 from .formatbook import Formatbook
 from .shared_input import Encoded, SharedInput
@@ -22,8 +23,8 @@ ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
 class Guide(Protocol):
     """Tells a layer about its rows, from the input [..., K] itself or from what was seen before."""
 
-    def __call__(self, x: torch.Tensor) -> RowGuidance:
-        """Guidance for this input."""
+    def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
+        """Guidance for this input, which is changed by `transform` before it is encoded."""
 
 
 class SeDialectLinear(nn.Linear):
@@ -33,6 +34,8 @@ class SeDialectLinear(nn.Linear):
         weight        uint8 [N, K/2]: codes, element 2i in the low nibble
         weight_meta   uint8 [N, K/B]: delta << 5 | dialect
         weight_scale  uint8 [N, 4]: the bits of the float32 row scale, in bytes because loaders cast floats
+        weight_equalizer  int8 [K] or None: column k of the input is multiplied by 2^-e[k] before it is encoded, and the
+                          codes are of a weight whose column k is multiplied by 2^e[k]
         bias          [N] in the dtype of the layer it replaced, or None
     """
 
@@ -49,10 +52,15 @@ class SeDialectLinear(nn.Linear):
         formatbook: Formatbook | None = None,
         candidates: str = "max",
         rotation: int = 0,
+        equalized: bool = False,
         compute_dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ) -> None:
-        """An empty layer, to be filled by loading a checkpoint; `from_linear` makes a full one."""
+        """An empty layer, to be filled by loading a checkpoint; `from_linear` makes a full one.
+
+        Args:
+            equalized: whether there is a `weight_equalizer`.
+        """
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a float weight
         self.in_features = in_features
         self.out_features = out_features
@@ -73,6 +81,10 @@ class SeDialectLinear(nn.Linear):
         self.weight = stored(in_features // 2)
         self.weight_meta = stored(in_features // block_size)
         self.weight_scale = stored(4)
+        self.weight_equalizer: nn.Parameter | None = None
+        if equalized:
+            exponents = torch.zeros(in_features, dtype=torch.int8, device=device)
+            self.weight_equalizer = nn.Parameter(exponents, requires_grad=False)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, dtype=compute_dtype, device=device), requires_grad=False)
@@ -99,18 +111,21 @@ class SeDialectLinear(nn.Linear):
         return new.train(linear.training)
 
     def encode_weight(self, weight: torch.Tensor, name: str = "weight") -> EncodedTensor:
-        """A float weight [N, K] as this layer stores it, on the device it lies on.
+        """A float weight [N, K] as this layer stores it, by its own equalizer, on the device it lies on.
 
         Raises:
             EncodeError: it holds NaN or Inf, or K is not a multiple of the block size; the error calls it `name`.
         """
         settings: dict[str, Any] = {"block_size": self.block_size, "rotation": self.rotation, "name": name}
-        return encode(weight, formatbook=self.formatbook, **settings)
+        equalizer = None if self.weight_equalizer is None else self.weight_equalizer.detach().to(weight.device)
+        return encode(weight, formatbook=self.formatbook, equalizer=equalizer, **settings)
 
     def store(self, encoded: EncodedTensor) -> None:
         """Make `encoded` the weight."""
         for suffix, part in encoded.stored.items():
             setattr(self, f"weight{suffix}", nn.Parameter(part, requires_grad=False))
+        if encoded.equalizer is None:
+            self.weight_equalizer = None
 
     @property
     def row_scale(self) -> torch.Tensor:
@@ -121,10 +136,17 @@ class SeDialectLinear(nn.Linear):
     def encoded(self) -> EncodedTensor:
         """The weight as the codec's value; shares the layer's storage."""
         stored = [part.detach() for part in (self.weight, self.weight_meta, self.weight_scale)]
-        return EncodedTensor.of_stored(stored, self.formatbook, block_size=self.block_size, rotation=self.rotation)
+        settings: dict[str, Any] = {"block_size": self.block_size, "rotation": self.rotation}
+        equalizer = None if self.weight_equalizer is None else self.weight_equalizer.detach()
+        return EncodedTensor.of_stored(stored, self.formatbook, equalizer=equalizer, **settings)
+
+    @property
+    def transform(self) -> InputTransform:
+        """What is done to the input before it is encoded."""
+        return InputTransform(self.weight_equalizer, self.rotation)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """The weight as floats, [N, K], in `compute_dtype` unless told otherwise; rotated back if the layer is rotated."""
+        """The weight as floats, [N, K], in `compute_dtype` unless told otherwise; without the layer's transform."""
         return self.encoded.dequantize(dtype or self.compute_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -144,19 +166,18 @@ class SeDialectLinear(nn.Linear):
 
     def _encode(self, x: torch.Tensor) -> Encoded:
         rows, bits = x.reshape(-1, self.in_features), ACTIVATION_BITS[self.precision]
-        if bits == 16 and not self.rotation:
+        transform = self.transform
+        if bits == 16 and not transform.rotation and transform.equalizer is None:
             return Encoded(rows, None, None)
-        guidance = UNGUIDED if self.guide is None else self.guide(x)
-        operand, row_scale = ops.encode(
-            rows, self._tables(x), self.block_size, bits, self.candidates, guidance, self.rotation
-        )
+        guidance = UNGUIDED if self.guide is None else self.guide(x, transform)
+        operand, row_scale = ops.encode(rows, self._tables(x), self.block_size, bits, self.candidates, guidance, transform)
         return Encoded(operand, row_scale, guidance.salient)
 
     def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one operator, which knows its gradient."""
-        guidance = UNGUIDED if self.guide is None else self.guide(x)
+        guidance = UNGUIDED if self.guide is None else self.guide(x, self.transform)
         bits, rows = ACTIVATION_BITS[self.precision], x.reshape(-1, self.in_features)
-        return ops.linear(rows, self._rows, self.bias, self._tables(x), bits, self.candidates, guidance, self.rotation)
+        return ops.linear(rows, self._rows, self.bias, self._tables(x), bits, self.candidates, guidance, self.transform)
 
     @property
     def _rows(self) -> EncodedRows:

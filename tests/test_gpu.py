@@ -17,6 +17,7 @@ from sedialect.kernels.activations import encode_activations
 from sedialect.kernels.compensation import DAMPING, factorize
 from sedialect.kernels.dialect_blocks import encode_compensated_rows
 from sedialect.kernels.guidance import RowGuidance
+from sedialect.kernels.transform import InputTransform
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibration.gathering import _product
 from sedialect.sedialect_core.comparison import compare
@@ -144,8 +145,31 @@ def test_guided_operands_are_those_of_the_cpu(bits, candidates, protected, rotat
     x, book = numbers(torch.bfloat16, 65)[8:], Formatbook.builtin()
     told = RowGuidance(**guidance(57, 96), protected=None if protected is None else torch.tensor([protected]))
     there = RowGuidance(*(None if part is None else part.cuda() for part in told))
-    found = ops.encode(x.cuda(), list(book.tables("cuda")), 16, bits, candidates, there, rotation)
-    assert_values(found, encode_activations(x, book.tables("cpu"), 16, bits, candidates, told, rotation))
+    found = ops.encode(x.cuda(), list(book.tables("cuda")), 16, bits, candidates, there, InputTransform(rotation=rotation))
+    assert_values(
+        found, encode_activations(x, book.tables("cpu"), 16, bits, candidates, told, InputTransform(rotation=rotation))
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "candidates", "rotation"), [(4, "max", 0), (4, "all", 32), (8, "max", 0), (16, "max", 0)])
+def test_equalized_operands_are_those_of_the_cpu(dtype, bits, candidates, rotation):
+    x, book = numbers(dtype, 65)[8:], Formatbook.builtin()
+    exponents = torch.randint(-15, 16, (1536,), generator=torch.Generator().manual_seed(5), dtype=torch.int8)
+    told = RowGuidance(None if bits == 16 else guidance(57, 96)["salient"])
+    there = RowGuidance(None if told.salient is None else told.salient.cuda())
+    transform = InputTransform(exponents.cuda(), rotation)
+    found = ops.encode(x.cuda(), list(book.tables("cuda")), 16, bits, candidates, there, transform)
+    transform = InputTransform(exponents, rotation)
+    assert_values(found, ops.encode(x, list(book.tables("cpu")), 16, bits, candidates, told, transform))
+
+
+def test_weights_encode_equalized_as_on_the_cpu():
+    weight = finite(torch.bfloat16, 129)
+    exponents = torch.randint(-15, 16, (1536,), generator=torch.Generator().manual_seed(5), dtype=torch.int8)
+    here, there = encode(weight, equalizer=exponents), encode(weight.cuda(), equalizer=exponents.cuda())
+    for name, part in here.stored.items():
+        assert torch.equal(part, there.stored[name].cpu()), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...kernels import ops
 from ...kernels.guidance import UNGUIDED
-from ...kernels.rotation import rotate_rows
+from ...kernels.transform import transform_rows
 from ...sedialect_core.inspection import TokenLayout, layout_of
 from ...sedialect_core.linear import ACTIVATION_BITS, SeDialectLinear
 from ...sedialect_core.video.metrics import difference_error, same_code_rate
@@ -87,7 +87,7 @@ def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[t
     if layer.precision == "w4a16":
         return None
     rows = x.reshape(-1, x.shape[-1])
-    guidance = UNGUIDED if layer.guide is None else layer.guide(x)
+    guidance = UNGUIDED if layer.guide is None else layer.guide(x, layer.transform)
     operand, scale = ops.encode(
         rows,
         list(layer.formatbook.tables(x.device)),
@@ -95,13 +95,13 @@ def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[t
         ACTIVATION_BITS[layer.precision],
         layer.candidates,
         guidance,
-        layer.rotation,
+        layer.transform,
     )
     decoded = operand.float() * scale.unsqueeze(1)
     quantized = decoded[: len(rows)]
     if guidance.salient is not None:
         quantized = quantized.index_add(0, guidance.salient, decoded[len(rows) :])
-    values = rotate_rows(rows.float(), layer.rotation)
+    values = transform_rows(rows.float(), layer.transform)
     return values.view(x.shape), quantized.view(x.shape)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ...kernels.guidance import RowGuidance
+from ...kernels.transform import UNCHANGED, InputTransform
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.integrations.models import quantize_model
@@ -91,7 +92,7 @@ class FixedRows:
         count = math.ceil(ratio * rows)
         self.salient = (torch.arange(count, device=device) * rows // count).int()
 
-    def __call__(self, x: torch.Tensor) -> RowGuidance:
+    def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
         return RowGuidance(salient=self.salient)
 
 

@@ -65,7 +65,7 @@ def read_checkpoint(path: str, read: Read) -> Checkpoint:
     settings = metadata.get("config", "") if said is None else said.numpy().tobytes().decode()
     if names_of_diffusers(tensors):
         tensors = {to_authors(name): tensor for name, tensor in tensors.items()}
-        record = _renamed(record, to_authors)
+        record = record.renamed(to_authors)
         settings = _settings_beside(Path(path)) or settings
     elif any(name.startswith("condition_embedder.") or ".to_out.0." in name for name in tensors) and not settings:
         raise ModelError(f"{Path(path).name} has diffusers' names for a {record.model}; only Wan's can be translated")
@@ -110,7 +110,7 @@ def write_folder(folder: Path, checkpoint: Checkpoint, config: SeDialectConfig) 
         shapes[f"{name}.weight"] = (rows, packed * 2)
     built = config_of(json.loads(checkpoint.settings)["transformer"], shapes)
     tensors = {to_diffusers(name): tensor for name, tensor in checkpoint.tensors.items()}
-    record = replace(_renamed(checkpoint.record, to_diffusers), model=built["_class_name"])
+    record = replace(checkpoint.record.renamed(to_diffusers), model=built["_class_name"])
     book = record.formatbook
     settings = replace(config, block_size=record.block_size, formatbook=book.name, formatbook_digest=book.digest)
     with staging(folder) as staged:
@@ -165,11 +165,6 @@ def _look(path: str) -> tuple[list[Path], str, Record, dict[str, str]]:
         record = Record.from_tensor(opened.get_tensor(key), headers[key].file)
     record.check_digest(metadata.get("sedialect_formatbook_digest", ""), f"the header of {headers[key].file}")
     return files, key, record, metadata
-
-
-def _renamed(record: Record, rename: Callable[[str], str]) -> Record:
-    precisions = {rename(name): value for name, value in record.precisions.items()}
-    return replace(record, precisions=precisions, rotations={rename(name): size for name, size in record.rotations.items()})
 
 
 def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> None:

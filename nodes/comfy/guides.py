@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ...kernels.guidance import RowGuidance
+from ...kernels.transform import UNCHANGED, InputTransform
 from ...sedialect_core.config import BY_ATTENTION
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook
@@ -31,7 +32,6 @@ class Settings(NamedTuple):
     formatbook: Formatbook
     block_size: int
     candidates: str
-    rotation: int
     in_features: int
 
 
@@ -42,22 +42,22 @@ class RowGuide:
     tokens: "Tokens"
     guide: Guide
 
-    def __call__(self, x: torch.Tensor) -> RowGuidance:
+    def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
         """Guidance for x [B, ..., K], or [..., B, K] as Cosmos 1 has it."""
         self.tokens.ran = True
         batch = self.tokens.samples
         if x.ndim > 2 and x.shape[0] == batch:
-            return self._told(x.flatten(1, -2))
+            return self._told(x.flatten(1, -2), transform)
         if x.ndim > 2 and x.shape[-2] == batch:
-            guidance = self._told(x.reshape(-1, batch, x.shape[-1]).transpose(0, 1))
+            guidance = self._told(x.reshape(-1, batch, x.shape[-1]).transpose(0, 1), transform)
             length = x.numel() // (batch * x.shape[-1])
             rows = guidance.salient
             return guidance if rows is None else guidance._replace(salient=rows % length * batch + rows // length)
-        return self._told(x)
+        return self._told(x, transform)
 
-    def _told(self, x: torch.Tensor) -> RowGuidance:
+    def _told(self, x: torch.Tensor, transform: InputTransform) -> RowGuidance:
         try:
-            guidance = self.guide(x)
+            guidance = self.guide(x, transform)
         except ModelError as error:
             raise ModelError(
                 f"{error}. In ComfyUI reference and guide frames lengthen it: set salient_by to norm and semantic to off"
@@ -91,8 +91,9 @@ def _guide_layers(network: torch.nn.Module, plan: Plan, tokens: Tokens) -> None:
         params = layer.weight._params
         if params.precision != "w4a4":
             continue
-        settings = Settings(params.book, params.block_size, params.candidates, params.rotation, entry.in_features)
-        shared = (entry.shared_input or entry.name, settings[1:], entry.salient, entry.grouped)
+        settings = Settings(params.book, params.block_size, params.candidates, entry.in_features)
+        same = (settings[1:], params.rotation, entry.equalized)
+        shared = (entry.shared_input or entry.name, *same, entry.salient, entry.grouped)
         if shared not in made:
             made[shared] = RowGuide(tokens, _guide(guide_for(entry, settings, plan, tokens), entry.block or "", tokens))
         layer.guide = made[shared]

@@ -15,13 +15,17 @@ from comfy_kitchen.tensor.base import BaseLayoutParams, dequantize_args
 from ...kernels import ops
 from ...kernels.guidance import UNGUIDED, RowGuidance
 from ...kernels.reference import EncodedRows
+from ...kernels.transform import InputTransform
+from ...sedialect_core.checkpoint.format import Record, check_exponents
 from ...sedialect_core.codec import EncodedTensor, encode
+from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.linear import ACTIVATION_BITS
 
 LAYOUT = "SeDialectLayout"  # names in comfy-kitchen's and ComfyUI's registries, which all packs share
 FORMAT = "sedialect"
 SUFFIXES = ("", "_meta", "_scale")  # of "weight": codes, meta, row scales, as in docs/format.md
+EQUALIZER = "_equalizer"  # and exponents, where there are some
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Params(BaseLayoutParams):
     precision   of the layer: "w4a4", "w4a8" or "w4a16"
     candidates  which dialects an activation block chooses from
     rotation    size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
+    equalizer   int8 [K], exponents of the powers of two taken from the activations and given to the weight, or None
     """
 
     meta: torch.Tensor
@@ -41,9 +46,15 @@ class Params(BaseLayoutParams):
     precision: str
     candidates: str
     rotation: int = 0
+    equalizer: torch.Tensor | None = None
 
     def _tensor_fields(self) -> list[str]:
-        return ["scale", "meta"]
+        return ["scale", "meta", *([] if self.equalizer is None else ["equalizer"])]
+
+    @property
+    def transform(self) -> InputTransform:
+        """What is done to activations before they are encoded."""
+        return InputTransform(self.equalizer, self.rotation)
 
     @property
     def row_scale(self) -> torch.Tensor:
@@ -66,29 +77,33 @@ class SeDialectLayout(QuantizedLayout):
         """Encode a float weight [N, K]; `settings` are those of `Params`, and block_size. What other packs may
         pass besides (scale, stochastic_rounding) has no meaning here: rounding to the nearest is the format's own."""
         book, size = settings["book"], settings["block_size"]
-        rotation = settings.get("rotation", 0)
+        rotation, equalizer = settings.get("rotation", 0), settings.get("equalizer")
+        if equalizer is not None:
+            equalizer = equalizer.to(tensor.device)
         name = settings.get("name", "weight")
-        encoded = encode(tensor, formatbook=book, block_size=size, rotation=rotation, name=name)
-        codes, meta, scale = encoded.stored.values()
+        encoded = encode(tensor, formatbook=book, block_size=size, rotation=rotation, equalizer=equalizer, name=name)
+        codes, meta, scale = (encoded.stored[suffix] for suffix in SUFFIXES)
         shape = (int(tensor.shape[0]), int(tensor.shape[1]))
         kinds = (settings.get("precision", "w4a4"), settings.get("candidates", "max"))
-        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation)
+        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation, equalizer)
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """The weight as floats, [N, K]."""
-        stored, settings = (qdata, params.meta, params.scale), {"block_size": params.block_size, "rotation": params.rotation}
+        stored = (qdata, params.meta, params.scale)
+        settings = {"block_size": params.block_size, **params.transform._asdict()}
         return EncodedTensor.of_stored(stored, params.book, **settings).dequantize(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
-        """Codes, meta and row scales."""
-        return qtensor._qdata, qtensor._params.meta, qtensor._params.scale
+        """Codes, meta, row scales, and exponents where there are some."""
+        return tuple(cls.state_dict_tensors(qtensor._qdata, qtensor._params).values())
 
     @classmethod
     def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
         """What is saved, by the end of the key."""
-        return dict(zip(SUFFIXES, (qdata, params.meta, params.scale), strict=True))
+        parts = dict(zip(SUFFIXES, (qdata, params.meta, params.scale), strict=True))
+        return parts if params.equalizer is None else {**parts, EQUALIZER: params.equalizer}
 
     @classmethod
     def requantize_kwargs(cls, qtensor: QuantizedTensor) -> dict[str, Any]:
@@ -99,16 +114,56 @@ class SeDialectLayout(QuantizedLayout):
             "block_size": params.block_size,
             "precision": params.precision,
             "candidates": params.candidates,
-            "rotation": params.rotation,
+            **params.transform._asdict(),
         }
 
 
 def wrap(
     codes: torch.Tensor, meta: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype, **settings: Any
 ) -> QuantizedTensor:
-    """A weight from a file's three tensors; `settings` are those of `Params`, `dtype` what it stands for."""
+    """A weight from a file's tensors; `settings` are those of `Params`, `dtype` what it stands for."""
     shape = (int(codes.shape[0]), int(codes.shape[1]) * 2)
     return QuantizedTensor(codes, LAYOUT, Params(scale, dtype, shape, meta, **settings))
+
+
+def wrap_all(weights: dict[str, Any], record: Record) -> None:
+    """Put the three tensors of each recorded layer together, in place.
+
+    Raises:
+        ModelError: one is missing or has the wrong shape.
+    """
+    settings = {"book": record.formatbook, "candidates": "max"}
+    for name, precision in record.precisions.items():
+        keys = [f"{name}.weight{suffix}" for suffix in SUFFIXES]
+        found = [weights.pop(key, None) for key in keys]
+        if lost := [key for key, tensor in zip(keys, found, strict=True) if tensor is None]:
+            raise ModelError(f"the key {lost[0]!r} is missing, so the file is not complete; download it again")
+        codes, meta, scale = found
+        rows, columns = codes.shape[0], codes.shape[1] * 2 // record.block_size
+        if meta.shape != (rows, columns) or scale.shape != (rows, 4) or {t.dtype for t in found} != {torch.uint8}:
+            raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+        bias = weights.get(f"{name}.bias")
+        dtype = torch.bfloat16 if bias is None else bias.dtype
+        kinds = {"precision": precision, "rotation": record.rotations.get(name, 0)}
+        kinds["equalizer"] = _equalizer(weights, name, columns * record.block_size) if name in record.equalized else None
+        weights[keys[0]] = wrap(codes, meta, scale, dtype, **kinds, **settings)
+
+
+def _equalizer(weights: dict[str, Any], name: str, width: int) -> torch.Tensor:
+    """Take the exponents of an equalized layer out of the dictionary.
+
+    Raises:
+        ModelError: they are missing or have the wrong shape.
+        InputError: one is too large.
+    """
+    key = f"{name}.weight{EQUALIZER}"
+    found = weights.pop(key, None)
+    if found is None:
+        raise ModelError(f"the key {key!r} is missing, so the file is not complete; download it again")
+    if found.shape != (width,) or found.dtype != torch.int8:
+        raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+    check_exponents(found, repr(key))
+    return torch.as_tensor(found)
 
 
 def is_encoded(tensor: object) -> bool:
@@ -139,7 +194,7 @@ def multiply(
         ACTIVATION_BITS[params.precision],
         params.candidates,
         guidance,
-        params.rotation,
+        params.transform,
     )
     return y.view(*x.shape[:-1], weight.shape[0])
 

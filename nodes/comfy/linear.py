@@ -35,6 +35,7 @@ class EncodedLinear:
     # What `state_dict` lists beside the weight, for whoever asks for each key as an attribute, as hooks and merges do.
     weight_meta = property(lambda self: self.state_dict()["weight_meta"])
     weight_scale = property(lambda self: self.state_dict()["weight_scale"])
+    weight_equalizer = property(lambda self: self.state_dict()["weight_equalizer"])
     comfy_quant = property(lambda self: self.state_dict()["comfy_quant"])
 
     @property
@@ -108,7 +109,7 @@ class EncodedLinear:
                 dense = function(dense)
             y = torch.nn.functional.linear(x, dense, bias)
         else:
-            y = layout.multiply(x, weight, bias, UNGUIDED if self.guide is None else self.guide(x))
+            y = layout.multiply(x, weight, bias, UNGUIDED if self.guide is None else self.guide(x, weight._params.transform))
         return add_patches(y, x, self.patches, decoded, self._merge) if self.patches else y
 
     def _merge(self, patches: list[Patch], weight: torch.Tensor) -> torch.Tensor:
@@ -134,7 +135,7 @@ def register() -> None:
     layout.register()
     comfy.quant_ops.QUANT_ALGOS[layout.FORMAT] = {
         "storage_t": torch.uint8,
-        "parameters": {"weight_meta", "weight_scale"},
+        "parameters": {"weight_meta", "weight_scale", "weight_equalizer"},
         "comfy_tensor_layout": layout.LAYOUT,
         "quantize_input": False,
     }

@@ -127,7 +127,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
         ModelError: ComfyUI does not know the model, or tensors are missing or have the wrong shape.
     """
     weights, record, settings = {**checkpoint.tensors}, checkpoint.record, checkpoint.settings
-    _wrap_all(weights, record)
+    layout.wrap_all(weights, record)
     given = set(weights)
     dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
     options = {"custom_operations": operations(dtype)}
@@ -141,7 +141,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
     network = patcher.model.diffusion_model
     check_loaded(network, record, given)
     check_groups(network, config)
-    said = (record.block_size, record.precisions, record.rotations)
+    said = (record.block_size, record.precisions, record.rotations, record.equalized)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
     settings = settings_with(settings or _settings(patcher), plan.config)
     _label(network, record, settings)
@@ -255,34 +255,13 @@ def _encode(
         for layer, encoded in encoder.encode(group, weight_of):
             before = weights[f"{layer.name}.weight"]
             settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
-            parts = (tensor.to(before.device) for tensor in encoded.stored.values())
+            stored = encoded.to(before.device).stored
+            parts, settings["equalizer"] = [stored[suffix] for suffix in layout.SUFFIXES], stored.get(layout.EQUALIZER)
             weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
             done[layer.name] = layer
             watch(sum(one.weights for one in done.values()), total)
     notes = plan.notes if calibration is None else (*plan.notes, calibration.describe())
     return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers), notes=notes)
-
-
-def _wrap_all(weights: dict[str, Any], record: Record) -> None:
-    """Put the three tensors of each recorded layer together, in place.
-
-    Raises:
-        ModelError: one is missing or has the wrong shape.
-    """
-    settings = {"book": record.formatbook, "candidates": "max"}
-    for name, precision in record.precisions.items():
-        keys = [f"{name}.weight{suffix}" for suffix in layout.SUFFIXES]
-        found = [weights.pop(key, None) for key in keys]
-        if lost := [key for key, tensor in zip(keys, found, strict=True) if tensor is None]:
-            raise ModelError(f"the key {lost[0]!r} is missing, so the file is not complete; download it again")
-        codes, meta, scale = found
-        rows, columns = codes.shape[0], codes.shape[1] * 2 // record.block_size
-        if meta.shape != (rows, columns) or scale.shape != (rows, 4) or {t.dtype for t in found} != {torch.uint8}:
-            raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
-        bias = weights.get(f"{name}.bias")
-        dtype = torch.bfloat16 if bias is None else bias.dtype
-        rotation = record.rotations.get(name, 0)
-        weights[keys[0]] = layout.wrap(codes, meta, scale, dtype, precision=precision, rotation=rotation, **settings)
 
 
 @dataclass(frozen=True)

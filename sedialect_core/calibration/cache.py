@@ -5,6 +5,7 @@ safetensors file for each input. It grows input by input; what is there is whole
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -29,12 +30,16 @@ RESOLUTION = ("height", "width", "num_frames")
 
 @dataclass(frozen=True)
 class Input:
-    """One input: what makes it, by component, and which layers read it, the first of which is watched."""
+    """One input: what makes it, by component, and which layers read it, the first of which is watched.
+
+    diagonal  only the diagonal of its moment is summed up, as for a glance
+    """
 
     component: str
     layers: tuple[str, ...]
     width: int
     stream: str
+    diagonal: bool = False
 
     @property
     def name(self) -> str:
@@ -44,7 +49,12 @@ class Input:
     @property
     def bytes(self) -> int:
         """Size of its moment."""
-        return self.width * self.width * 4
+        return math.prod(self.moment_shape) * 4
+
+    @property
+    def moment_shape(self) -> list[int]:
+        """Of what is kept of its moment."""
+        return [self.width] if self.diagonal else [self.width, self.width]
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class CalibrationCache:
                 "missing; run it again and it goes on"
             )
         for entry in self.inputs if self.folder is not None else ():
-            with _opened(self._path(entry), entry.width):
+            with _opened(self._path(entry), entry):
                 pass  # better found out now than when half of the model is quantized
         return _Component(self, {layer: entry for entry in self.inputs if entry.component == name for layer in entry.layers})
 
@@ -172,6 +182,8 @@ class CalibrationCache:
     def describe(self) -> str:
         """One line for a plan."""
         size = "x".join(str(value) for value in self.resolution if value is not None) or "the pipeline's own size"
+        if all(entry.diagonal for entry in self.inputs):
+            return f"equalized by a glance at one prompt at {size} on {self.fingerprint['date']}"
         return f"calibrated with {self.fingerprint['prompt_count']} prompts at {size} on {self.fingerprint['date']}"
 
     def read(self, entry: Input) -> InputStatistics:
@@ -182,7 +194,7 @@ class CalibrationCache:
         """
         if self.folder is None:
             return self._kept[entry.name]
-        return load_statistics(self._path(entry), entry.width)
+        return load_statistics(self._path(entry), entry)
 
     def _has(self, entry: Input) -> bool:
         return entry.name in self._kept if self.folder is None else self._path(entry).is_file()
@@ -222,26 +234,26 @@ def save_statistics(path: Path, statistics: InputStatistics) -> None:
             raise InputError(f"cannot write {path} ({error}); choose a place with free space") from None
 
 
-def load_statistics(path: Path, width: int) -> InputStatistics:
+def load_statistics(path: Path, entry: Input) -> InputStatistics:
     """What `save_statistics` wrote.
 
     Raises:
         InputError: the file is damaged, or its input has another width.
     """
-    with _opened(path, width) as opened:
+    with _opened(path, entry) as opened:
         tensors = {name: opened.get_tensor(name) for name in TENSORS}
         return InputStatistics(**tensors, count=int(opened.metadata()["count"]))
 
 
 @contextmanager
-def _opened(path: Path, width: int) -> Iterator[Any]:
+def _opened(path: Path, entry: Input) -> Iterator[Any]:
     """A file of statistics, its header checked."""
     try:
         with safe_open(path, framework="pt") as opened:
             shapes = [opened.get_slice(name).get_shape() for name in TENSORS]
             int((opened.metadata() or {})["count"])
-            if shapes[:2] != [[width, width], [width]]:
-                raise ValueError(f"a moment of {shapes[0]}, not of {width} channels")
+            if shapes[:2] != [entry.moment_shape, [entry.width]]:
+                raise ValueError(f"a moment of {shapes[0]}, not of {entry.width} channels")
             yield opened
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); remove it and calibrate again") from None

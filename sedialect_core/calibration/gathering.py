@@ -24,7 +24,8 @@ from ..quantize.weights import InputStatistics, groups_of, plain_name
 from .cache import CalibrationCache, Input, load_statistics, save_statistics
 from .capture import Steps, Target, spread_rows, watching
 
-SAMPLE = 4  # rows kept of each input that is seen, by which rotations are judged
+SAMPLE = 4  # rows kept of each input that is seen, by which equalizing and rotating are judged
+GLANCED = 32  # the same for a glance, which sees few inputs
 CHUNK = 8192  # rows that are made float32 together
 SEQUENCES = ("video", "joint", "frame", "place", "either")  # streams whose tokens must outnumber the channels
 SAVE_EVERY = 300.0  # seconds between two savings of an unfinished pass
@@ -176,6 +177,7 @@ class _Sums:
 
     width: int
     device: str | None
+    diagonal: bool = False
     moment: torch.Tensor | None = None
     peak: torch.Tensor | None = None
     rows: list[torch.Tensor] = field(default_factory=list)
@@ -191,17 +193,19 @@ class _Sums:
             return
         self.seen.add(mark)
         place = self.device or rows.device  # what was resumed lies on the CPU until now
-        product, top = _product(rows).to(place), rows.abs().amax(0).float().to(place)
+        product = (_squares(rows) if self.diagonal else _product(rows)).to(place)
+        top = rows.abs().amax(0).float().to(place)
         self.moment = product if self.moment is None else self.moment.to(place).add_(product)
         self.peak = top if self.peak is None else torch.maximum(self.peak.to(place), top)
-        self.rows.append(spread_rows(rows, SAMPLE).cpu())
+        self.rows.append(spread_rows(rows, GLANCED if self.diagonal else SAMPLE).cpu())
         self.count += len(rows)
 
     def so_far(self) -> InputStatistics:
         """Sums, in place of means; zeros where nothing was read."""
         if self.moment is None or self.peak is None:
             nothing = torch.zeros(self.width)
-            return InputStatistics(nothing.expand(self.width, -1), nothing, nothing[None][:0], 0)
+            moment = nothing if self.diagonal else nothing.expand(self.width, -1)
+            return InputStatistics(moment, nothing, nothing[None][:0], 0)
         return InputStatistics(self.moment, self.peak, torch.cat(self.rows), self.count)
 
     def finish(self) -> InputStatistics:
@@ -221,6 +225,12 @@ def _mark(rows: torch.Tensor) -> tuple[float, float]:
     sums = [torch.stack((part.sum(dtype=torch.float64), part.square().sum(dtype=torch.float64))) for part in parts]
     total, energy = torch.stack(sums).sum(0).tolist()
     return total, energy
+
+
+def _squares(rows: torch.Tensor) -> torch.Tensor:
+    """The diagonal of X^T X of rows [M, K], float32 [K]."""
+    squares = (part.float().square().sum(0) for part in rows.split(CHUNK))
+    return torch.stack(list(squares)).sum(0) if len(rows) else torch.zeros(rows.shape[1], device=rows.device)
 
 
 def _product(rows: torch.Tensor) -> torch.Tensor:
@@ -247,7 +257,7 @@ class _Pass:
     watch: Watch
 
     def __post_init__(self) -> None:
-        self.sums = {entry.name: _Sums(entry.width, self.plan.device) for entry in self.inputs}
+        self.sums = {entry.name: _Sums(entry.width, self.plan.device, entry.diagonal) for entry in self.inputs}
         self.where = ""
 
     def carry_out(self, bar: Any) -> None:
@@ -310,7 +320,7 @@ class _Pass:
             raise ModelError("no quantizable layer was called while sampling; the pipeline does not use its transformer")
         for entry in self.inputs:
             count = counts[entry.name]
-            if entry.stream in SEQUENCES and 0 < count < entry.width:
+            if not entry.diagonal and entry.stream in SEQUENCES and 0 < count < entry.width:
                 needed = -(-entry.width * prompts // count)
                 raise InputError(
                     f"{entry.name} has {entry.width} channels and read {count} tokens in {prompts} prompts at every "
@@ -336,6 +346,7 @@ class _Pass:
         unfinished = _Unfinished.find(self.cache.folder)
         if unfinished is None or unfinished.names != self.sums.keys():
             return 0
-        for name, sums in self.sums.items():
-            sums.resume(load_statistics(unfinished.folder / f"{name}.safetensors", sums.width))
+        for entry in self.inputs:
+            found = load_statistics(unfinished.folder / f"{entry.name}.safetensors", entry)
+            self.sums[entry.name].resume(found)
         return unfinished.prompts

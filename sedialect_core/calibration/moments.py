@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..video.sampling import Request, generate
 from .cache import RESOLUTION, CalibrationCache
 from .fingerprint import fingerprint_of
 from .gathering import SAVE_EVERY, Run, gather, inputs_of
-from .prompts import SELF, requests_of
+from .prompts import GLANCE, SELF, requests_of
 
 
 def calibrate(
@@ -36,7 +37,8 @@ def calibrate(
 
     Args:
         prompts: "self" for those that come with sedialect, or texts or requests; a text is sampled in 20 steps at the
-            pipeline's own size.
+            pipeline's own size. "glance": one of those that come with sedialect, in a few steps, all of which are looked
+            at, and only the root mean square of each channel, by which layers are equalized.
         config: which layers will be quantized.
         folder: keep it there, and go on there after an interruption; in memory when not given.
         every: look at every `every`-th sampling step.
@@ -62,8 +64,9 @@ def calibrate(
     def sample(request: Request) -> None:
         generate(pipe, request, "", "latent", progress=False)
 
-    run = Run(models, requests, sample, every, device)
-    cache = _open(pipe, run, config or SeDialectConfig(), Path(folder) if folder else None)
+    glance = prompts == GLANCE
+    run = Run(models, requests, sample, 1 if glance else every, device)
+    cache = _open(pipe, run, config or SeDialectConfig(), Path(folder) if folder else None, glance)
     with _own_bar(pipe):
         gather(run, cache, place, memory, save_every=save_every, progress=progress, watch=watch)
     return cache
@@ -81,7 +84,7 @@ def calibration_of(
         InputError: there is none in the folder, or it is of another model; or as `calibrate` says.
         ModelError: as `calibrate` says.
     """
-    if isinstance(given, Path) or (isinstance(given, str) and given != SELF):
+    if isinstance(given, Path) or (isinstance(given, str) and given not in (SELF, GLANCE)):
         given = CalibrationCache.load(given)
     if not isinstance(given, CalibrationCache):
         watch = progress if isinstance(progress, Watch) else None
@@ -93,9 +96,10 @@ def calibration_of(
     return given
 
 
-def _open(pipe: Any, run: Run, config: SeDialectConfig, folder: Path | None) -> CalibrationCache:
+def _open(pipe: Any, run: Run, config: SeDialectConfig, folder: Path | None, glance: bool) -> CalibrationCache:
     """The calibration to be made, or the one in the folder if it is the same."""
     inputs = tuple(entry for name, model in run.models.items() for entry in inputs_of(name, model, config))
+    inputs = tuple(replace(entry, diagonal=glance) for entry in inputs)
     sizes = {tuple(getattr(request, name) for name in RESOLUTION) for request in run.prompts}
     if len(sizes) > 1:
         raise InputError("the requests have several resolutions; calibrate at one")

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ...kernels.rotation import rotate_rows
+from ...kernels.transform import transform_rows
 from ..codec import encode
 from ..inspection import TokenLayout, layout_of
 from ..inspection.timesteps import TimestepClock
@@ -114,7 +114,7 @@ class _Recorder:
         assert isinstance(layer, SeDialectLinear)
         x = args[0].detach()
         rows = x.reshape(-1, *x.shape[-2:])[-1].float() if x.ndim > 1 else x.view(1, -1).float()
-        rows = rotate_rows(rows, layer.rotation)
+        rows = transform_rows(rows, layer.transform)
         settings: dict[str, Any] = {
             "formatbook": layer.formatbook,
             "block_size": layer.block_size,

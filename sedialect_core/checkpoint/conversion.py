@@ -248,7 +248,7 @@ class _Task:
         if layer is None:
             return _elements(stored) * self._dtype_of(key).itemsize
         shapes = layer_shapes(layer.in_features, layer.out_features, layer.block_size or 1)
-        return sum(rows * columns for rows, columns in shapes.values())
+        return sum(rows * columns for rows, columns in shapes.values()) + (layer.in_features if layer.equalized else 0)
 
     def _write(self, tensors: dict[str, torch.Tensor], path: Path) -> Path:
         told = {layer.name: self.done[layer.name].outcome for key, layer in self.layers.items() if key in tensors}

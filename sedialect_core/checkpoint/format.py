@@ -7,7 +7,7 @@ want to see. Nothing here knows diffusers, and nothing is ever unpickled.
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ...kernels.transform import LARGEST_EXPONENT
 from ..config import BLOCK_SIZES, PRECISIONS, ROTATIONS, SeDialectConfig
 from ..errors import FormatbookError, InputError, ModelError
 from ..formatbook import Formatbook
@@ -26,6 +27,8 @@ from ..quantize.apply import set_submodule
 FORMAT_VERSION = 1
 RECORD = "sedialect_record"
 SCALE = ".weight_scale"
+EQUALIZER = ".weight_equalizer"
+STATISTICS = ("weights", "inputs")  # by which exponents are chosen
 FLOATS = ("F64", "F32", "F16", "BF16")
 DAMAGED = "download it again, or have it written again"
 
@@ -38,6 +41,7 @@ class Record:
         model: the class that it was written from; for messages only, since classes get renamed.
         precisions: of each quantized layer, by name.
         rotations: sizes of the Hadamard blocks, of each rotated layer, by name.
+        equalized: by which statistics the exponents were chosen, "weights" or "inputs", of each equalized layer, by name.
     """
 
     model: str
@@ -45,6 +49,7 @@ class Record:
     formatbook: Formatbook
     precisions: Mapping[str, str]
     rotations: Mapping[str, int] = field(default_factory=dict)
+    equalized: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, formatbook: Formatbook) -> "Record":
@@ -52,7 +57,8 @@ class Record:
         layers = {layer.name.replace(".base_layer", ""): layer for layer in plan.quantized}
         precisions = {name: layer.precision or "" for name, layer in layers.items()}
         rotations = {name: layer.rotation for name, layer in layers.items() if layer.rotation}
-        return cls(plan.model, plan.config.block_size, formatbook, precisions, rotations)
+        equalized = {name: layer.equalized for name, layer in layers.items() if layer.equalized}
+        return cls(plan.model, plan.config.block_size, formatbook, precisions, rotations, equalized)
 
     def of_layers(self, names: Collection[str]) -> "Record":
         """The record of these layers alone: projections that were fused and unfused again are gone.
@@ -69,6 +75,16 @@ class Record:
             self,
             precisions={name: value for name, value in self.precisions.items() if name in names},
             rotations={name: value for name, value in self.rotations.items() if name in names},
+            equalized={name: value for name, value in self.equalized.items() if name in names},
+        )
+
+    def renamed(self, rename: Callable[[str], str]) -> "Record":
+        """The same for layers of other names."""
+        return replace(
+            self,
+            precisions={rename(name): value for name, value in self.precisions.items()},
+            rotations={rename(name): value for name, value in self.rotations.items()},
+            equalized={rename(name): value for name, value in self.equalized.items()},
         )
 
     def to_tensor(self) -> torch.Tensor:
@@ -83,6 +99,8 @@ class Record:
         }
         if self.rotations:
             data["rotations"] = _names_by_value(self.rotations)
+        if self.equalized:
+            data["equalized"] = _names_by_value(self.equalized)
         return torch.frombuffer(bytearray(json.dumps(data, separators=(",", ":")).encode()), dtype=torch.uint8)
 
     @classmethod
@@ -106,7 +124,8 @@ class Record:
             book = Formatbook.from_dict(data["formatbook"])
             precisions = {str(name): precision for precision, names in data["layers"].items() for name in names}
             rotations = {str(name): int(size) for size, names in data.get("rotations", {}).items() for name in names}
-            record = cls(str(data["model"]), data["block_size"], book, precisions, rotations)
+            equalized = {str(name): str(by) for by, names in data.get("equalized", {}).items() for name in names}
+            record = cls(str(data["model"]), data["block_size"], book, precisions, rotations, equalized)
             digest = data["formatbook_digest"]
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{key} is damaged ({error}); {DAMAGED}") from None
@@ -118,6 +137,8 @@ class Record:
             raise InputError(f"{key} names a block size or a precision that does not exist; {DAMAGED}")
         if set(self.rotations.values()) - set(ROTATIONS[1:]) or self.rotations.keys() - self.precisions.keys():
             raise InputError(f"{key} names a rotation or a rotated layer that does not exist; {DAMAGED}")
+        if set(self.equalized.values()) - set(STATISTICS) or self.equalized.keys() - self.precisions.keys():
+            raise InputError(f"{key} names an equalized layer or statistics that do not exist; {DAMAGED}")
         self.check_digest(digest, key)
 
     def check_digest(self, digest: str, where: str) -> None:
@@ -255,6 +276,26 @@ def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] 
                 f"{stored.file}: {key!r} is {stored.dtype} {list(stored.shape)}, but {wanted.kind} {list(wanted.shape)} was "
                 f"expected; {origin}"
             )
+    _check_exponents(contents)
+
+
+def _check_exponents(contents: Contents) -> None:
+    for name in contents.record.equalized:
+        key = name + EQUALIZER
+        file = contents.tensors[key].file
+        with safe_open(file, framework="pt") as opened:
+            check_exponents(opened.get_tensor(key), f"{file}: {key!r}")
+
+
+def check_exponents(exponents: torch.Tensor, where: str) -> None:
+    """Compare an equalizer with what one may be.
+
+    Raises:
+        InputError: an exponent is too large.
+    """
+    most = int(exponents.to(torch.int32).abs().max())
+    if most > LARGEST_EXPONENT:
+        raise InputError(f"{where} holds the exponent {most}, and they go to {LARGEST_EXPONENT}; {DAMAGED}")
 
 
 def check_settings(contents: Contents, config: SeDialectConfig) -> None:
@@ -285,6 +326,7 @@ def place_layers(model: nn.Module, record: Record, candidates: str, compute_dtyp
             formatbook=record.formatbook,
             candidates=candidates,
             rotation=record.rotations.get(name, 0),
+            equalized=name in record.equalized,
             compute_dtype=compute_dtype,
             device="meta",
         )
@@ -299,14 +341,16 @@ def layer_shapes(in_features: int, out_features: int, block_size: int) -> dict[s
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a model wants under a key: "floats", "bytes" or "others"; `needed` unless it has filled the tensor itself."""
+    """What a model wants under a key: "floats", "bytes", "exponents" or "others"; `needed` unless it has filled the tensor
+    itself."""
 
     kind: str
     shape: tuple[int, ...]
     needed: bool = True
 
     def takes(self, dtype: str) -> bool:
-        return dtype == "U8" if self.kind == "bytes" else (dtype in FLOATS) == (self.kind == "floats")
+        exact = {"bytes": "U8", "exponents": "I8"}.get(self.kind)
+        return dtype == exact if exact else (dtype in FLOATS) == (self.kind == "floats")
 
 
 def _expected(record: Record, model: nn.Module) -> dict[str, _Wanted]:
@@ -324,6 +368,8 @@ def _expected(record: Record, model: nn.Module) -> dict[str, _Wanted]:
             )
         shapes = layer_shapes(linear.in_features, linear.out_features, record.block_size)
         expected |= {name + suffix: _Wanted("bytes", shape) for suffix, shape in shapes.items()}
+        if name in record.equalized:
+            expected[name + EQUALIZER] = _Wanted("exponents", (linear.in_features,))
     return expected
 
 

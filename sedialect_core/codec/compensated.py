@@ -6,7 +6,7 @@ import torch
 
 from ...kernels.compensation import REFINING, Factor
 from ...kernels.dialect_blocks import encode_compensated_rows
-from ...kernels.rotation import rotate_rows
+from ...kernels.transform import UNCHANGED, InputTransform, transform_weight
 from ..errors import EncodeError
 from ..formatbook import Formatbook
 from .encoded import EncodedTensor, check_encodable
@@ -26,7 +26,7 @@ def encode_compensated(
     *,
     formatbook: Formatbook,
     block_size: int = 16,
-    rotation: int = 0,
+    transform: InputTransform = UNCHANGED,
     name: str = "weight",
     passes: int = REFINING,
 ) -> Compensated:
@@ -35,7 +35,7 @@ def encode_compensated(
     Args:
         moment: X^T X [K, K] of these rows, up to a factor, on the device of the weight.
         factor: `kernels.compensation.factorize(moment, block_size)`.
-        rotation: of the weight, as of `encode`; the moment is of rows that are rotated already.
+        transform: of the input; the moment is of rows that are transformed already.
         passes: of refining, after every column has been rounded once.
 
     Raises:
@@ -44,8 +44,8 @@ def encode_compensated(
     check_encodable(weight, block_size, "weight", None, name)
     if not bool(weight.isfinite().all()):
         raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
-    rows = rotate_rows(weight, rotation)
+    rows = transform_weight(weight, transform)
     result = encode_compensated_rows(rows, moment, factor, formatbook.tables(weight.device), block_size, passes)
     plain = float(result.plain.sum())
-    encoded = EncodedTensor(*result.rows, block_size, "weight", formatbook, rotation)
+    encoded = EncodedTensor(*result.rows, block_size, "weight", formatbook, transform.rotation, transform.equalizer)
     return Compensated(encoded, float(result.error.sum()) / plain if plain else 1.0)

@@ -9,6 +9,7 @@ import torch
 
 from ...kernels import cuda, reference
 from ...kernels.rotation import rotate_rows
+from ...kernels.transform import InputTransform, scale_columns, transform_weight
 from ..config import BLOCK_SIZES
 from ..errors import EncodeError
 from ..formatbook import Formatbook
@@ -19,16 +20,18 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DELTA_BITS = {"weight": 3, "activation": 4}
 DIALECT_BITS = 5
 ROW_SCALE_BITS = 32
+EXPONENT_BITS = 8
 
 
 @dataclass(frozen=True)
 class EncodedTensor:
-    """A tensor [..., K] as 4-bit codes with one meta entry a block and one scale a row; one of rotated rows, if it says so.
+    """A tensor [..., K] as 4-bit codes with one meta entry a block and one scale a row.
 
     codes  uint8 [..., K/2]: sign << 3 | index, element 2i in the low nibble of byte i
     meta   uint8 [..., K/B] for weights, uint16 for activations, whose delta may pass 7: delta << 5 | dialect
     scale  float32 [...]
     rotation  size of the Hadamard blocks by which the rows were rotated before they were encoded; 0: they were not
+    equalizer  int8 [K]: before that, column k was multiplied by 2^equalizer[k]; None: it was not
     """
 
     codes: torch.Tensor
@@ -38,20 +41,29 @@ class EncodedTensor:
     role: Role
     formatbook: Formatbook
     rotation: int = 0
+    equalizer: torch.Tensor | None = None
 
     @classmethod
     def of_stored(
-        cls, stored: Sequence[torch.Tensor], formatbook: Formatbook, *, block_size: int = 16, rotation: int = 0
+        cls,
+        stored: Sequence[torch.Tensor],
+        formatbook: Formatbook,
+        *,
+        block_size: int = 16,
+        rotation: int = 0,
+        equalizer: torch.Tensor | None = None,
     ) -> "EncodedTensor":
-        """A weight from the three tensors of `stored`; shares their storage."""
+        """A weight from the first three tensors of `stored`, and its equalizer; shares their storage."""
         codes, meta, scale = stored
-        return cls(codes, meta, scale.view(torch.float32).squeeze(1), block_size, "weight", formatbook, rotation)
+        row_scale = scale.view(torch.float32).squeeze(1)
+        return cls(codes, meta, row_scale, block_size, "weight", formatbook, rotation, equalizer)
 
     @property
     def stored(self) -> dict[str, torch.Tensor]:
         """What files and layers keep of a weight [N, K], by the end of the key: codes, meta and, as bytes because loaders
-        cast floats, row scales, uint8 [N, 4]."""
-        return {"": self.codes, "_meta": self.meta, "_scale": self.scale.view(-1, 1).view(torch.uint8)}
+        cast floats, row scales, uint8 [N, 4]; and the equalizer where there is one."""
+        parts = {"": self.codes, "_meta": self.meta, "_scale": self.scale.view(-1, 1).view(torch.uint8)}
+        return parts if self.equalizer is None else {**parts, "_equalizer": self.equalizer}
 
     @property
     def shape(self) -> torch.Size:
@@ -61,21 +73,24 @@ class EncodedTensor:
     @property
     def bits_per_element(self) -> float:
         """As `effective_bits` has them."""
-        return effective_bits(self.role, self.block_size, self.shape[-1])
+        rows = self.scale.numel() if self.equalizer is not None else None
+        return effective_bits(self.role, self.block_size, self.shape[-1], rows)
 
     def to(self, device: torch.device | str) -> "EncodedTensor":
         """The same on another device."""
-        return replace(self, codes=self.codes.to(device), meta=self.meta.to(device), scale=self.scale.to(device))
+        equalizer = None if self.equalizer is None else self.equalizer.to(device)
+        parts = {name: getattr(self, name).to(device) for name in ("codes", "meta", "scale")}
+        return replace(self, equalizer=equalizer, **parts)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The values, [..., K] in `dtype`: operands times row scales, rotated back where they are rotated, rounded once."""
+        """The values, [..., K] in `dtype`: operands times row scales, rotated and scaled back, rounded once."""
         values = self.coded_values()
         if self.rotation:
             values = rotate_rows(values.view(-1, self.shape[-1]), self.rotation).view(self.shape)
-        return values.to(dtype)
+        return scale_columns(values, self.equalizer, -1).to(dtype)
 
     def coded_values(self) -> torch.Tensor:
-        """What the codes stand for, float32 [..., K]: the values, still rotated where they are."""
+        """What the codes stand for, float32 [..., K]: the values, still equalized and rotated where they are."""
         rows = math.prod(self.scale.shape)
         tables = self.formatbook.tables(self.codes.device)
         codes, meta = (part.reshape(rows, part.shape[-1]) for part in (self.codes, self.meta))
@@ -83,10 +98,12 @@ class EncodedTensor:
         return operand.mul_(self.scale.reshape(rows, 1)).view(self.shape)
 
 
-def effective_bits(role: Role, block_size: int, width: int) -> float:
+def effective_bits(role: Role, block_size: int, width: int, equalized_rows: int | None = None) -> float:
     """Bits an element of a row of `width`: 4, a block's dialect id and offset (5 + 3 bits; activations 5 + 4), a row's
-    float32 scale. Wherever bits of our format are named, they come from here."""
-    return 4 + (DIALECT_BITS + DELTA_BITS[role]) / block_size + ROW_SCALE_BITS / width
+    float32 scale, and a column's exponent where `equalized_rows` rows share one. Wherever bits of our format are named, they
+    come from here."""
+    columns = 0.0 if equalized_rows is None else EXPONENT_BITS / max(1, equalized_rows)
+    return 4 + (DIALECT_BITS + DELTA_BITS[role]) / block_size + ROW_SCALE_BITS / width + columns
 
 
 def encode(
@@ -97,6 +114,7 @@ def encode(
     role: Role = "weight",
     candidates: Candidates | None = None,
     rotation: int = 0,
+    equalizer: torch.Tensor | None = None,
     name: str = "tensor",
 ) -> EncodedTensor:
     """Encode a float tensor [..., K] in blocks of `block_size` along its last dimension.
@@ -108,6 +126,7 @@ def encode(
         candidates: what a block chooses from; "max": the shapes of the maximum nearest to its own (default for activations);
             "all": every dialect (default for weights).
         rotation: size of the Hadamard blocks by which the rows are rotated first, a divisor of K; 0: they are not.
+        equalizer: int8 [K], for weights: column k is multiplied by 2^equalizer[k] before that.
         name: what an error calls the tensor.
 
     Raises:
@@ -123,7 +142,7 @@ def encode(
     book = Formatbook.resolve(formatbook) if isinstance(formatbook, str) else formatbook or Formatbook.builtin()
     tables = book.tables(x.device)
     width = x.shape[-1]
-    rows = rotate_rows(x.reshape(math.prod(x.shape[:-1]), width), rotation)
+    rows = transform_weight(x.reshape(math.prod(x.shape[:-1]), width), InputTransform(equalizer, rotation))
     if role == "weight":
         if not all_finite(rows):
             raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
@@ -138,6 +157,7 @@ def encode(
         role,
         book,
         rotation,
+        equalizer,
     )
 
 

@@ -121,7 +121,7 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
     if BACKUP not in adapter.__dict__:
         stored = tuple(_clone(getattr(base, part)) for part in STORED)
         adapter.__dict__[BACKUP] = Backup(stored, tuple(adapter.merged_adapters))
-    _store(base, *encoded.stored.values(), bias)
+    _store(base, *(encoded.stored[part] for part in ("", "_meta", "_scale")), bias)  # the equalizer stays
     adapter.merged_adapters.extend(names)
 
 

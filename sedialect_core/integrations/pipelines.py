@@ -46,6 +46,7 @@ def enable_sedialect(
         config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
         calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
             prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
+            "glance": run one prompt in a few steps, and only equalize layers by the size of the channels that they read.
         keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
         progress: show progress bars on stderr, or tell a watch.
 

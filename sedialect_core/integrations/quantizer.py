@@ -33,6 +33,8 @@ from ..linear import SeDialectLinear
 from ..plan.layers import Plan
 from ..plan.rules import make_plan, recorded_plan
 from ..quantize.apply import set_submodule
+from ..quantize.weights import WeightEncoder
+from .gathering import GroupedWeights
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
 
 UNLOAD = "call pipe.unload_lora_weights() first, or pipe.fuse_lora() and then pipe.unload_lora_weights() to keep its effect"
@@ -63,6 +65,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self._device_map: Mapping[str, Any] = {}
         self._model: weakref.ref[nn.Module] | None = None
         self._bar: Any = None
+        self._gathering: GroupedWeights | None = None
         if not self.pre_quantized or not quantization_config.formatbook_digest:  # else the book is in the file
             self._use_book(named_book(quantization_config))
 
@@ -80,7 +83,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles forget the model, and what only loading needs."""
-        return self.__dict__ | {"_model": None, "_bar": None, "contents": None}
+        return self.__dict__ | {"_model": None, "_bar": None, "_gathering": None, "contents": None}
 
     def _use_book(self, book: Formatbook) -> None:
         """The book by name and digest: its path is nobody's business in a config.json or a request header."""
@@ -154,7 +157,12 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self._use_book(self.record.formatbook)
         check_contents(self.contents, model, getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
         self.plan = recorded_plan(
-            model, self.quantization_config, self.record.block_size, self.record.precisions, self.record.rotations
+            model,
+            self.quantization_config,
+            self.record.block_size,
+            self.record.precisions,
+            self.record.rotations,
+            self.record.equalized,
         )
         place_layers(model, self.record, self.quantization_config.candidates, self.compute_dtype)
 
@@ -164,11 +172,12 @@ class SeDialectQuantizer(DiffusersQuantizer):
         assert self.book is not None
         self.plan = make_plan(model, self.quantization_config)
         self.record = Record.of(self.plan, self.book)
-        place_layers(model, self.record, self.quantization_config.candidates, self.compute_dtype)
+        place_layers(model, replace(self.record, equalized={}), self.quantization_config.candidates, self.compute_dtype)
         for layer in self.plan.quantized:
             weight = torch.empty(layer.out_features, layer.in_features, dtype=self.compute_dtype, device="meta")
             model.get_submodule(layer.name).weight = nn.Parameter(weight, requires_grad=False)
         self._awaited = {f"{layer.name}.weight" for layer in self.plan.quantized}
+        self._gathering = GroupedWeights(self.plan, WeightEncoder(self.book, self.quantization_config.candidates))
         weights = sum(layer.weights for layer in self.plan.quantized)
         self._bar = logging.tqdm(total=weights, desc=f"Quantizing {self.plan.model}", unit="w", unit_scale=True)
 
@@ -213,7 +222,8 @@ class SeDialectQuantizer(DiffusersQuantizer):
         *args: Any,
         **kw: Any,
     ) -> None:
-        """Quantize one weight on its device, from the file's own dtype rather than the one that it was cast to.
+        """Quantize a weight on its device, from the file's own dtype rather than the one that it was cast to; with those
+        that read the same input, once all of them have come.
 
         Raises:
             ModelError: the file has other than floats here.
@@ -222,10 +232,12 @@ class SeDialectQuantizer(DiffusersQuantizer):
         weight = state_dict[param_name] if state_dict is not None else param_value
         if weight.dtype not in DTYPES:
             raise ModelError(f"{param_name} is {weight.dtype}; quantize from float32, float16 or bfloat16 weights")
-        layer = model.get_submodule(param_name.removesuffix(".weight"))
-        assert isinstance(layer, SeDialectLinear)
-        layer.store(layer.encode_weight(weight.to(target_device), param_name))
-        self._bar.update(weight.numel())
+        assert self._gathering is not None
+        for plan, encoded in self._gathering.add(param_name.removesuffix(".weight"), weight.to(target_device)):
+            layer = model.get_submodule(plan.name)
+            assert isinstance(layer, SeDialectLinear)
+            layer.store(encoded)
+            self._bar.update(plan.weights)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         """Mark the model.
@@ -236,10 +248,13 @@ class SeDialectQuantizer(DiffusersQuantizer):
         assert self.plan is not None
         if self._bar is not None:
             self._bar.close()
+        if self._gathering is not None and self.book is not None:
+            self.plan = self._gathering.carried_out(self.plan)
+            self.record = Record.of(self.plan, self.book)
         empty = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
         if empty and "disk" not in self._device_map.values():
             raise ModelError(f"{empty[0]!r} was not in the checkpoint ({len(empty)} keys in all); it is incomplete")
-        self._awaited, self.contents, self._bar = set(), None, None
+        self._awaited, self.contents, self._bar, self._gathering = set(), None, None, None
         self.pre_quantized = True
         self._model = weakref.ref(model)
         mark_quantized(model, Enabled(self.plan, bytes_unquantized(model), loaded=True), self)

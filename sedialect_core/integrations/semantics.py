@@ -35,7 +35,14 @@ def attach(model: nn.Module, plan: Plan) -> None:
             handles += watch_module(model.get_submodule(name), watched_block(block, plan, hook))
     guides: dict[object, Guide] = {}
     for entry, layer in _guided_layers(model, plan):
-        key = (entry.shared_input or entry.name, layer.block_size, layer.rotation, entry.salient, entry.grouped)
+        key = (
+            entry.shared_input or entry.name,
+            layer.block_size,
+            layer.rotation,
+            entry.equalized,
+            entry.salient,
+            entry.grouped,
+        )
         if key not in guides:
             guides[key] = guide_for(entry, layer, plan, hook)
         layer.guide = guides[key]

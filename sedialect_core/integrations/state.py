@@ -51,9 +51,17 @@ def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialect
     """The layers that encode their input, with what those that read equal inputs in the same way have in common."""
     for entry in plan.quantized:
         layer = model.get_submodule(entry.name)
-        if isinstance(layer, SeDialectLinear) and (layer.precision != "w4a16" or layer.rotation):
-            settings = (layer.precision, layer.block_size, layer.rotation)
-            yield (entry.shared_input, *settings) if entry.shared_input is not None else None, layer
+        if not isinstance(layer, SeDialectLinear):
+            continue
+        equalizer = layer.weight_equalizer
+        if layer.precision == "w4a16" and not layer.rotation and equalizer is None:
+            continue
+        shared = entry.shared_input is not None
+        settings: tuple[Hashable, ...] = (layer.precision, layer.block_size, layer.rotation)
+        if equalizer is not None:
+            shared = shared and equalizer.device.type != "meta"  # a disk's: nobody can say that they are equal
+            settings += (tuple(equalizer.tolist()),) if shared else ()
+        yield (entry.shared_input, *settings) if shared else None, layer
 
 
 def mark_plain(model: nn.Module) -> None:
@@ -69,7 +77,7 @@ def mark_plain(model: nn.Module) -> None:
 def bytes_unquantized(model: nn.Module) -> int:
     """What a quantized model would take with its layers in the dtype that they compute in."""
     layers = [module for module in model.modules() if isinstance(module, SeDialectLinear)]
-    packed = sum(p.numel() for layer in layers for p in (layer.weight, layer.weight_meta, layer.weight_scale))
+    packed = sum(p.numel() for layer in layers for p in layer.parameters() if p is not layer.bias)
     plain = sum(layer.in_features * layer.out_features * layer.compute_dtype.itemsize for layer in layers)
     return model_bytes(model) - packed + plain
 

@@ -27,6 +27,8 @@ class LayerPlan:
     """The same for layers that read equal inputs."""
     rotation: int = 0
     """Size of the Hadamard blocks by which weight and inputs are rotated; 0: they are not."""
+    equalized: str = ""
+    """By which statistics the exponents of its input's channels were chosen: "weights" or "inputs"; "": there are none."""
     compensated: bool = False
     """Whether the weight was encoded with the layer's inputs in view."""
     salient: str = ""
@@ -44,13 +46,15 @@ class LayerPlan:
     @property
     def explanation(self) -> str:
         """The reason, with what was done to the weight besides encoding it."""
-        done = [f"rotated by {self.rotation}"] if self.rotation else []
+        done = [f"equalized by {self.equalized}"] if self.equalized else []
+        done += [f"rotated by {self.rotation}"] if self.rotation else []
         return "; ".join([self.reason, *done, *(["calibrated"] if self.compensated else [])])
 
     @property
     def outcome(self) -> dict[str, Any]:
         """What encoding may change in a plan."""
-        return {"rotation": self.rotation, "compensated": self.compensated, "reason": self.reason}
+        names = ("rotation", "equalized", "compensated", "reason")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def weights(self) -> int:
@@ -58,10 +62,10 @@ class LayerPlan:
         return self.in_features * self.out_features
 
     def weight_bits(self, original_bits: int) -> float:
-        """Effective bits a weight: codes, meta and row scale; `original_bits` where the layer is left alone."""
+        """Effective bits a weight: codes, meta, row scale, equalizer; `original_bits` where the layer is left alone."""
         if self.block_size is None:
             return original_bits
-        return effective_bits("weight", self.block_size, self.in_features)
+        return effective_bits("weight", self.block_size, self.in_features, self.out_features if self.equalized else None)
 
     def terms(self, salient_ratio: float) -> float:
         """How many terms a row of its input has, on average."""

@@ -1,5 +1,6 @@
 """What quantizing cost and saved, as rows. Front ends print them; nothing here measures quality."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,7 @@ class ModelReport:
             ("weights", f"{self.weight_bits:.3f} bits in the quantized layers (block size {self.plan.config.block_size})"),
             ("activations", f"{self.activation_bits:.3f} bits into them"),
             ("memory", f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB for the whole model"),
+            *equalized_rows(self.plan),
             *token_rows(self.plan),
             ("formatbook", self.plan.config.formatbook),
             ("runs on", self.implementation),
@@ -100,6 +102,13 @@ def _named(layers: list[LayerPlan], all_but: bool) -> str:
     """How many layers, and their names without the blocks' numbers, unless they are the rest."""
     count = f"{len(layers)} layers"
     return count if all_but else f"{count} ({', '.join(dict.fromkeys(layer.pattern for layer in layers))})"
+
+
+def equalized_rows(plan: Plan) -> list[tuple[str, str]]:
+    """How many layers are equalized, and by what, where any is."""
+    counts = Counter(layer.equalized for layer in plan.quantized if layer.equalized)
+    told = ", ".join(f"{count} by {statistics}" for statistics, count in sorted(counts.items()))
+    return [("equalized", f"{sum(counts.values())} layers have scaled channels: {told}")] if counts else []
 
 
 def token_rows(plan: Plan) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from ..inspection import LinearSite, TokenLayout, family_of, find_linears, layou
 from .layers import LayerPlan, Plan
 from .tokens import attention_modules, check_layout, decide, is_guided
 
-ROTATED_ROLES = ("attention", "feed_forward")  # modulation sees one row a sample
+ROTATED_ROLES = ("attention", "feed_forward")  # and equalized ones; modulation sees one row a sample
 LinearTypes = tuple[type[nn.Module], ...]
 ROLE_REASONS = {
     "embedder": "embedder: few weights, and every later layer sees its error",
@@ -70,6 +70,7 @@ def recorded_plan(
     block_size: int,
     precisions: Mapping[str, str],
     rotations: Mapping[str, int] | None = None,
+    equalized: Mapping[str, str] | None = None,
     *,
     linear_types: LinearTypes = (nn.Linear,),
 ) -> Plan:
@@ -79,19 +80,21 @@ def recorded_plan(
         model: as it is before its layers are replaced.
         precisions: of each quantized layer, by name.
         rotations: of each rotated layer, by name.
+        equalized: by which statistics each equalized layer is, by name.
     """
     sites = find_linears(model, linear_types=linear_types)
     decided = (_decide(site, config, _kept_in_fp32(model)) for site in sites)
-    rotated = rotations or {}
-    layers = tuple(_recorded(layer, block_size, precisions.get(layer.name), rotated.get(layer.name, 0)) for layer in decided)
+    rotated, by = rotations or {}, equalized or {}
+    done = (replace(one, rotation=rotated.get(one.name, 0), equalized=by.get(one.name, "")) for one in decided)
+    layers = tuple(_recorded(layer, block_size, precisions.get(layer.name)) for layer in done)
     return guided(Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model)))
 
 
-def _recorded(today: LayerPlan, block_size: int, precision: str | None, rotation: int) -> LayerPlan:
+def _recorded(today: LayerPlan, block_size: int, precision: str | None) -> LayerPlan:
     if precision == today.precision:
-        return replace(today, rotation=rotation)
+        return today
     size = block_size if precision is not None else None
-    return replace(today, precision=precision, block_size=size, rotation=rotation, reason="as the checkpoint has it")
+    return replace(today, precision=precision, block_size=size, reason="as the checkpoint has it")
 
 
 def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> LayerPlan:
@@ -100,6 +103,7 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
         precision, reason = None, f"{site.in_features} inputs are not a multiple of the block size {config.block_size}"
     block_size = config.block_size if precision is not None else None
     rotation = config.rotation if precision is not None and site.role in ROTATED_ROLES else 0
+    equalized = "weights" if config.equalize and precision is not None and site.role in ROTATED_ROLES else ""
     if rotation and site.in_features % rotation:
         rotation, reason = 0, f"{reason}; not rotated: {site.in_features} inputs are not a multiple of {rotation}"
     return LayerPlan(
@@ -114,6 +118,7 @@ def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) ->
         site.stream,
         site.shared_input,
         rotation,
+        equalized,
         linear=site.linear,
     )
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from ...kernels.tables import DialectTables
+from ...kernels.transform import InputTransform
 from . import operators
-from .saliency import Encoding
 from .state import BlockState, Flags, GroupState
 
 
@@ -41,7 +41,7 @@ class AttendedTokens:
         return torch.where(received.sum() == 0, 1.0, received)
 
     def shared(
-        self, x: torch.Tensor, tables: DialectTables, encoding: Encoding, start: int, stop: int
+        self, x: torch.Tensor, tables: DialectTables, block_size: int, transform: InputTransform, start: int, stop: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Group of each row, int32 [M], and what each group took, uint8 [G, K/B], of x [B, N, K], whose video tokens stand
         from `start` to `stop` - 1; None where there are no groups."""
@@ -51,8 +51,8 @@ class AttendedTokens:
         operators.assign_groups(
             x,
             list(tables),
-            encoding.block_size,
-            encoding.rotation,
+            block_size,
+            *transform,
             self.books,
             start,
             self.similarity,

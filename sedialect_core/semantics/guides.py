@@ -11,6 +11,7 @@ import torch
 
 from ...kernels.guidance import RowGuidance
 from ...kernels.tables import DialectTables
+from ...kernels.transform import UNCHANGED, InputTransform, scale_columns
 from ..config import BY_ATTENTION, CHOSEN_BY_PROFILE, SeDialectConfig
 from ..errors import ModelError
 from ..formatbook import Formatbook
@@ -31,7 +32,7 @@ class TextGuide:
     salient: bool
     protects: bool
 
-    def __call__(self, x: torch.Tensor) -> RowGuidance:
+    def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
         """Guidance for x [..., K]."""
         rows = x.numel() // x.shape[-1]
         salient = torch.arange(rows, dtype=torch.int32, device=x.device) if self.salient else None
@@ -59,7 +60,7 @@ class TokenGuide:
     protects: bool = False
     attention: AttendedTokens | None = None
 
-    def __call__(self, x: torch.Tensor) -> RowGuidance:
+    def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
         """Guidance for x [..., N, K]; leading axes are samples.
 
         Raises:
@@ -67,11 +68,11 @@ class TokenGuide:
         """
         x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x.view(1, 1, -1)
         length = x.shape[1]
-        salient = self._salient(x, self._candidates(length)) if self.ratio else None
+        salient = self._salient(x, self._candidates(length), transform) if self.ratio else None
         group, choice = None, None
         if self.attention is not None and self.attention.groups is not None:
             span = self._span(self.placement, length)
-            group, choice = self.attention.shared(x, self._tables(x), self.encoding, *span)
+            group, choice = self.attention.shared(x, self._tables(x), self.encoding.block_size, transform, *span)
         return RowGuidance(salient, group, choice, self.flags.protected if self.protects else None)
 
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
@@ -86,29 +87,31 @@ class TokenGuide:
         told = self.by in BY_ATTENTION or (self.among is not None and self.among.fits(length, self.flags.video_tokens))
         return self.among if told else None
 
-    def _salient(self, x: torch.Tensor, among: Placement | None) -> torch.Tensor:
+    def _salient(self, x: torch.Tensor, among: Placement | None, transform: InputTransform) -> torch.Tensor:
         """Rows of the flattened input, int32 [E]: the chosen video tokens of each sample, and all its text."""
         samples, length, _ = x.shape
         start, stop = self._span(among, length)
-        tokens = [self._chosen(x, start, stop) + start] if stop > start else []
+        tokens = [self._chosen(x[:, start:stop], transform) + start] if stop > start else []
         if among is not None and among.others:
             rest = torch.cat([torch.arange(0, start, device=x.device), torch.arange(stop, length, device=x.device)])
             tokens.append(rest.expand(samples, -1))
         first = torch.arange(samples, device=x.device).unsqueeze(1) * length
         return (torch.cat(tokens, dim=1) + first).flatten().int()
 
-    def _chosen(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    def _chosen(self, video: torch.Tensor, transform: InputTransform) -> torch.Tensor:
         """Places among the video tokens, int64 [samples, k]."""
         if self.by in CHOSEN_BY_PROFILE and self.attention is not None:
-            return self.attention.chosen(x.device)
-        return top_tokens(self._score(x[:, start:stop]), salient_count(self.ratio, stop - start))
+            return self.attention.chosen(video.device)
+        return top_tokens(self._score(video, transform), salient_count(self.ratio, video.shape[1]))
 
-    def _score(self, video: torch.Tensor) -> torch.Tensor:
-        if self.by == "attention-error" and self.attention is not None:
-            return encoding_error(video, self._tables(video), self.encoding) * self.attention.received(video.device)
-        if self.by == "error":
-            return encoding_error(video, self._tables(video), self.encoding)
-        return row_norm(video) if self.by == "norm" else chance(video)
+    def _score(self, video: torch.Tensor, transform: InputTransform) -> torch.Tensor:
+        if self.by in ("error", "attention-error"):
+            error = encoding_error(video, self._tables(video), self.encoding, transform)
+            if self.by == "error" or self.attention is None:
+                return error
+            return error * self.attention.received(video.device)
+        # Outlier channels say little about what encoding loses of a token, once they are equalized.
+        return row_norm(scale_columns(video, transform.equalizer, -1)) if self.by == "norm" else chance(video)
 
     def _tables(self, x: torch.Tensor) -> DialectTables:
         return self.formatbook.tables(x.device)
@@ -129,8 +132,6 @@ class GuidedLayer(Protocol):
     def block_size(self) -> int: ...
     @property
     def candidates(self) -> str: ...
-    @property
-    def rotation(self) -> int: ...
     @property
     def in_features(self) -> int: ...
 
@@ -166,7 +167,7 @@ def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> G
     guide = TokenGuide(
         hook.flags,
         layer.formatbook,
-        Encoding(layer.block_size, layer.candidates, layer.rotation),
+        Encoding(layer.block_size, layer.candidates),
         placement,
         None if history and entry.salient not in BY_ATTENTION else placement,
         config.salient_ratio if entry.salient else 0.0,

@@ -7,9 +7,9 @@ profile, and no layer waits for the GPU.
 import torch
 
 from ...kernels.ops import NAMESPACE
-from ...kernels.rotation import rotate_rows
 from ...kernels.sharing import ELEMENT_BYTES, choose_books, choose_dialects
 from ...kernels.tables import DialectTables
+from ...kernels.transform import InputTransform, transform_rows
 from .attention import received_attention, window_attention
 from .grouping import COSINE_BYTES, Windows, claim_tokens, members_alike
 from .saliency import top_tokens
@@ -92,8 +92,9 @@ def _(
 
 
 ASSIGN_SCHEMA = (
-    "(Tensor x, Tensor[] tables, int block_size, int rotation, Tensor books, int start, float similarity, float megabytes, "
-    "Tensor assign, Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, Tensor(b!) choice) -> ()"
+    "(Tensor x, Tensor[] tables, int block_size, Tensor? equalizer, int rotation, Tensor books, int start, "
+    "float similarity, float megabytes, Tensor assign, Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, "
+    "Tensor(b!) choice) -> ()"
 )
 
 
@@ -102,6 +103,7 @@ def assign_groups(
     x: torch.Tensor,
     tables: list[torch.Tensor],
     block_size: int,
+    equalizer: torch.Tensor | None,
     rotation: int,
     books: torch.Tensor,
     start: int,
@@ -131,7 +133,7 @@ def assign_groups(
     elements = max(width, int(megabytes * 1e6) // ELEMENT_BYTES)
     at_once = max(1, int(megabytes * 1e6) // (COSINE_BYTES * width))
     groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, at_once)
-    rows = rotate_rows(video.reshape(-1, width), rotation)
+    rows = transform_rows(video.reshape(-1, width), InputTransform(equalizer, rotation))
     arguments = (rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size)
     if books.numel():
         chosen = choose_books(*arguments, books.to(x.device), elements)
@@ -146,6 +148,7 @@ def _(
     x: torch.Tensor,
     tables: list[torch.Tensor],
     block_size: int,
+    equalizer: torch.Tensor | None,
     rotation: int,
     books: torch.Tensor,
     start: int,

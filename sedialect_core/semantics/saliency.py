@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from ...kernels import ops
-from ...kernels.rotation import rotate_rows
 from ...kernels.tables import DialectTables
+from ...kernels.transform import UNCHANGED, InputTransform, transform_rows
 
 MULTIPLIER = 2654435761  # Knuth's, for spreading bits
 MASK = (1 << 31) - 1
@@ -19,7 +19,6 @@ class Encoding:
 
     block_size: int
     candidates: str
-    rotation: int
 
 
 def row_norm(x: torch.Tensor) -> torch.Tensor:
@@ -27,11 +26,13 @@ def row_norm(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
 
 
-def encoding_error(x: torch.Tensor, tables: DialectTables, encoding: Encoding) -> torch.Tensor:
-    """Squared error of each token's encoded input, |x - Q(x)|^2, float32 [...], of x [..., K]."""
+def encoding_error(
+    x: torch.Tensor, tables: DialectTables, encoding: Encoding, transform: InputTransform = UNCHANGED
+) -> torch.Tensor:
+    """Squared error of each token's encoded input, |x - Q(x)|^2 with x transformed, float32 [...], of x [..., K]."""
     rows = x.detach().reshape(-1, x.shape[-1])  # a choice of tokens has no gradient
-    operand, scale = ops.encode(rows, list(tables), encoding.block_size, 4, encoding.candidates, rotation=encoding.rotation)
-    residual = rotate_rows(rows, encoding.rotation).float() - operand.float() * scale.unsqueeze(1)
+    operand, scale = ops.encode(rows, list(tables), encoding.block_size, 4, encoding.candidates, transform=transform)
+    residual = transform_rows(rows, transform).float() - operand.float() * scale.unsqueeze(1)
     return residual.square().sum(1).view(x.shape[:-1])
 
 

@@ -18,10 +18,11 @@ ENCODE = {
     "group_ptr": "*i32",
     "choice_ptr": "*u8",
     "protected_ptr": "*i1",
+    "equalizer_ptr": "*i8",
     "rows": "i32",
     "first": "i32",
 }
-PLAIN = {"RESIDUAL": False, "PROTECTED": False, "ROTATION": 0}
+PLAIN = {"RESIDUAL": False, "PROTECTED": False, "EQUALIZED": False, "ROTATION": 0}
 DIALECTS = {
     "BLOCK": 16,
     "PIECE": 32,
@@ -43,7 +44,7 @@ def cases(operand: str):
     encode = {"x_ptr": "*bf16", "operand_ptr": operand, **ENCODE}
     e4m3 = {name: kind for name, kind in encode.items() if name in triton_encode.e4m3_kernel.arg_names}
     parts = {"K": 1024, "PIECE": 8, "PART": 128, "ROWS": 1}
-    everything = {"RESIDUAL": True, "PROTECTED": True, "ROTATION": 32}
+    everything = {"RESIDUAL": True, "PROTECTED": True, "EQUALIZED": True, "ROTATION": 32}
     yield triton_encode.encode_kernel, encode, {**DIALECTS, "K": 1024, **PLAIN}
     guided = {"ALL": True, "GROUPS": True, "PROTECTED": True, "Q_SHIFT": 0, "BLOCK": 32, "PIECE": 16}
     yield triton_encode.encode_kernel, encode, {**DIALECTS, "K": 480, **PLAIN, **guided}

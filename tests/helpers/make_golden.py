@@ -1,7 +1,7 @@
 """Writes tests/golden/v1, once: `python tests/helpers/make_golden.py` refuses to replace what is there.
 
-A tiny model with every precision and a formatbook of its own. Its digest covers decoded weights, which are exact on every
-machine; its example output is compared within a tolerance, since libraries round their sums differently.
+A tiny model with every precision, equalized layers and a formatbook of its own. Its digest covers decoded weights, which are
+exact on every machine; its example output is compared within a tolerance, since libraries round their sums differently.
 """
 
 import hashlib
@@ -40,6 +40,8 @@ def main() -> None:
         num_attention_heads=1, attention_head_dim=32, in_channels=4, out_channels=4, text_dim=16, freq_dim=16, ffn_dim=64,
         num_layers=1, rope_max_seq_len=16,
     )  # fmt: skip
+    for layer in (model.blocks[0].attn1.to_q, model.blocks[0].attn1.to_k, model.blocks[0].attn1.to_v):
+        layer.weight.data[:, [3, 17]] /= torch.tensor([16.0, 40.0])  # as where the input has outlier channels
     model.save_pretrained(GOLDEN)
     data = Formatbook.builtin().to_dict() | {"name": "golden", "sub_formatbooks": [[0, 3], [1, 2]]}
     data["dialects"][0] = {"half_units": [0, 1, 2, 4, 6, 9, 12, 15], "published": False}
@@ -61,7 +63,8 @@ def main() -> None:
         output = quantized(**example, return_dict=False)[0]
     save_file({**example, "output": output}, GOLDEN / "example.safetensors")
     layers = {name: module.precision for name, module in quantized.named_modules() if isinstance(module, SeDialectLinear)}
-    expected = {"digest": digest_of(quantized), "precisions": layers}
+    equalized = [name for name, module in quantized.named_modules() if getattr(module, "weight_equalizer", None) is not None]
+    expected = {"digest": digest_of(quantized), "precisions": layers, "equalized": equalized}
     (GOLDEN / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -8,6 +8,7 @@ from sedialect.kernels import ops, reference
 from sedialect.kernels.activations import allowed_shapes
 from sedialect.kernels.guidance import RowGuidance
 from sedialect.kernels.rotation import rotate_rows
+from sedialect.kernels.transform import InputTransform
 
 BOOK = Formatbook.builtin()
 TABLES = list(BOOK.tables("cpu"))
@@ -103,7 +104,7 @@ def test_a_protected_step_takes_eight_bits_when_the_flag_says_so():
 @pytest.mark.parametrize("bits", [4, 8, 16])
 def test_rotation_comes_before_everything_else(bits):
     x, salient = rows(), torch.tensor([4], dtype=torch.int32) if bits < 16 else None
-    operand, scale = ops.encode(x, TABLES, 16, bits, "max", RowGuidance(salient), rotation=32)
+    operand, scale = ops.encode(x, TABLES, 16, bits, "max", RowGuidance(salient), InputTransform(rotation=32))
     wanted, wanted_scale = ops.encode(rotate_rows(x, 32), TABLES, 16, bits, "max", RowGuidance(salient))
     assert torch.equal(operand, wanted) and torch.equal(scale, wanted_scale)
 

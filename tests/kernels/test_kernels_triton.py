@@ -8,6 +8,7 @@ from sedialect import Formatbook, encode
 from sedialect.kernels import reference
 from sedialect.kernels.activations import encode_activations
 from sedialect.kernels.guidance import RowGuidance
+from sedialect.kernels.transform import InputTransform
 
 __all__ = ["interpreter"]
 BOOK = Formatbook.builtin().tables("cpu")
@@ -107,9 +108,24 @@ def test_protected_steps(interpreter, flag):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_rotation(interpreter, size, bits):
     x = rows(6, 384, torch.float16)[3:] if size == 16 else rows(9, 384)[[0, 1, 3, 5, 6, 7]]
-    settings = {"rotation": size, "guidance": RowGuidance(torch.tensor([2, 0], dtype=torch.int32))}
+    settings = {"transform": InputTransform(rotation=size), "guidance": RowGuidance(torch.tensor([2, 0], dtype=torch.int32))}
     found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, **settings)
     assert_same(found, encode_activations(x, BOOK, 16, bits, "max", **settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rotation", [0, 32])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_equalization(interpreter, bits, rotation, dtype):
+    x = rows(9, 352, dtype)
+    exponents = torch.randint(-15, 16, (352,), generator=torch.Generator().manual_seed(4), dtype=torch.int8)
+    told = {"guidance": RowGuidance(torch.tensor([8, 5, 2], dtype=torch.int32))}
+    settings = {"transform": InputTransform(exponents, rotation), **told}
+    found = interpreter(encoded, x, BOOK, 16, bits, "max", torch.float32, **settings)
+    wanted = encode_activations(x, BOOK, 16, bits, "max", **settings)
+    assert_same(found, wanted)
+    plain = encode_activations(x, BOOK, 16, bits, "max", **told)
+    assert not torch.equal(wanted[0], plain[0])
 
 
 @pytest.mark.parametrize("block_size", [16, 32])

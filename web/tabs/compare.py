@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, tuple[str, str]]] = {
         "block_size": ("Block size", "numbers that share a dialect: 16 is 4.5 bits a weight, 32 is 4.25"),
         "formatbook": ("Formatbook", "the 4-bit number formats that blocks choose from"),
         "candidates": ("Candidates of a block", "of activations. max: the dialects of its maximum"),
+        "equalize": ("Equalize channels", "powers of two keep outlier channels from setting the scale of their rows"),
         "rotation": ("Rotation", "channels mixed by Hadamard matrices before encoding; 0: none"),
         "modulation": ("Modulation layers", "w4a16: 4-bit weights; keep: 16 bit"),
     },

@@ -53,6 +53,6 @@ def test_the_format_page_lists_every_setting_with_its_default():
 
 
 def test_the_format_page_lists_every_key_of_the_record():
-    record = Record("Model", 16, Formatbook.builtin(), {"layer": "w4a4"}, {"layer": 64})
+    record = Record("Model", 16, Formatbook.builtin(), {"layer": "w4a4"}, {"layer": 64}, {"layer": "weights"})
     written = json.loads(record.to_tensor().numpy().tobytes())
     assert {key.strip("`") for key, _ in cells("Checkpoint")} == written.keys()
