@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ...sedialect_core.calibration.cache import CalibrationCache
+from ...sedialect_core.calibration.prompts import GLANCE
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.inspection.denoisers import denoisers
 from ...sedialect_core.integrations.pipelines import disable_sedialect, enable_sedialect, sedialect_report
@@ -38,6 +39,8 @@ class Arm:
     """Whether it must run at every step, also where its velocity is not looked at: it remembers what it saw."""
     calibrated: bool = False
     """Whether weights are encoded with their inputs in view, by one calibration on the bundled prompts for all arms."""
+    glanced: bool = False
+    """Whether layers are equalized by a glance at one prompt."""
     smoothed: bool = False
     """Whether a peer's inputs are divided, and its weights multiplied, channel by channel by powers of two."""
     quick: bool = False
@@ -53,6 +56,7 @@ class Arm:
             "enable": dict(self.enable),
             "parts": self.parts,
             "calibrated": self.calibrated,
+            "glanced": self.glanced,
             "smoothed": self.smoothed,
         }
 
@@ -90,7 +94,8 @@ def installed(
     """
     used = calibration if arm.calibrated else None
     if arm.config is not None:
-        enable_sedialect(pipe, arm.config, calibration=used, keep_original=True, progress=False, **arm.enable)
+        learnt = GLANCE if arm.glanced else used
+        enable_sedialect(pipe, arm.config, calibration=learnt, keep_original=True, progress=False, **arm.enable)
         reports = sedialect_report(pipe).models
         try:
             yield EffectiveBits(*(sum(bits) / len(reports) for bits in zip(*map(_bits, reports), strict=True)))

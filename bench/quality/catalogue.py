@@ -1,6 +1,7 @@
 """What is measured: every arm, in the order of the tables."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from ...sedialect_core.config import SALIENCES, SeDialectConfig
@@ -18,6 +19,7 @@ PLAIN: dict[str, Any] = {
     "candidates": "max",
     "modulation": "w4a16",
     "rotation": 0,
+    "equalize": False,
     "salient_ratio": 0.0,
     "salient_by": "norm",
     "salient_layers": "feed_forward",
@@ -40,7 +42,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 # The presets, spelled out; a test holds them to `SeDialectConfig.preset`.
 UNIVERSAL = "universal-32"
-DEFAULT: dict[str, Any] = {"formatbook": UNIVERSAL, "salient_ratio": 0.25}
+DEFAULT: dict[str, Any] = {"formatbook": UNIVERSAL, "salient_ratio": 0.25, "equalize": True}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": DEFAULT,
     "compact": {**DEFAULT, "block_size": 32},
@@ -67,6 +69,7 @@ def arms() -> tuple[Arm, ...]:
         *_semantic(),
         *_protection(),
         *_few_steps(),
+        *_equalization(),
         *_rotation(),
         *_calibration(),
     )
@@ -161,6 +164,14 @@ def _semantic() -> tuple[Arm, ...]:
         ),
         _ours("refreshed at 0, 1/4, 1/2, 3/4", group, sampled=False, semantic=True, refresh_at=(0.0, 0.25, 0.5, 0.75)),
     )
+
+
+def _equalization() -> tuple[Arm, ...]:
+    """What a scale a channel brings: presets without one, and with one that a glance at one prompt chooses."""
+    names = ("default", "quality", "weight-only")
+    none = (_ours(f"preset {name}, not equalized", "equalization", **{**PRESETS[name], "equalize": False}) for name in names)
+    glanced = (replace(_ours(f"preset {name}, glance", "equalization", **PRESETS[name]), glanced=True) for name in names)
+    return (*none, *glanced)
 
 
 def _dialects() -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Of the weights alone, columns that are far from the median say where the input has outlier channels: what was scaled up on
 one side of a product was scaled down on the other. Smaller differences say nothing, and following them costs more than it
-gains; hence a dead zone. With inputs in view, the scale of both sides counts (SmoothQuant, arXiv 2211.10438, section 4).
+gains; hence a dead zone. With inputs in view, the scale of both sides counts (SmoothQuant, arXiv 2211.10438, section 4);
+there, too, following small differences lessens the error of single layers and not that of the model.
 """
 
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ import torch
 
 from ...kernels.transform import LARGEST_EXPONENT
 
-DEAD_ZONE = 1.5  # in powers of two: columns nearer to the median than this stay as they are, where inputs are not known
+DEAD_ZONE = 1.5  # in powers of two: channels nearer to the median than this stay as they are
 MIGRATIONS = ((0.5, 0.5), (0.35, 0.65))  # how much the input's scale and the weight's count: tried where inputs are known
 GAIN = 0.97  # exponents are taken if at most this part of the error is left: less may be chance
 CHUNK_ROWS = 256
@@ -39,7 +40,10 @@ def by_weights(norms: torch.Tensor) -> torch.Tensor | None:
 def by_inputs(rms: torch.Tensor, norms: torch.Tensor) -> list[torch.Tensor]:
     """Exponents to choose from, each int8 [K], from root mean squares of the input channels and column norms, [K]."""
     rms = rms.to(norms)
-    found = [_exponents(rms * norms, of_input * _log2(rms) - of_weight * _log2(norms)) for of_input, of_weight in MIGRATIONS]
+    found = [
+        _exponents(rms * norms, of_input * _log2(rms) - of_weight * _log2(norms), DEAD_ZONE)
+        for of_input, of_weight in MIGRATIONS
+    ]
     return [exponents for exponents in found if exponents is not None]
 
 
@@ -47,7 +51,7 @@ def _log2(values: torch.Tensor) -> torch.Tensor:
     return values.clamp_min(torch.finfo(torch.float32).tiny).log2()
 
 
-def _exponents(size: torch.Tensor, scale: torch.Tensor, dead_zone: float = 0.0) -> torch.Tensor | None:
+def _exponents(size: torch.Tensor, scale: torch.Tensor, dead_zone: float) -> torch.Tensor | None:
     """`scale`, log2 [K], from its median on as integers; 0 for channels without a size, which say nothing."""
     told = size.isfinite() & (size > 0)
     if not bool(told.any()):
