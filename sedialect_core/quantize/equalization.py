@@ -15,7 +15,7 @@ from ...kernels.transform import LARGEST_EXPONENT
 DEAD_ZONE = 1.5  # in powers of two: channels nearer to the median than this stay as they are
 MIGRATIONS = ((0.5, 0.5), (0.35, 0.65))  # how much the input's scale and the weight's count: tried where inputs are known
 GAIN = 0.97  # exponents are taken if at most this part of the error is left: less may be chance
-CHUNK_ROWS = 256
+CHUNK_ELEMENTS = 1 << 19  # that are made float64 together: beside a large weight, there may be no room for many
 
 
 def column_norms(weights: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -25,7 +25,7 @@ def column_norms(weights: Iterable[torch.Tensor]) -> torch.Tensor:
     """
     total, rows = torch.zeros(0), 0
     for weight in weights:
-        for part in weight.split(CHUNK_ROWS):
+        for part in weight.split(max(1, CHUNK_ELEMENTS // weight.shape[1])):
             squares = part.double().square().sum(0)
             total = total + squares if rows else squares
             rows += len(part)

@@ -129,9 +129,9 @@ def test_watching_changes_nothing(name):
 
 
 def one_of(inputs: dict, sample: int) -> dict:
-    """The inputs of one sample of a batch."""
+    """The inputs of one sample of a batch of two, twice: sums of other shapes are rounded in another order."""
     return {
-        key: value[sample : sample + 1] if isinstance(value, torch.Tensor) and value.shape[:1] == (2,) else value
+        key: value[[sample, sample]] if isinstance(value, torch.Tensor) and value.shape[:1] == (2,) else value
         for key, value in inputs.items()
     }
 
@@ -139,7 +139,7 @@ def one_of(inputs: dict, sample: int) -> dict:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "CogVideoXTransformer3DModel"])
 @pytest.mark.parametrize("settings", [NORM, {**GROUPS, **ATTENTION}], ids=["norm", "attention and groups"])
-def test_two_prompts_in_a_batch_give_what_each_gives_alone(name, settings):
+def test_a_prompt_in_a_batch_gives_the_same_whatever_stands_beside_it(name, settings):
     model, inputs = tiny_models.TINY[name]()
     quantize_model(model, SeDialectConfig(**settings))
 
@@ -151,7 +151,7 @@ def test_two_prompts_in_a_batch_give_what_each_gives_alone(name, settings):
 
     both = run(inputs)
     for sample in range(2):
-        assert torch.allclose(run(one_of(inputs, sample))[0], both[sample], atol=2e-5)
+        assert torch.allclose(run(one_of(inputs, sample))[sample], both[sample], atol=2e-5)
 
 
 @pytest.mark.parametrize("family", ["wan", "cogvideox"])
