@@ -106,7 +106,7 @@ def _fill(parameter: nn.Parameter) -> None:
     if parameter.is_floating_point():
         nn.init.constant_(parameter, 0.01)
     else:
-        parameter.data.random_(0, 256)
+        parameter.data.random_(0, 16 if parameter.dtype == torch.int8 else 256)  # exponents go up to 15
 
 
 def describe(loading: Loading, where: dict[str, Any]) -> str:
