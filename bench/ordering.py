@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..sedialect_core import demo
+from ..sedialect_core.calibration.capture import watching
 from ..sedialect_core.codec import encode
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.formatbook import Formatbook
@@ -23,7 +24,7 @@ from ..sedialect_core.plan.layers import LayerPlan
 from ..sedialect_core.plan.rules import make_plan
 from ..sedialect_core.video.sampling import Request, generate, load_pipeline
 from .outliers import plant_pipeline
-from .smoothing import measuring_sizes, smoothing_of
+from .smoothing import linear_of, measuring_sizes, smoothing_of, targets_in
 
 WAYS = ("as they are", "equalized", "sorted", "equalized, sorted")
 ROWS = 256  # of one layer's input, spread over the calls
@@ -115,26 +116,21 @@ def _watched(pipe: Any, model: nn.Module, component: str, layers: Sequence[Layer
     """The layers with what they read while the pipeline runs once."""
     parts: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in layers}
     calls = dict.fromkeys(parts, 0)
-    handles = []
-    for layer in layers:
 
-        def keep(_: nn.Module, args: tuple[torch.Tensor, ...], name: str = layer.name) -> None:
-            calls[name] += 1
-            if calls[name] % EVERY_CALL == 1:
-                rows = args[0].detach().float().flatten(0, -2)
-                parts[name].append(rows[:: max(1, len(rows) // (ROWS // 4))])
+    def keep(target: str, rows: torch.Tensor) -> None:
+        name = target.removeprefix(f"{component}.")
+        calls[name] += 1
+        if calls[name] % EVERY_CALL == 1:
+            parts[name].append(rows.float()[:: max(1, len(rows) // (ROWS // 4))])
 
-        handles.append(model.get_submodule(layer.name).register_forward_pre_hook(keep))
-    try:
-        with measuring_sizes({component: model}, {component: layers}) as sizes:
-            generate(pipe, request, "Watching what layers read", output_type="latent")
-    finally:
-        for handle in handles:
-            handle.remove()
+    models, planned = {component: model}, {component: layers}
+    kept = watching(models, targets_in(models, planned), 1, keep, rows=None)
+    with kept, measuring_sizes(models, planned) as sizes:
+        generate(pipe, request, "Watching what layers read", output_type="latent")
     scales = smoothing_of(model, layers, sizes[component])
     found = []
     for layer in layers:
-        weight: Any = model.get_submodule(layer.name).weight
+        weight = linear_of(model, layer.name).weight
         rows = torch.cat(parts[layer.name])
         found.append(Layer(layer, weight.detach().float(), rows[:: max(1, len(rows) // ROWS)], scales[layer.name]))
     return found

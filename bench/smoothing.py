@@ -10,7 +10,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from ..sedialect_core.calibration.capture import Target, watching
 from ..sedialect_core.plan.layers import LayerPlan
+from ..sedialect_core.quantize.equalization import column_norms
+from ..sedialect_core.quantize.weights import groups_of
 
 Sizes = Mapping[str, torch.Tensor]
 """Root mean squares of the channels that each layer reads, float32 [K], by the layer's name."""
@@ -19,44 +22,39 @@ Sizes = Mapping[str, torch.Tensor]
 @contextmanager
 def measuring_sizes(
     models: Mapping[str, nn.Module], layers: Mapping[str, Sequence[LayerPlan]]
-) -> Iterator[dict[str, Sizes]]:
+) -> Iterator[Mapping[str, Sizes]]:
     """Sizes of what the layers read while the block runs, by component; they are there when it ends."""
-    sums: dict[tuple[str, str], torch.Tensor] = {}
-    counts: dict[tuple[str, str], int] = {}
-    handles = []
-    for component, model in models.items():
-        for layer in layers[component]:
-            key = component, layer.name
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = {}
 
-            def add(_: nn.Module, args: tuple[torch.Tensor, ...], key: tuple[str, str] = key) -> None:
-                rows = args[0].detach().float().flatten(0, -2)
-                total = rows.square().sum(0)
-                sums[key] = sums[key] + total if key in sums else total
-                counts[key] = counts.get(key, 0) + len(rows)
+    def add(name: str, rows: torch.Tensor) -> None:
+        total = rows.float().square().sum(0)
+        sums[name] = sums[name] + total if name in sums else total
+        counts[name] = counts.get(name, 0) + len(rows)
 
-            handles.append(model.get_submodule(layer.name).register_forward_pre_hook(add))
-    found: dict[str, Sizes] = {}
-    try:
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    with watching(models, targets_in(models, layers), 1, add, rows=None):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-    for component in models:
-        found[component] = {
-            name: (total / counts[owner, name]).sqrt() for (owner, name), total in sums.items() if owner == component
-        }
+    for target, total in sums.items():
+        component, _, name = target.partition(".")
+        found.setdefault(component, {})[name] = (total / counts[target]).sqrt()
+
+
+def targets_in(models: Mapping[str, nn.Module], layers: Mapping[str, Sequence[LayerPlan]]) -> list[Target]:
+    """These layers, by component, as what `watching` shows."""
+    return [
+        Target(f"{component}.{layer.name}", linear_of(model, layer.name), activations=True)
+        for component, model in models.items()
+        for layer in layers[component]
+    ]
 
 
 def smoothing_of(model: nn.Module, layers: Sequence[LayerPlan], sizes: Sizes) -> dict[str, torch.Tensor]:
     """The scale of each layer whose activations are rounded, powers of two [K]; one for all that share an input."""
-    groups: dict[str, list[LayerPlan]] = {}
-    for layer in layers:
-        if layer.precision != "w4a16" and layer.name in sizes:
-            groups.setdefault(layer.shared_input or layer.name, []).append(layer)
     found = {}
-    for group in groups.values():
-        weights = torch.cat([_weight(model, layer.name) for layer in group])
-        scale = power_of_two_scale(sizes[group[0].name].to(weights.device), weights.square().mean(0).sqrt())
+    for group in groups_of(layer for layer in layers if layer.precision != "w4a16" and layer.name in sizes):
+        norms = column_norms(linear_of(model, layer.name).weight.detach() for layer in group)
+        scale = power_of_two_scale(sizes[group[0].name].to(norms.device), norms.float())
         found.update({layer.name: scale for layer in group})
     return found
 
@@ -69,7 +67,8 @@ def power_of_two_scale(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Ten
     return torch.where(known, torch.exp2((exponent - mean).round()), 1.0)
 
 
-def _weight(model: nn.Module, name: str) -> torch.Tensor:
+def linear_of(model: nn.Module, name: str) -> nn.Linear:
+    """A linear layer by its name."""
     linear = model.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    return linear.weight.detach().float()
+    return linear
