@@ -34,7 +34,7 @@ from ..plan.layers import Plan
 from ..plan.rules import make_plan, recorded_plan
 from ..quantize.apply import set_submodule
 from ..quantize.weights import WeightEncoder
-from .gathering import GroupedWeights
+from .grouped_weights import GroupedWeights
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
 
 UNLOAD = "call pipe.unload_lora_weights() first, or pipe.fuse_lora() and then pipe.unload_lora_weights() to keep its effect"
