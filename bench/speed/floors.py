@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ...kernels import cuda, ops, reference
-from ...kernels.guidance import RowGuidance
+from ...kernels.guidance import UNGUIDED, RowGuidance
+from ...kernels.transform import InputTransform
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.linear import SeDialectLinear
 from .arms import FixedRows
@@ -80,11 +81,14 @@ def _encodings(trials: Trials, rows: int, width: int) -> None:
     """Ours, and the plain cast that any 8-bit path needs."""
     device, case = trials.device, f"encode {rows} x {width}"
     decomposed = RowGuidance(FixedRows(rows, 0.1, device).salient)
+    equalized = InputTransform(torch.arange(width, device=device).remainder(7).sub(3).to(torch.int8))
     kinds: dict[str, tuple[Any, ...]] = {
         "w4a4, B=16": (16, 4, "max"),
         "w4a4, B=32": (32, 4, "max"),
         "w4a4, B=16 + 10% decomposed": (16, 4, "max", decomposed),
         "w4a8": (16, 8, "max"),
+        "w4a4, B=16, equalized": (16, 4, "max", UNGUIDED, equalized),
+        "w4a8, equalized": (16, 8, "max", UNGUIDED, equalized),
     }
     trials.run(case, CAST, EAGER, partial(_cast, rows, width, device))
     for name, kind in kinds.items():
@@ -96,8 +100,8 @@ def _encode(rows: int, width: int, device: torch.device, kind: tuple[Any, ...]) 
     """Operands in 8 bits of activations in 16."""
     tables = list(Formatbook.builtin().tables(device))
     timing = time_calls(lambda x: ops.encode(x, tables, *kind), _inputs(rows, width, device), device)
-    salient = len(kind[3].salient) if len(kind) > 3 else 0
-    return _with_bytes(timing.numbers(), (rows + salient) * width * 3)
+    salient = kind[3].salient if len(kind) > 3 else None
+    return _with_bytes(timing.numbers(), (rows + (0 if salient is None else len(salient))) * width * 3)
 
 
 def _cast(rows: int, width: int, device: torch.device) -> Numbers:
