@@ -15,6 +15,7 @@ NEEDED = ("gradio", "starlette", "torch", "diffusers", "transformers", "av", "PI
 SESSIONS = 64  # visitors whose last results are remembered
 THREADS = 40  # for everything that is quick
 MAX_UPLOAD = 1  # bytes: the page takes no files, and Gradio's upload route is open all the same
+FOLDER = "GRADIO_TEMP_DIR"  # where Gradio looks for the folder that it shows files of
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,14 @@ class Served:
     page: Any
     address: str
     service: "Service"
+    folder_before: str | None
+    """What Gradio's variable for its folder held before; other servers of this process may need it."""
 
     def close(self) -> None:
         """End it, and remove all results."""
         self.page.close(verbose=False)
         self.service.results.remove_all()
+        _show_files_of(self.folder_before)
 
 
 def serve(settings: Settings) -> Served:
@@ -72,8 +76,8 @@ def serve(settings: Settings) -> Served:
         raise InputError(f"the app needs {error.name}; install it: pip install 'sedialect[app]'") from None
     check_codec()
     service = make_service(settings)
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    os.environ["GRADIO_TEMP_DIR"] = str(service.results.root)  # the one folder that the server shows files of
+    before = os.environ.get(FOLDER)
+    _show_files_of(str(service.results.root))
     page = build(service).queue(max_size=2 * service.offer.waiting, default_concurrency_limit=2)
     try:
         _, address, _ = page.launch(
@@ -96,17 +100,17 @@ def serve(settings: Settings) -> Served:
         )
     except OSError as error:
         service.results.remove_all()
-        _restore("GRADIO_TEMP_DIR", before)  # another server of this process may still show files
+        _show_files_of(before)
         raise InputError(f"cannot serve on {settings.host}:{settings.port} ({error}); choose another --port") from error
     service.studio.start_loading()
-    return Served(page, address, service)
+    return Served(page, address, service, before)
 
 
-def _restore(name: str, value: str | None) -> None:
-    """Give a variable of the environment its old value, None being absent."""
-    os.environ.pop(name, None)
-    if value is not None:
-        os.environ[name] = value
+def _show_files_of(folder: str | None) -> None:
+    """Tell Gradio the one folder that servers of this process show files of; None: its own."""
+    os.environ.pop(FOLDER, None)
+    if folder is not None:
+        os.environ[FOLDER] = folder
 
 
 def launch(settings: Settings) -> None:

@@ -1,6 +1,5 @@
 """The app in threads of the test's own process, with small videos, so that tests can look at both sides."""
 
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -22,16 +21,12 @@ def free_port() -> int:
 @contextmanager
 def serving(**offer: Any) -> Iterator[Served]:
     """The bundled model, ready; `offer` changes what is offered."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
     served = serve(Settings(port=free_port(), device="cpu", offer=tuple({**SMALL, **offer}.items())))
     try:
         wait_for(lambda: served.service.studio.ready, "the model")
         yield served
     finally:
         served.close()
-        os.environ.pop("GRADIO_TEMP_DIR", None)
-        if before is not None:
-            os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def wait_for(true: Any, what: str, seconds: float = PATIENCE) -> None:
