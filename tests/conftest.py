@@ -22,6 +22,9 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT and HF_HOME must be set before huggingface_hub is imported"
 _home = tempfile.TemporaryDirectory(prefix="sedialect-hub-")
 _HUB = Hub(Path(_home.name))
+# What torch's compiler keeps on disk may be of another run, made for a CPU with wider vectors: it does not look at
+# ATEN_CPU_CAPABILITY, and half of a buffer is then left as it was.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(_home.name) / "inductor")
 for _name in (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
