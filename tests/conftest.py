@@ -24,7 +24,8 @@ _home = tempfile.TemporaryDirectory(prefix="sedialect-hub-")
 _HUB = Hub(Path(_home.name))
 # What torch's compiler keeps on disk may be of another run, made for a CPU with wider vectors: it does not look at
 # ATEN_CPU_CAPABILITY, and half of a buffer is then left as it was.
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(_home.name) / "inductor")
+_graphs = tempfile.TemporaryDirectory(prefix="sedialect-graphs-")
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = _graphs.name
 for _name in (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
