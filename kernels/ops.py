@@ -54,7 +54,7 @@ def without_autocast(operator: Operator) -> Operator:
     return run  # type: ignore[return-value]
 
 
-def _operator(schema: str) -> Callable[[Operator], Operator]:
+def torch_operator(schema: str) -> Callable[[Operator], Operator]:
     """Register a function without a gradient as an operator of its name.
 
     `torch.library.custom_op` would do it, and cost the host some 20 microseconds a call more (beside an H100, torch 2.11):
@@ -71,7 +71,7 @@ def _operator(schema: str) -> Callable[[Operator], Operator]:
     return register
 
 
-def _fake(name: str) -> Callable[[Operator], Operator]:
+def operator_fake(name: str) -> Callable[[Operator], Operator]:
     """What an operator's outputs are like, for compilers."""
     return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=LIBRARY)
 
@@ -155,7 +155,7 @@ def linear(
     return linear_operator(x, *weight, bias, tables, bits, candidates, *flat(guidance, transform))
 
 
-@_operator(f"(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, {GUIDANCE}) -> (Tensor, Tensor)")
+@torch_operator(f"(Tensor x, Tensor[] tables, int block_size, int bits, str candidates, {GUIDANCE}) -> (Tensor, Tensor)")
 def _encode(
     x: torch.Tensor, tables: list[torch.Tensor], block_size: int, bits: int, candidates: str, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,14 +168,14 @@ def _encode(
     return operand.to(operand_dtype(x, bits)), scale
 
 
-@_fake("encode")
+@operator_fake("encode")
 def _(x: torch.Tensor, tables: Any, block_size: int, bits: int, candidates: str, *rest: Any) -> tuple[torch.Tensor, ...]:
     salient = _guided(rest)[0].salient
     rows = x.shape[0] + (0 if salient is None else salient.shape[0])
     return x.new_empty(rows, x.shape[1], dtype=operand_dtype(x, bits)), x.new_empty(rows, dtype=torch.float32)
 
 
-@_operator(
+@torch_operator(
     f"(Tensor operand, Tensor? row_scale, {WEIGHT}, Tensor? bias, Tensor[] tables, ScalarType dtype, Tensor? salient=None)"
     " -> Tensor"
 )
@@ -193,7 +193,7 @@ def _matmul(operand: torch.Tensor, row_scale: torch.Tensor | None, *rest: Any) -
     return (product if bias is None else product.add_(bias.float())).to(dtype)
 
 
-@_fake("matmul")
+@operator_fake("matmul")
 def _(operand: torch.Tensor, row_scale: Any, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
     *_, dtype, salient = rest if len(rest) == 6 else (*rest, None)
     rows = operand.shape[0] - (0 if salient is None else salient.shape[0])
@@ -222,7 +222,7 @@ def _(x: torch.Tensor, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
     return x.new_empty(x.shape[0], codes.shape[0])
 
 
-@_operator(f"(Tensor gradient, {WEIGHT}, Tensor[] tables, {TRANSFORM}) -> Tensor")
+@torch_operator(f"(Tensor gradient, {WEIGHT}, Tensor[] tables, {TRANSFORM}) -> Tensor")
 def linear_input_gradient(
     gradient: torch.Tensor,
     codes: torch.Tensor,
@@ -248,7 +248,7 @@ def linear_input_gradient(
     return scale_columns(rotated_back, equalizer, -1).to(gradient.dtype)
 
 
-@_fake("linear_input_gradient")
+@operator_fake("linear_input_gradient")
 def _(gradient: torch.Tensor, codes: torch.Tensor, *rest: Any) -> torch.Tensor:
     return gradient.new_empty(gradient.shape[0], codes.shape[1] * 2)
 
