@@ -56,9 +56,9 @@ def _add_calibration(quantize: argparse.ArgumentParser) -> None:
     )
     quantize.add_argument(
         "--calibration",
-        type=Path,
         metavar="DIR",
-        help="folder that keeps the calibration, to continue it; default: beside the output",
+        help="folder that keeps the calibration, to continue it; default: beside the output. Or 'glance', in place of "
+        "--calibrate: sample one prompt in 4 steps, and only equalize channels by what is read there",
     )
     quantize.add_argument(
         "--calibration-memory",
@@ -89,7 +89,7 @@ def run(parsed: argparse.Namespace) -> int:
     source = find_source(parsed.model, parsed.component, parsed.variant)
     place = job.staging
     try:
-        if parsed.calibrate:
+        if parsed.calibrate or _glances(parsed):
             place = _calibration_folder(parsed)
             cache = _calibrate(parsed, config)
             place = job.staging
@@ -117,31 +117,47 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _glances(parsed: argparse.Namespace) -> bool:
+    """Whether a glance is all that is asked for."""
+    return str(parsed.calibration) == "glance"
+
+
 def _check_calibration(parsed: argparse.Namespace) -> None:
-    given = [name for name in ("prompts", "calibration", "calibration_memory", *SIZES) if getattr(parsed, name) is not None]
-    if given and not parsed.calibrate:
+    options = ("prompts", "calibration", "calibration_memory", "calibration_device", *SIZES)
+    given = [name for name in options if getattr(parsed, name) is not None]
+    if _glances(parsed):
+        if parsed.calibrate:
+            raise InputError("--calibrate and --calibration glance are two ways to look at inputs; leave one of them out")
+        given = [name for name in given if name in ("prompts", "calibration_memory")]
+        if given:
+            raise InputError(
+                f"--{given[0].replace('_', '-')} is not for --calibration glance, which samples one bundled prompt and "
+                "keeps no moments; leave it out, or use --calibrate"
+            )
+    elif given and not parsed.calibrate:
         raise InputError(f"--{given[0].replace('_', '-')} is for calibrating; add --calibrate")
 
 
 def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "CalibrationCache":
     """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
     from ..sedialect_core.calibration.moments import calibrate
-    from ..sedialect_core.calibration.prompts import SELF, requests_of
+    from ..sedialect_core.calibration.prompts import GLANCE, SELF
     from ..sedialect_core.progress import shown_bar
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import load_pipeline, pick_device
 
-    prompts = _lines(parsed.prompts) if parsed.prompts is not None else SELF
+    bundled = GLANCE if _glances(parsed) else SELF
+    prompts = _lines(parsed.prompts) if parsed.prompts is not None else bundled
     device = pick_device(parsed.device)
     choice = choose_dtype(device, parsed.dtype)
     with shown_bar("loading the model"):
         pipe = load_pipeline(parsed.model, choice, device)
     print(f"calibrating in {choice}", file=sys.stderr)
-    sizes = {name: getattr(parsed, name) for name in SIZES if getattr(parsed, name) is not None}
     return calibrate(
         pipe,
-        [replace(request, **sizes) for request in requests_of(pipe, prompts)],
+        prompts,
         config=config,
+        size={name: getattr(parsed, name) for name in SIZES if getattr(parsed, name) is not None},
         folder=_calibration_folder(parsed),
         memory=parsed.calibration_memory,
         device=parsed.calibration_device,
@@ -149,8 +165,10 @@ def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "Calibr
 
 
 def _calibration_folder(parsed: argparse.Namespace) -> Path:
-    folder: Path = parsed.calibration or parsed.output.parent / f"{parsed.output.name}.calibration"
-    return folder
+    if parsed.calibration is not None and not _glances(parsed):
+        return Path(parsed.calibration)
+    beside: Path = parsed.output
+    return beside.with_name(f"{beside.name}.{'glance' if _glances(parsed) else 'calibration'}")
 
 
 def _lines(path: Path) -> list[str]:

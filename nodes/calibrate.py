@@ -6,6 +6,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..sedialect_core.calibration.prompts import GLANCE_STEPS
 from .comfy import calibration as comfy_calibration
 from .progress import Progress
 from .sockets import CATEGORY, CalibrationSocket
@@ -62,6 +63,14 @@ class SeDialectCalibrate(io.ComfyNode):
                     advanced=True,
                     tooltip="Statistics are collected at every N-th sampling step.",
                 ),
+                io.Boolean.Input(
+                    "glance",
+                    default=False,
+                    optional=True,
+                    tooltip=f"Seconds in place of minutes: only the first prompt is sampled, in at most {GLANCE_STEPS} "
+                    "steps, and SeDialect Quantize only equalizes channels by what is read there; weights are rounded to "
+                    "nearest.",
+                ),
             ],
             outputs=[CalibrationSocket.Output(display_name="calibration", tooltip="For SeDialect Quantize.")],
         )
@@ -77,9 +86,12 @@ class SeDialectCalibrate(io.ComfyNode):
         steps: int = STEPS,
         cfg: float = CFG,
         every: int = EVERY,
+        glance: bool = False,
     ) -> io.NodeOutput:
         """Sample, prompt by prompt; a cancelled run goes on where it was saved."""
         sampling = comfy_calibration.Sampling(positive, negative, latent_image, seed, steps, cfg, every)
+        if glance:
+            sampling = sampling.glance()
         folder = Path(folder_paths.get_output_directory()) / FOLDER
         with Progress("calibrating") as progress:
             return io.NodeOutput(comfy_calibration.calibrate(model, sampling, folder, progress))

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.calibration.fingerprint import fingerprint
 from ...sedialect_core.calibration.gathering import Run, gather, inputs_of
+from ...sedialect_core.calibration.prompts import GLANCE_STEPS
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.video.sampling import Watch
@@ -24,7 +25,10 @@ SAMPLER, SCHEDULER = "euler", "simple"  # what is read depends little on them
 
 @dataclass(frozen=True)
 class Sampling:
-    """How videos are sampled: one for each conditioning of `positive`."""
+    """How videos are sampled: one for each conditioning of `positive`.
+
+    diagonal  only root mean squares are collected, in place of moments
+    """
 
     positive: Sequence[Any]
     negative: Sequence[Any]
@@ -33,6 +37,12 @@ class Sampling:
     steps: int
     cfg: float
     every: int
+    diagonal: bool = False
+
+    def glance(self) -> "Sampling":
+        """The first of the videos in a few steps, all of which are looked at."""
+        steps = min(self.steps, GLANCE_STEPS)
+        return replace(self, positive=self.positive[:1], steps=steps, every=1, diagonal=True)
 
     def described(self) -> list[Any]:
         """All of it as JSON values, prompt by prompt."""
@@ -64,9 +74,11 @@ def calibrate(patcher: Any, sampling: Sampling, folder: Path, watch: Callable[[i
     network = patcher.model.diffusion_model
     comfy.model_management.unload_model_and_clones(patcher)  # its own weights are looked at, not those with LoRAs
     models = {COMPONENT: network}
-    inputs = tuple(inputs_of(COMPONENT, network, SeDialectConfig(), linear_types(network)))
+    found = inputs_of(COMPONENT, network, SeDialectConfig(), linear_types(network))
+    inputs = tuple(replace(entry, diagonal=sampling.diagonal) for entry in found)
     known = {**fingerprint(type(network).__name__, models, sampling.described()), "every": str(sampling.every)}
     place = folder / f"{known['model']}-{known['weights'][:8]}-{known['prompts'][:8]}-{sampling.every}"
+    place = place.with_name(f"{place.name}-glance") if sampling.diagonal else place
     cache = CalibrationCache(known, _resolution(patcher, sampling.latent["samples"]), inputs, place).opened()
     run = Run(models, range(len(sampling.positive)), _sampler(patcher, sampling, watch), sampling.every, "cpu")
     gather(run, cache, torch.device("cpu"), progress=False, watch=_Interruptible())

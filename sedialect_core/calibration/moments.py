@@ -1,6 +1,6 @@
 """The job: run prompts through a 16-bit pipeline and keep what its linears read, as moments."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ def calibrate(
     prompts: str | Sequence[str | Request] = SELF,
     *,
     config: SeDialectConfig | None = None,
+    size: Mapping[str, int] | None = None,
     folder: str | Path | None = None,
     every: int = 2,
     memory: float | None = None,
@@ -40,6 +41,7 @@ def calibrate(
             pipeline's own size. "glance": one of those that come with sedialect, in a few steps, all of which are looked
             at, and only the root mean square of each channel, by which layers are equalized.
         config: which layers will be quantized.
+        size: `height`, `width` or `num_frames` of the videos, in place of the requests'.
         folder: keep it there, and go on there after an interruption; in memory when not given.
         every: look at every `every`-th sampling step.
         memory: GB (10^9 bytes) of moments at once; half of what is free when not given.
@@ -55,7 +57,7 @@ def calibrate(
         >>> cache = calibrate(pipe, ["a red ball rolls", "rain on a lake"], folder="wan-calibration")
         >>> pipe.enable_sedialect(calibration=cache)
     """
-    requests = requests_of(pipe, prompts)
+    requests = [replace(request, **(size or {})) for request in requests_of(pipe, prompts)]
     models = denoisers(pipe)
     for name, model in models.items():
         check_ready(name, model)

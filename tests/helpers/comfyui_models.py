@@ -5,8 +5,10 @@ import math
 from pathlib import Path
 
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from sedialect.bench.outliers import plant_outliers
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.checkpoint.wan_names import settings_of, to_authors
 
@@ -14,13 +16,19 @@ TRANSFORMER = demo.MODEL / "transformer"
 RANK = 4
 
 
-def bundled(folder: Path) -> Path:
-    """The bundled transformer as a file for ComfyUI; its metadata say what shapes do not tell."""
+def bundled(folder: Path, outliers: int = 1) -> Path:
+    """The bundled transformer as a file for ComfyUI; its metadata say what shapes do not tell.
+
+    `outliers` times as large are a few of its channels, planted without changing what it computes.
+    """
     config = json.loads((TRANSFORMER / "config.json").read_text())
-    tensors = {
-        to_authors(name): tensor for name, tensor in load_file(TRANSFORMER / "diffusion_pytorch_model.safetensors").items()
-    }
-    path = folder / "bundled_wan.safetensors"
+    state = load_file(TRANSFORMER / "diffusion_pytorch_model.safetensors")
+    if outliers > 1:
+        model = WanTransformer3DModel.from_pretrained(TRANSFORMER, torch_dtype=torch.float32)
+        plant_outliers(model, outliers)
+        state = model.state_dict()
+    tensors = {to_authors(name): tensor for name, tensor in state.items()}
+    path = folder / ("bundled_wan.safetensors" if outliers == 1 else "bundled_wan_outliers.safetensors")
     save_file(tensors, path, metadata={"config": json.dumps({"transformer": settings_of(config)})})
     return path
 

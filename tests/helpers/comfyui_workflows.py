@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 PROMPT = "a striped purple star moves right, over an orange background with clouds, the camera pans down"
 DEMO = "bundled_wan.safetensors"
+OUTLIERS = "bundled_wan_outliers.safetensors"
 
 
 def base_folder(base: Path) -> Path:
@@ -17,6 +18,7 @@ def base_folder(base: Path) -> Path:
     for folder in ("diffusion_models", "loras"):
         (models / folder).mkdir(parents=True)
     bundled = comfyui_models.bundled(models / "diffusion_models")
+    comfyui_models.bundled(models / "diffusion_models", outliers=32)
     comfyui_models.embeddings(base / "prompts.safetensors", [PROMPT, ""])
     comfyui_models.lora(models / "loras" / "lora.safetensors", bundled)
     comfyui_models.lora(models / "loras" / "second.safetensors", bundled, seed=1)

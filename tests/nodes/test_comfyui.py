@@ -14,7 +14,7 @@ import pytest
 import torch
 from comfyui_graphs import to_api, without
 from comfyui_server import Server, python_of_comfyui
-from comfyui_workflows import DEMO, PROMPT, Workflow, base_folder, distance, samples
+from comfyui_workflows import DEMO, OUTLIERS, PROMPT, Workflow, base_folder, distance, samples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -402,8 +402,46 @@ def output_lost(name: str, stored: dict, weights: dict, seen: Mapping[str, Input
     parts = (stored[f"{name}|weight{suffix}"] for suffix in ("", "_meta"))
     scale = stored[f"{name}|weight_scale"].view(torch.float32)
     book = sedialect.Formatbook.resolve(sedialect.SeDialectConfig().formatbook)
-    error = reference_kernels.decode_rows(*parts, book.tables()).double() * scale - weight
+    decoded = reference_kernels.decode_rows(*parts, book.tables()).double() * scale
+    exponents = stored.get(f"{name}|weight_equalizer")
+    error = (decoded if exponents is None else decoded * torch.pow(2.0, -exponents.double())) - weight
     return float(((error @ moment) * error).sum() / ((weight @ moment) * weight).sum())
+
+
+def test_a_glance_equalizes_channels_and_what_is_saved_gives_the_same(server, graph, base):
+    model, calibrations = graph.model(OUTLIERS), base / "output" / "sedialect_calibrations"
+    before = set(calibrations.iterdir()) if calibrations.exists() else set()
+    glanced = graph.quantize(model, calibration=calibrated(graph, model, glance=True, steps=20))
+    first, report = graph.layers(glanced, "glanced"), graph.add("SeDialectReport", model=glanced)
+    tame, video = graph.model(), {"latent": graph.latent(frames=13, size=96), "steps": 1}  # from one noise, one velocity
+    pairs = {"glanced": (glanced, model), "unequalized": (graph.quantize(model, equalize="off"), model)}
+    pairs["tame"] = graph.quantize(tame, equalize="off"), tame
+    latents = {
+        name: [graph.keep(graph.sample(one, **video), f"outliers_{name}_{number}") for number, one in enumerate(pair)]
+        for name, pair in pairs.items()
+    }
+    graph.add("SeDialectSave", model=glanced, filename_prefix="diffusion_models/glanced", names="ComfyUI")
+    outcome = server.run(graph.nodes)
+    text = outcome.text(report[0])
+    assert "equalized by a glance at one prompt at 96x96x13" in text and "have scaled channels" in text
+    lost = {name: distance(*map(samples, paths)) for name, paths in latents.items()}
+    assert lost["glanced"] < 1.15 * lost["tame"] and lost["unequalized"] > 1.3 * lost["tame"]
+
+    (folder,) = set(calibrations.iterdir()) - before
+    seen = CalibrationCache.load(folder).component("diffusion_model")
+    name = "blocks.0.self_attn.q"
+    assert folder.name.endswith("-glance") and seen[name].moment.ndim == 1
+    assert len(seen[name].rows) == 32 * 4, "a call in each of four steps, both branches of guidance in it"
+
+    (file,) = (base / "output" / "diffusion_models").glob("glanced*.safetensors")
+    again = Workflow(base)
+    loaded, video["latent"] = again.add("SeDialectLoad", file=file.name), again.latent(frames=13, size=96)
+    second, latent = again.layers(loaded, "glanced_again"), again.keep(again.sample(loaded, **video), "outliers_again")
+    server.run(again.nodes)
+    stored, found = load_file(first), load_file(second)
+    assert f"{name}|weight_equalizer" in stored and stored.keys() == found.keys()
+    assert all(torch.equal(stored[key], found[key]) for key in stored)
+    assert torch.equal(samples(latent), samples(latents["glanced"][0]))
 
 
 def test_a_calibration_of_another_model_is_refused(server, graph):

@@ -85,11 +85,34 @@ def test_a_finished_output_is_accepted_and_other_settings_are_not(model, quantiz
     assert "holds other files already" in capsys.readouterr().err
 
 
+def test_a_glance_is_that_of_a_pipeline_in_memory(model, tmp_path, capsys):
+    command = ["quantize", str(model), "--output", str(tmp_path / "out"), "--calibration", "glance", "--dtype", "float32"]
+    assert cli.main([*command, *SIZE]) == 0
+    pipe = diffusers.WanPipeline.from_pretrained(model, dtype=torch.float32)
+    size = {"height": 32, "width": 48, "num_frames": 5}
+    cache = moments.calibrate(pipe, "glance", size=size, progress=False)
+    assert all(entry.diagonal for entry in cache.inputs)
+    pipe.enable_sedialect(calibration=cache, progress=False)
+    loaded = load(tmp_path / "out")
+    assert same(loaded, pipe.transformer)
+    kept = CalibrationCache.load(tmp_path / "out.glance")
+    assert kept.fingerprint == cache.fingerprint and kept.describe().startswith("equalized by a glance at one prompt at 32x48x5")
+    assert cli.main([*command, *SIZE]) == 0, "the finished output is known again"
+    capsys.readouterr()
+    alone = ["quantize", str(model / "transformer"), "--output", str(tmp_path / "alone"), "--calibration", "glance"]
+    assert cli.main(alone) == 2
+    assert "is no diffusers pipeline: it has no model_index.json; pass the folder that holds one" in capsys.readouterr().err
+    assert not (tmp_path / "alone").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--prompts", "x.txt"], "--prompts is for calibrating; add --calibrate"),
         (["--height", "32"], "--height is for calibrating; add --calibrate"),
+        (["--calibration", "somewhere"], "--calibration is for calibrating; add --calibrate"),
+        (["--calibrate", "--calibration", "glance"], "--calibrate and --calibration glance are two ways to look at inputs"),
+        (["--calibration", "glance", "--prompts", "x.txt"], "--prompts is not for --calibration glance, which samples one"),
         (["--calibrate", "--prompts", "no-such-file"], "cannot read the prompts no-such-file"),
         (["--rotate", "24"], "rotation is 24; choose one of 0, 16, 32, 64, 128"),
     ],
