@@ -19,6 +19,7 @@ from .guidance import UNGUIDED, RowGuidance
 from .reference import LIFT, SHARED_DIALECT, SHARED_MASK
 from .tables import ERROR_BIAS, DialectTables
 from .transform import UNCHANGED, InputTransform
+from .triton_rows import load_piece, source_rows
 
 # Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
 Q_SHIFTS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 0}
@@ -65,7 +66,7 @@ def encode_kernel(
     valid = row < rows
     block = tl.arange(0, PIECE)
     column = tl.arange(0, BLOCK)[:, None, None] + block[None, :, None] * BLOCK
-    source, error_scale = _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
+    source, error_scale = source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
     from_x = x_ptr + source[None, None, :] * K
     from_operand = operand_ptr + source[None, None, :] * K
     here = valid[None, None, :]
@@ -73,7 +74,7 @@ def encode_kernel(
     pieces = ()
     top = tl.zeros((BLOCK, PIECE, ROWS), tl.float32)
     for start in tl.static_range(0, K, PIECE * BLOCK):
-        piece = _load_piece(
+        piece = load_piece(
             from_x, from_operand, equalizer_ptr, error_scale, column, start, here, K, RESIDUAL, EQUALIZED, ROTATION
         )
         top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
@@ -143,7 +144,7 @@ def e4m3_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < rows
     column = tl.arange(0, PART)[:, None, None] + tl.arange(0, PIECE)[None, :, None] * PART
-    source, error_scale = _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
+    source, error_scale = source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
     from_x = x_ptr + source[None, None, :] * K
     from_operand = operand_ptr + source[None, None, :] * K
     here = valid[None, None, :]
@@ -151,7 +152,7 @@ def e4m3_kernel(
     pieces = ()
     top = tl.zeros((PART, PIECE, ROWS), tl.float32)
     for start in tl.static_range(0, K, PIECE * PART):
-        piece = _load_piece(
+        piece = load_piece(
             from_x, from_operand, equalizer_ptr, error_scale, column, start, here, K, RESIDUAL, EQUALIZED, ROTATION
         )
         top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
@@ -172,68 +173,6 @@ def e4m3_kernel(
             value = _round_to_e4m3(value)
         inside = here if start + PIECE * PART <= K else here & (column + start < K)
         tl.store(to, value.to(operand_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL: tl.constexpr):
-    """Rows of x to read, int64 [ROWS], and the scales of what is subtracted from them."""
-    source = row.to(tl.int64)
-    error_scale = row.to(tl.float32)
-    if RESIDUAL:
-        source = tl.load(salient_ptr + row, mask=valid, other=0).to(tl.int64)
-        error_scale = tl.load(scale_ptr + source, mask=valid, other=0.0)
-    return source, error_scale
-
-
-@triton.jit
-def _load_piece(
-    from_x,
-    from_operand,
-    equalizer_ptr,
-    error_scale,
-    column,
-    start: tl.constexpr,
-    here,
-    K: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    EQUALIZED: tl.constexpr,
-    ROTATION: tl.constexpr,
-):
-    """A piece of the rows, [BLOCK, PIECE, ROWS]; 0 past the end.
-
-    As it is in x, or as `transform.transform_rows` has it; in float32 where what an earlier encoding kept is taken away.
-    """
-    inside = here if start + column.shape[0] * column.shape[1] <= K else here & (column + start < K)
-    x = tl.load(from_x + (column + start), mask=inside, other=0.0)
-    if EQUALIZED:
-        exponent = tl.load(equalizer_ptr + (column + start), mask=column + start < K, other=0).to(tl.int32)
-        scaled = x.to(tl.float32) * ((127 - exponent) << 23).to(tl.float32, bitcast=True)
-        x = scaled.to(tl.bfloat16) if x.dtype == tl.bfloat16 else scaled
-    if ROTATION:
-        x = _rotate(x.to(tl.float32), ROTATION)
-    if RESIDUAL:
-        kept = tl.load(from_operand + (column + start), mask=inside, other=0.0).to(tl.float32)
-        x = x.to(tl.float32) - kept * error_scale[None, None, :]
-    return x
-
-
-@triton.jit
-def _rotate(x, SIZE: tl.constexpr):
-    """The order of operations of rotation.rotate_rows."""
-    width: tl.constexpr = x.shape[0]
-    pieces: tl.constexpr = x.shape[1]
-    rows: tl.constexpr = x.shape[2]
-    x = tl.permute(x, (2, 1, 0))  # elements in the order of the row
-    STAGES: tl.constexpr = 4 if SIZE == 16 else 5 if SIZE == 32 else 6 if SIZE == 64 else 7
-    for stage in tl.static_range(STAGES):
-        pairs = tl.reshape(x, (rows * pieces * width // (2 << stage), 2, 1 << stage))
-        low, high = tl.split(tl.permute(pairs, (0, 2, 1)))
-        x = tl.permute(tl.join(low + high, low - high), (0, 2, 1))
-    # 1 / sqrt(SIZE), rounded to float32 first: 2^-2, 2^-2.5, 2^-3 or 2^-3.5
-    NORM: tl.constexpr = (
-        0.25 if SIZE == 16 else 0.1767766922712326 if SIZE == 32 else 0.125 if SIZE == 64 else 0.0883883461356163
-    )
-    return tl.permute(tl.reshape(x, (rows, pieces, width)), (2, 1, 0)) * NORM
 
 
 @triton.jit
