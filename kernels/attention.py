@@ -5,8 +5,11 @@ costs nothing. The output has the query's dtype and its order in memory. There i
 """
 
 import torch
+from torch.nn import functional
 
 from . import reference_attention
+from .capabilities import refusals
+from .dispatch import attempt
 from .ops import operator_fake, torch_operator
 
 HEAD_SIZES = (64, 80, 96, 128)
@@ -80,7 +83,27 @@ def _attend(
     softmax_scale: float,
     return_lse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return reference_attention.attention(query, key, value, key_mask, softmax_scale)
+    def plain() -> tuple[torch.Tensor, torch.Tensor]:
+        return reference_attention.attention(query, key, value, key_mask, softmax_scale)
+
+    def fast() -> tuple[torch.Tensor, torch.Tensor]:
+        from . import triton_attention
+
+        output, lse = triton_attention.attention_forward(query, key, value, key_mask, softmax_scale, return_lse)
+        return output, query.new_empty(0) if lse is None else lse
+
+    def exact() -> tuple[torch.Tensor, torch.Tensor]:
+        if return_lse:
+            return plain()
+        mask = None if key_mask is None else key_mask[:, None, None, :]
+        output = functional.scaled_dot_product_attention(query, key, value, mask, scale=softmax_scale)
+        return output, query.new_empty(0)
+
+    if query.device.type != "cuda":
+        return plain()
+    if refusals(query.device).triton is not None:
+        return exact()
+    return attempt("the Triton kernel for attention in 8 bit", "16-bit attention", query.device, fast, exact)
 
 
 attention_operator, attention_lse_operator = _attention_8bit, _attention_8bit_with_lse  # for torch's checks of operators

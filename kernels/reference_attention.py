@@ -3,13 +3,14 @@
     scores         INT8 queries with a scale a token, times INT8 keys with a scale for each block of 128 keys
     keys           their mean is subtracted first: softmax does not change, and what all keys share takes no digits
     probabilities  2^(score - running maximum + 8), rounded to the values' type
-    values         E4M3 with a scale a head, or 16 bit where the GPU has no FP8 units
+    values         E4M3 with a scale for each channel of a head, or 16 bit where the GPU has no FP8 units
 
 Blocks of keys are taken in order, and sums are kept in float32. All tensors are [batch B, heads H, tokens, head_dim D]: M
-queries, N keys. A key that `key_mask` [B, N] leaves out counts nowhere: not in the mean, not in a scale.
+queries, N keys. A key that `key_mask` [B, N] leaves out counts nowhere: not in the mean, not in a scale, and blocks are
+counted without it.
 
 What is not finite spreads as far as it does in exact attention, and is never made finite: a query makes its own row NaN; a
-key or a value that is attended to makes all rows of its head in its sample non-finite. No other head or sample changes.
+key that is attended to makes all rows of its head in its sample NaN, a value all of its channel there. Nothing else changes.
 """
 
 import math
@@ -33,7 +34,7 @@ class Quantized(NamedTuple):
 
     query, query_scale   int8 [B, H, M, D] and float32 [B, H, M], which holds softmax scale and log2(e)
     key, key_scale       int8 [B, H, N, D] and float32 [B, H, ceil(N / 128)]
-    value, value_scale   E4M3 or 16 bit [B, H, N, D] and float32 [B, H]
+    value, value_scale   E4M3 or 16 bit [B, H, N, D] and float32 [B, H, 1, D]
     """
 
     query: torch.Tensor
@@ -63,6 +64,10 @@ def attention(
         value_bits: 8, E4M3; or 16, as they are (float32 in bfloat16).
     """
     scale = softmax_scale if softmax_scale is not None else query.shape[-1] ** -0.5
+    order, count = attended_first(key_mask, key.shape[0], key.shape[2], key.device)
+    if order is not None:
+        key, value = (x.take_along_dim(order[:, None, :, None], 2) for x in (key, value))
+        key_mask = torch.arange(key.shape[2], device=key.device) < count.unsqueeze(1)
     centre = key_centre(key, key_mask)
     parts = Quantized(
         *quantize_queries(query, scale),
@@ -75,6 +80,19 @@ def attention(
         output[:, :, rows], lse[:, :, rows] = _attend(parts, rows, key_mask)
     # Where there is no key, there is no centre either.
     return output, lse.add_((query.float() @ centre.transpose(2, 3)).squeeze(3), alpha=scale)
+
+
+def attended_first(
+    key_mask: torch.Tensor | None, batch: int, tokens: int, device: torch.device
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """An order of the keys, int64 [B, N], in which those attended to come first, and how many these are, int32 [B].
+
+    None for the order where there is no mask.
+    """
+    if key_mask is None:
+        return None, torch.full((batch,), tokens, dtype=torch.int32, device=device)
+    order = key_mask.logical_not().argsort(dim=1, stable=True)
+    return order, key_mask.sum(1, dtype=torch.int32)
 
 
 def key_centre(key: torch.Tensor, key_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -108,19 +126,19 @@ def quantize_keys(
 def quantize_values(
     value: torch.Tensor, key_mask: torch.Tensor | None = None, bits: int = 8
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values in E4M3, or in 16 bit for `bits=16`, and the scales of the heads; zeros for keys that are masked."""
+    """Values in E4M3, or in 16 bit for `bits=16`, and the scales of their channels; zeros for keys that are masked."""
     kept = _without_masked(value, key_mask)
     if bits == 16:
         narrow = kept.to(torch.bfloat16) if value.dtype == torch.float32 else kept
-        return narrow, value.new_ones(value.shape[:2], dtype=torch.float32)
+        return narrow, value.new_ones(*value.shape[:2], 1, value.shape[3], dtype=torch.float32)
     wide = kept.float()
     largest = _largest(wide)
-    return (wide * (E4M3_MAX / largest[..., None, None])).to(torch.float8_e4m3fn), largest / E4M3_MAX
+    return (wide * (E4M3_MAX / largest)).to(torch.float8_e4m3fn), largest / E4M3_MAX
 
 
 def _largest(wide: torch.Tensor) -> torch.Tensor:
-    """Largest magnitude of each head, [B, H]; also of no token at all."""
-    return functional.pad(wide.abs(), (0, 0, 0, 1)).amax((2, 3)).clamp_(min=SMALLEST)
+    """Largest magnitude of each channel, [B, H, 1, D]; also of no token at all."""
+    return functional.pad(wide.abs(), (0, 0, 0, 1)).amax(2, keepdim=True).clamp_(min=SMALLEST)
 
 
 def _without_masked(x: torch.Tensor, key_mask: torch.Tensor | None) -> torch.Tensor:
@@ -156,7 +174,7 @@ def _attend(parts: Quantized, rows: slice, key_mask: torch.Tensor | None) -> tup
         total = total * shrink + probability.sum(3, keepdim=True)
         maximum = risen
     # Finite zeros where there was no key; what is NaN stays so.
-    output = summed / total.masked_fill(total == 0, 1) * parts.value_scale[..., None, None]
+    output = summed / total.masked_fill(total == 0, 1) * parts.value_scale
     lse = (maximum + torch.log2(total) - LIFT) * math.log(2)
     return output, lse.squeeze(3)
 

@@ -57,7 +57,8 @@ def calibrate(
         >>> cache = calibrate(pipe, ["a red ball rolls", "rain on a lake"], folder="wan-calibration")
         >>> pipe.enable_sedialect(calibration=cache)
     """
-    requests = [replace(request, **(size or {})) for request in requests_of(pipe, prompts)]
+    chosen: dict[str, Any] = dict(size or {})
+    requests = [replace(request, **chosen) for request in requests_of(pipe, prompts)]
     models = denoisers(pipe)
     for name, model in models.items():
         check_ready(name, model)

@@ -7,7 +7,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sedialect.kernels import triton_add, triton_decode, triton_encode, triton_weights
+from sedialect.kernels import (
+    triton_add,
+    triton_attention,
+    triton_attention_operands,
+    triton_decode,
+    triton_encode,
+    triton_weights,
+)
+from sedialect.kernels.reference_attention import INTEGERS, KEY_BLOCK, LIFT, SMALLEST
 
 POINTERS = {torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.float8_e4m3fn: "*fp8e4nv"}
 ENCODE = {
@@ -39,6 +47,36 @@ DIALECTS = {
 WEIGHT = {"row_blocks": 32, "BLOCK": 16, "TILE": 64, "COUNT": 8, "DIALECTS": 32}
 
 
+STRIDES = {f"{what}_{of}": "i64" for what in ("query", "key", "value", "output") for of in ("sample", "head", "token")}
+ATTENTION = dict.fromkeys(("heads", "rows", "keys", "padded"), "i32") | STRIDES
+ATTENTION |= {f"{what}_ptr": "*bf16" for what in ("query", "key", "value", "output")}
+ATTENTION |= {f"{what}_ptr": "*fp32" for what in ("sum", "top", "scale", "offset", "centre", "inverse", "lse")}
+ATTENTION |= {f"{what}_scale_ptr": "*fp32" for what in ("query", "key", "value")}
+ATTENTION |= {"order_ptr": "*i64", "count_ptr": "*i32", "integer_ptr": "*i8", "softmax_scale": "fp32", "score_scale": "fp32"}
+
+
+def attention_cases(capability: int):
+    """The kernels of attention in 8 bit: kernel, types, constants, and the options of the tile."""
+    fp8, width = capability >= 89, 128
+    tile = triton_attention.tile_for((capability // 10, capability % 10), fp8)
+    values = f"[{width}, {tile.keys}]" if fp8 else f"[{tile.keys}, {width}]"
+    kinds = {
+        **ATTENTION,
+        "operand_ptr": "*fp8e4nv" if fp8 else "*bf16",
+        "keys_of": f"tensordesc<i8[{tile.keys}, {width}]>",
+        "values_of": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}{values}>",
+    }
+    shape = {"D": 120, "WIDTH": width}
+    limits = {"INTEGERS": INTEGERS, "SMALLEST": SMALLEST}
+    yield triton_attention_operands.statistics_kernel, kinds, {**shape, "CHUNK": 512, "STEP": 64, "ORDERED": True}, {}
+    yield triton_attention_operands.query_kernel, kinds, {**shape, **limits, "ROWS": 64, "OFFSET": True}, {}
+    block = {**shape, **limits, "BLOCK": KEY_BLOCK, "ORDERED": True, "FP8": fp8}
+    yield triton_attention_operands.key_value_kernel, kinds, block, {"num_warps": 8}
+    main = {**shape, "LIFT": LIFT, "KEY_BLOCK": KEY_BLOCK, "ROWS": tile.rows, "KEYS": tile.keys, "FP8": fp8, "LSE": True}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    yield triton_attention.attention_kernel, {**kinds, "query_ptr": "*i8"}, main, options
+
+
 def cases(operand: str):
     """Kernel, types of its arguments, constants."""
     encode = {"x_ptr": "*bf16", "operand_ptr": operand, **ENCODE}
@@ -66,9 +104,11 @@ def cases(operand: str):
 
 def main(capability: int) -> None:
     operand = "*fp8e4nv" if capability >= 89 else "*bf16"
-    for kernel, kinds, constants in cases(operand):
+    others = [(*case, {}) for case in cases(operand)]
+    for kernel, kinds, constants, options in [*others, *attention_cases(capability)]:
         signature = {name: "constexpr" if name in constants else kinds[name] for name in kernel.arg_names}
-        made = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+        target = GPUTarget("cuda", capability, 32)
+        made = triton.compile(ASTSource(kernel, signature, constants), target=target, options=options)
         print(kernel.__name__, len(made.asm["cubin"]))
 
 

@@ -96,7 +96,8 @@ def test_a_glance_is_that_of_a_pipeline_in_memory(model, tmp_path, capsys):
     loaded = load(tmp_path / "out")
     assert same(loaded, pipe.transformer)
     kept = CalibrationCache.load(tmp_path / "out.glance")
-    assert kept.fingerprint == cache.fingerprint and kept.describe().startswith("equalized by a glance at one prompt at 32x48x5")
+    assert kept.fingerprint == cache.fingerprint
+    assert kept.describe().startswith("equalized by a glance at one prompt at 32x48x5")
     assert cli.main([*command, *SIZE]) == 0, "the finished output is known again"
     capsys.readouterr()
     alone = ["quantize", str(model / "transformer"), "--output", str(tmp_path / "alone"), "--calibration", "glance"]
