@@ -18,6 +18,7 @@ from ..sedialect_core import demo
 from ..sedialect_core.calibration.capture import watching
 from ..sedialect_core.codec import encode
 from ..sedialect_core.config import SeDialectConfig
+from ..sedialect_core.environment import machine_line
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.inspection.denoisers import denoisers
 from ..sedialect_core.plan.layers import LayerPlan
@@ -97,8 +98,7 @@ def render(found: dict[int, dict[str, list[dict[str, float]]]], where: dict[str,
         rows = [heads, ["---"] * len(heads), *lines]
         title = "No outliers planted" if planted == 1 else f"Outlier channels x{planted} planted"
         parts.append(f"{title}:\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows))
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    return "\n\n".join([*parts, f"{where['device']}; {versions}; {where['date']}."])
+    return "\n\n".join([*parts, machine_line(where)])
 
 
 def _line(kind: str, layers: Sequence[dict[str, float]]) -> list[str]:

@@ -83,12 +83,11 @@ def run_fusing(parsed: argparse.Namespace) -> int:
 def run_compensating(parsed: argparse.Namespace) -> int:
     """Print the table, with the machine."""
     from ..bench.costs.compensating import measure_compensating
-    from ..bench.speed.machine import measured_on
-    from ..sedialect_core.environment import environment
+    from ..sedialect_core.environment import environment, machine_line
     from ..sedialect_core.video.sampling import pick_device
 
     print(measure_compensating(parsed.rows, parsed.width, parsed.tokens, pick_device(parsed.device)))
-    print(f"\n{measured_on(environment())}")
+    print("", machine_line(environment(), ["torch"]), sep="\n")
     return 0
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ..kernels.dispatch import implementation
 from ..sedialect_core.codec import encode
-from ..sedialect_core.environment import package_version
+from ..sedialect_core.environment import device_name, package_versions
 from ..sedialect_core.formatbook import Formatbook, builtin_names
 from ..sedialect_core.linear import SeDialectLinear
 from ..sedialect_core.plan.report import quality_advice
@@ -21,7 +21,7 @@ EXPECTED_ERROR = {16: 0.0070, 32: 0.0085}
 def examine() -> tuple[list[tuple[str, str]], bool]:
     """Rows of label and finding, and whether the self-test passed on every device."""
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
-    rows += [(name, package_version(name) or "not installed") for name in LIBRARIES.split()]
+    rows += [(name, found or "not installed") for name, found in package_versions(LIBRARIES.split()).items()]
     rows.append(("formatbooks", ", ".join(builtin_names())))
     sound = True
     for device in devices():
@@ -48,7 +48,7 @@ def devices() -> list[str]:
 def describe(device: str) -> str:
     """Name, memory and compute capability."""
     if device == "cpu":
-        return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        return device_name(device)
     properties = torch.cuda.get_device_properties(device)
     capability = f"{properties.major}.{properties.minor}"
     return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"

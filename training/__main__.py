@@ -16,9 +16,9 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
+from ..sedialect_core.environment import device_name, package_versions, today
 from .assemble import build_pipeline, sample, save_pipeline, write_defaults, write_prompts
 from .autoencoder import build_autoencoder, fold_statistics, reconstruction_psnr, train_autoencoder
 from .bank import build_bank
@@ -44,10 +44,9 @@ class Run:
         self.settings, self.output, self.device, self.resume = settings, output, device, resume
         self.start_from = start_from
         (output / "stages").mkdir(parents=True, exist_ok=True)
-        self.record: dict[str, Any] = {"settings": asdict(settings), "date": time.strftime("%Y-%m-%d")}
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-        self.record |= {"device": name, "torch": torch.__version__, "diffusers": diffusers.__version__}
-        self.record |= {"transformers": transformers.__version__, "seconds": {}}
+        self.record: dict[str, Any] = {"settings": asdict(settings), "date": today()}
+        self.record |= {"device": device_name(device), **package_versions(("torch", "diffusers", "transformers"))}
+        self.record["seconds"] = {}
         self.clock = time.time()
 
     def finish_stage(self, name: str) -> None:

@@ -14,11 +14,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import WanPipeline
 from safetensors.torch import load_file, save_file
 
+from ..sedialect_core.environment import device_name, package_versions, today
 from .distilling import ADAPTER, Deadline, Denoiser, Distillation, Runs, Student, schedule_of, smoke_distillation, teach
 
 MODEL = Path(__file__).parents[1] / "sedialect_core" / "demo" / "model"
@@ -43,9 +43,8 @@ def distil(settings: Distillation, minutes: float, device: torch.device, output:
         torch._dynamo.reset()
     seen, fresh = runs.split(settings.held_out)
     student = Student(denoiser, schedule_of(pipe, settings.steps), settings)
-    record: dict[str, Any] = {"settings": asdict(settings), "runs": len(seen), "date": time.strftime("%Y-%m-%d")}
-    record |= {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"}
-    record |= {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    record: dict[str, Any] = {"settings": asdict(settings), "runs": len(seen), "date": today()}
+    record |= {"device": device_name(device), **package_versions(("torch", "diffusers"))}
     record["distance"] = _train(student, seen, fresh, settings, minutes, started, deadline)
     record["seconds"] = round(time.monotonic() - started, 1)
     record["bytes"] = write(pipe, output)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..bench.speed.results import Part, read_parts
+from ..sedialect_core.environment import machine_line
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.storage.atomic import write_text
 
@@ -136,13 +137,7 @@ def _conditions(data: dict[str, Any]) -> str:
         videos += f", {job['num_frames']} frames of {job['width']}x{job['height']}"
     if "steps" in job:
         videos += f", {job['steps']} steps"
-    return f"{videos}. {machine(data)}"
-
-
-def machine(where: dict[str, Any]) -> str:
-    """Device, versions and date, as they stand beside numbers."""
-    versions = ", ".join(f"{name} {number}" for name, number in where.get("versions", {}).items() if number)
-    return f"{where.get('device')}; {versions}; {where.get('date')}."
+    return f"{videos}. {machine_line(data)}"
 
 
 def main() -> int:

@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..sedialect_core.environment import environment
+from ..sedialect_core.environment import environment, machine_line
 from ..sedialect_core.errors import InputError, SeDialectError
 from ..sedialect_core.storage.atomic import write_text
-from .kept_results import machine
 
 START_SECONDS = 120.0
 SHORT = 2  # steps of the comparisons after which memory is looked at
@@ -138,7 +137,7 @@ def main() -> int:
     parser.add_argument("--write", type=Path, metavar="DOCUMENT", help="whose marked lines are replaced, too")
     given = parser.parse_args()
     try:
-        found = f"```\n{trial(max(2, given.generations))}\n```\n\n{machine(environment())}"
+        found = f"```\n{trial(max(2, given.generations))}\n```\n\n{machine_line(environment())}"
         print(found)
         if given.write is not None:
             write_between_marks(given.write, found)

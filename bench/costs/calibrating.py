@@ -14,9 +14,9 @@ import torch
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.calibration.gathering import Run, gather, inputs_of
 from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.environment import machine_line
 from ...sedialect_core.quantize.apply import quantize_layers
 from ..speed.block_kinds import make_model
-from ..speed.machine import measured_on
 from ..speed.models import WholeModel, model_inputs, model_of
 from ..speed.timing import peak_memory, timed
 
@@ -77,7 +77,7 @@ def render(stages: list[Stage], where: dict[str, Any], quick: bool = False) -> s
     for stage in stages:
         memory = "-" if stage.bytes is None else f"{stage.bytes / 1e9:.1f}"
         lines.append(f"| {stage.name} | {stage.seconds:.2f} | {memory} |")
-    return "\n".join([*lines, "", _whole_model(whole, stages), "", measured_on(where)])
+    return "\n".join([*lines, "", _whole_model(whole, stages), "", machine_line(where, ["torch"])])
 
 
 def _whole_model(whole: WholeModel, stages: list[Stage]) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.environment import machine_line
 from ...sedialect_core.integrations.models import quantize_model
 from ..speed.block_kinds import make_model
-from ..speed.machine import measured_on
 from ..speed.models import WholeModel, model_inputs, model_of
 from ..speed.timing import peak_memory, timed
 
@@ -50,7 +50,7 @@ def render(costs: list[Cost], where: dict[str, Any]) -> str:
     for cost in costs:
         memory = "-" if cost.bytes is None else f"{cost.bytes / 1e6:.0f}"
         lines.append(f"| {cost.name} | {cost.ms:.2f} | {cost.ms / ordinary:.2f} | {memory} |")
-    return "\n".join([*lines, "", measured_on(where)])
+    return "\n".join([*lines, "", machine_line(where, ["torch"])])
 
 
 def _model(whole: WholeModel, device: torch.device, settings: dict[str, Any]) -> nn.Module:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...sedialect_core import demo
-from ...sedialect_core.environment import package_version
+from ...sedialect_core.environment import package_versions
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.video.compute_dtype import choose_dtype
 from ...sedialect_core.video.sampling import Request
@@ -79,7 +79,7 @@ class Job:
 
     def digest(self) -> str:
         """Of everything that decides the numbers, but the arm: versions and the code that computes included."""
-        versions = {name: package_version(name) for name in ("torch", "diffusers")}
+        versions = package_versions(("torch", "diffusers"))
         data = {"code": source_digest(), "versions": versions, "weights": self._loras(), **asdict(self)}
         del data["dtype_reason"]  # holds times, which differ from run to run
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...sedialect_core.environment import environment
+from ...sedialect_core.environment import environment, machine_line
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.storage.atomic import write_text
 from .job import Job
@@ -151,8 +151,7 @@ def table_line(cells: Sequence[str]) -> str:
 
 
 def _conditions(job: Job) -> str:
-    first, where = job.requests[0], environment()
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
+    first = job.requests[0]
     size = f"{first.steps} steps"
     if first.num_frames and first.width and first.height:
         size = f"{first.num_frames} frames of {first.width}x{first.height}, {size}"
@@ -160,7 +159,7 @@ def _conditions(job: Job) -> str:
         size += f", guidance {first.guidance_scale:g}"
     looked = "all" if job.forced_steps is None else f"{job.forced_steps} of them"
     pairs = f"{len(job.requests)} pairs of prompt and seed in batches of {job.batch}, {size}; velocity at {looked}"
-    return f"{_model_text(job)}: {pairs}; {job.dtype}. {where['device']}; {versions}; {where['date']}."
+    return f"{_model_text(job)}: {pairs}; {job.dtype}. {machine_line(environment())}"
 
 
 def _model_text(job: Job) -> str:

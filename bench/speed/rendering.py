@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...sedialect_core.environment import machine_line
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.storage.atomic import write_text
 from .arms import ARMS, BASELINE
@@ -194,12 +195,7 @@ def enabling(part: Part) -> str:
 
 def origin(part: Part) -> str:
     """Machine, versions and date of a part's numbers."""
-    where = part.where
-    versions = where.get("versions", {}) | where.get("peers", {})
-    listed = ", ".join(f"{name} {number}" for name, number in versions.items() if number)
-    gpu = ", ".join(f"{name} {value}" for name, value in where.get("gpu", {}).items())
-    device = f"{where.get('device')} ({gpu})" if gpu else where.get("device")
-    return f"{device}; {listed}; {where.get('date')}. Our layers ran on {where.get('path')}."
+    return f"{machine_line(part.where)} Our layers ran on {part.where.get('path')}."
 
 
 def table(columns: list[str], rows: Iterable[list[Any]]) -> str:

@@ -17,6 +17,7 @@ from ...kernels.sharing import book_errors, shape_errors
 from ...kernels.tables import Q_VALUES, DialectTables
 from ...sedialect_core import demo
 from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.environment import machine_line
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.inspection.denoisers import denoisers
 from ...sedialect_core.plan.rules import make_plan
@@ -114,8 +115,7 @@ def render(found: Study, prompts: int, where: dict[str, Any]) -> str:
     lines += ["", f"| neighbour | step | {' | '.join(_bin_names())} |", "|---|---|" + "---|" * len(COSINES)]
     for (kind, step), counts in sorted(found.counts.items()):
         lines.append(f"| {kind} | {step} | {' | '.join(f'{count / sum(counts):.1%}' for count in counts)} |")
-    versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    return "\n".join([*lines, "", f"{total} pairs, {prompts} prompts. {where['device']}; {versions}; {where['date']}."])
+    return "\n".join([*lines, "", f"{total} pairs, {prompts} prompts. {machine_line(where)}"])
 
 
 def _one_dialect(

@@ -4,16 +4,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..environment import package_versions, today
 from ..formatbook.matching import config_digest, weights_digest
 from ..storage.hub import is_repo_id
 from ..video.sampling import Request
+
+PACKAGES = ("sedialect", "torch", "diffusers")
 
 
 def fingerprint_of(pipe: Any, models: Mapping[str, nn.Module], requests: Sequence[Request]) -> dict[str, str]:
@@ -31,8 +32,8 @@ def fingerprint(model: str, models: Mapping[str, nn.Module], prompts: Sequence[A
         "weights": ",".join(weights_digest(model) for model in models.values()),
         "prompts": hashlib.sha256(asked.encode()).hexdigest(),
         "prompt_count": str(len(prompts)),
-        "date": datetime.now(UTC).date().isoformat(),
-        **{package: _version(package) for package in ("sedialect", "torch", "diffusers")},
+        "date": today(),
+        **{name: version or "unknown" for name, version in package_versions(PACKAGES).items()},
     }
 
 
@@ -42,10 +43,3 @@ def _model_name(pipe: Any) -> str:
     if path and Path(path).exists():
         return Path(path).resolve().name
     return path if is_repo_id(path) else type(pipe).__name__
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -7,10 +7,7 @@
 `"first"`: sedialect was enabled first; `"after"`: after the feature; `refused=True`: the test shows a refusal.
 """
 
-import platform
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +63,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not TABLE.notes:
         raise pytest.UsageError("no test marked `feature` ran; the table is left as it is")
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    system = f"{platform.system()} {platform.machine()}, CPU, Python {platform.python_version()}"
-    where = f"{datetime.now(UTC).date()}; {versions}; {system}."
+    from sedialect.sedialect_core.environment import environment, machine_line, package_versions
+
+    where = machine_line({**environment(), "versions": package_versions(LIBRARIES)})
     path: Path = session.config.getoption("--write-compatibility")
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     _, after = rest.split(END)

@@ -144,7 +144,7 @@ def test_advanced_settings_follow_the_preset_and_reach_the_run(browser, served):
         page.get_by_label("Part of all video tokens").fill("0.25")
         page.get_by_label("Group tokens").check()
         page.get_by_label("Window frames").fill("1, 2, 2")
-        page.get_by_label("Steps with 8-bit activations at the start").fill("1 0")
+        page.get_by_label("Steps with 8-bit activations Number of steps").fill("1 0")
         page.get_by_label("Or at these parts of the run").fill("0, 0.5")
         page.get_by_label("Precision of some layers").fill("blocks.0. = w4a8")
         page.get_by_label("Layers left in 16 bit").fill("attn2")

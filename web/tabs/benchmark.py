@@ -10,8 +10,9 @@ from typing import Any
 import gradio as gr
 
 from ...bench.speed.results import Part
+from ...sedialect_core.environment import machine_line
 from ...sedialect_core.errors import SeDialectError
-from ..kept_results import Quality, machine, read_quality, read_speed
+from ..kept_results import Quality, read_quality, read_speed
 from ..parts import markup, results_charts
 from ..server.service import BENCH, BenchResult, Service
 from ..server.studio import Progress, Stopped
@@ -140,7 +141,7 @@ def measured_speed(parts: dict[str, Part]) -> str:
                 f"<details><summary>{len(pictures)} shapes</summary>{panels}</details>" if len(pictures) > MANY else panels
             )
             found.append(f"<h3>{escape(title)}</h3>{many}")
-            machines[machine(part.where)] = None
+            machines[machine_line(part.where, part.where.get("versions", {}))] = None
     if not found:
         return markup.message("Not measured yet on a GPU for this version: sedialect bench speed")
     where = escape(" ".join(machines))
