@@ -11,6 +11,7 @@ from tiny_pipelines import build
 from sedialect.cli import main as cli
 from sedialect.sedialect_core.calibration import moments
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
+from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.quantize import weights as calibrated
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5"]
@@ -92,11 +93,14 @@ def test_a_glance_is_that_of_a_pipeline_in_memory(model, tmp_path, capsys):
     size = {"height": 32, "width": 48, "num_frames": 5}
     cache = moments.calibrate(pipe, "glance", size=size, progress=False)
     assert all(entry.diagonal for entry in cache.inputs)
+    with pytest.raises(InputError, match="size holds 'frames'; give height, width, num_frames, or some of them"):
+        moments.calibrate(pipe, "glance", size={"frames": 5})
     pipe.enable_sedialect(calibration=cache, progress=False)
     loaded = load(tmp_path / "out")
     assert same(loaded, pipe.transformer)
     kept = CalibrationCache.load(tmp_path / "out.glance")
-    assert kept.fingerprint == cache.fingerprint and kept.describe().startswith("equalized by a glance at one prompt at 32x48x5")
+    assert kept.fingerprint == cache.fingerprint
+    assert kept.describe().startswith("equalized by a glance at one prompt at 32x48x5")
     assert cli.main([*command, *SIZE]) == 0, "the finished output is known again"
     capsys.readouterr()
     alone = ["quantize", str(model / "transformer"), "--output", str(tmp_path / "alone"), "--calibration", "glance"]
