@@ -57,8 +57,7 @@ def calibrate(
         >>> cache = calibrate(pipe, ["a red ball rolls", "rain on a lake"], folder="wan-calibration")
         >>> pipe.enable_sedialect(calibration=cache)
     """
-    chosen: dict[str, Any] = dict(size or {})
-    requests = [replace(request, **chosen) for request in requests_of(pipe, prompts)]
+    requests = _resized(requests_of(pipe, prompts), size or {})
     models = denoisers(pipe)
     for name, model in models.items():
         check_ready(name, model)
@@ -97,6 +96,12 @@ def calibration_of(
     for name in models:
         given.component(name)  # which raises where it is not finished
     return given
+
+
+def _resized(requests: list[Request], size: Mapping[str, Any]) -> list[Request]:
+    if unknown := sorted(size.keys() - set(RESOLUTION)):
+        raise InputError(f"size holds {unknown[0]!r}; give {', '.join(RESOLUTION)}, or some of them")
+    return [replace(request, **size) for request in requests]
 
 
 def _open(pipe: Any, run: Run, config: SeDialectConfig, folder: Path | None, glance: bool) -> CalibrationCache:

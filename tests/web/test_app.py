@@ -52,7 +52,8 @@ def client(served, tmp_path):
 def test_programs_find_three_endpoints_and_what_may_be_asked(client, served):
     assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/about", "/compare", "/encode_block"}
     about = client.predict(api_name="/about")
-    assert about["ready"] and about["calibrates"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
+    assert about["calibrations"] == ["none", "glance", "self"]
+    assert about["ready"] and about["failed"] == "" and about["offer"]["max_frames"] == 33
     assert about["settings"]["formatbook"][0] and about["settings"]["semantic_window"] == "2, 2, 2"
     operators = {"skip", "formatbook_digest", "profile_megabytes"}
     assert set(about["settings"]) == {field.name for field in fields(SeDialectConfig)} - operators
@@ -209,19 +210,39 @@ def test_calibrated_weights_are_learnt_once_and_are_the_library_s(client, served
     once = moments.generate
     monkeypatch.setattr(moments, "generate", lambda *args, **kwargs: (sampled.append(args[1]), once(*args, **kwargs)))
     asked = {"prompt": "a red ball moves left", "seed": 3, "preset": "weight-only", "api_name": "/compare"}
-    plain, calibrated, again = (client.predict(**asked, calibrated=value)[0] for value in (False, True, True))
-    assert [numbers["calibrated"] for numbers in (plain, calibrated, again)] == [False, True, True]
+    plain, calibrated, again = (client.predict(**asked, calibration=kind)[0] for kind in ("none", "self", "self"))
+    assert [numbers["calibration"] for numbers in (plain, calibrated, again)] == ["none", "self", "self"]
     assert len(sampled) == 3, "once for all visitors"
     assert calibrated["psnr_db"] == again["psnr_db"] != plain["psnr_db"]
     with served.service.studio.pipeline(lambda: None) as pipe:
         request, config = Request(**calibrated["request"]), SeDialectConfig.preset("weight-only")
-        expected = compare(pipe, request, config, restore=True, calibration=served.service.learnt[0])
+        expected = compare(pipe, request, config, restore=True, calibration=served.service.learnt["self"])
     assert calibrated["psnr_db"] == pytest.approx(expected.fidelity.psnr)
+
+
+def test_a_glance_is_taken_once_for_a_size_and_of_any_model(client, served, monkeypatch):
+    served.service.learnt.clear()
+    sampled = []
+    once = moments.generate
+    monkeypatch.setattr(moments, "generate", lambda *args, **kwargs: (sampled.append(args[1]), once(*args, **kwargs)))
+    asked = {"prompt": "a red ball moves left", "width": 64, "height": 64, "steps": 2, "api_name": "/compare"}
+    first, again, other = (client.predict(**asked, num_frames=n, calibration="glance")[0] for n in (5, 5, 9))
+    assert [(one.steps, one.num_frames) for one in sampled] == [(4, 5), (4, 9)]
+    assert first["calibration"] == "glance" and first["psnr_db"] == again["psnr_db"]
+    glance = served.service.learnt.pop("glance")
+    assert glance.resolution == (64, 64, 9) and all(entry.diagonal for entry in glance.inputs)
+    with served.service.studio.pipeline(lambda: None) as pipe:
+        expected = compare(pipe, Request(**other["request"]), SeDialectConfig(), restore=True, calibration=glance)
+    assert other["psnr_db"] == pytest.approx(expected.fidelity.psnr)
+    anothers = Service(served.service.studio, served.service.offer, served.service.results, False, "another")
+    assert anothers.calibrations == ("none", "glance")
+    with pytest.raises(AppError, match="calibration is 'much'; choose one of none, glance, self"):
+        client.predict(**asked, calibration="much")
 
 
 def test_cancelling_while_the_model_calibrates_leaves_nothing_half_learnt(client, served, small_calibration):
     with slowed(served) as forwards:
-        job = client.submit(prompt="a ball", calibrated=True, api_name="/compare")
+        job = client.submit(prompt="a ball", calibration="self", api_name="/compare")
         wait_for(lambda: len(forwards) > 2, "sampling")
         job.cancel()
         wait_for(lambda: idle(served), "the end of the run")
@@ -233,7 +254,7 @@ def test_other_models_are_calibrated_by_their_operator_alone(served):
     other = Service(served.service.studio, served.service.offer, served.service.results, False, "another")
     with pytest.raises(InputError, match="no calibration of its model; its operator can give one: --calibration DIR"):
         asked = {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}
-        next(other.compare("", asked, "default", {}, "", calibrated=True))
+        next(other.compare("", asked, "default", {}, "", calibration="self"))
     with pytest.raises(InputError, match="holds no calibration"):
         serve(Settings(port=free_port(), device="cpu", calibration="no-such-folder"))
 

@@ -11,7 +11,7 @@ from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import SeDialectError
 from ..tabs.compare import UNEXPECTED
 from .limits import OFFERED, choices_of, shown_value
-from .service import Finished, Service
+from .service import NOT_CALIBRATED, Finished, Service
 from .studio import Stopped
 
 LOG = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Endpoints:
             gr.Textbox("default", label="preset", visible=False),
             gr.JSON({}, label="settings", visible=False),
             gr.Textbox("", label="keep", visible=False),
-            gr.Checkbox(False, label="calibrated", visible=False),
+            gr.Textbox(NOT_CALIBRATED, label="calibration", visible=False),
         )
         numbers = gr.JSON(label="numbers", visible=False)
         files = gr.File(label="files", file_count="multiple", visible=False)
@@ -48,7 +48,8 @@ class Endpoints:
         start = SeDialectConfig()
         settings = {name: list(choices_of(entry)) or shown_value(start, entry) for name, entry in OFFERED.items()}
         state = {"model": self.service.name, "ready": studio.ready, "failed": studio.failed, "notes": studio.notes}
-        return {**state, "offer": asdict(self.service.offer), "settings": settings, "calibrates": self.service.calibrates}
+        offer, calibrations = asdict(self.service.offer), self.service.calibrations
+        return {**state, "offer": offer, "settings": settings, "calibrations": calibrations}
 
     def compare(
         self,
@@ -64,7 +65,7 @@ class Endpoints:
         preset: str,
         settings: dict[str, Any] | None,
         keep: str,
-        calibrated: bool = False,
+        calibration: str = NOT_CALIBRATED,
     ) -> Iterator[tuple[dict[str, Any], list[str] | None]]:
         """Both videos: where it stands while they are made; at last the numbers, and files: both, side by side, JSON."""
         asked = {
@@ -81,7 +82,7 @@ class Endpoints:
             if not isinstance(settings, dict | None):
                 raise gr.Error("settings must be an object of settings by name")
             session = request.session_hash or ""
-            for news in self.service.compare(session, asked, preset, settings or {}, keep, bool(calibrated)):
+            for news in self.service.compare(session, asked, preset, settings or {}, keep, calibration):
                 if isinstance(news, Finished):
                     yield news.numbers, [str(path) for path in news.files]
                 else:

@@ -11,8 +11,9 @@ from typing import Any
 from torch import nn
 
 from ...bench import quality
-from ...sedialect_core.calibration.cache import CalibrationCache
+from ...sedialect_core.calibration.cache import RESOLUTION, CalibrationCache
 from ...sedialect_core.calibration.moments import calibrate
+from ...sedialect_core.calibration.prompts import GLANCE, SELF
 from ...sedialect_core.charts.trace import Trace, tracing
 from ...sedialect_core.comparison import QUANTIZING, Comparison, compare, quantized_pipeline, write_comparison
 from ...sedialect_core.config import SeDialectConfig
@@ -33,6 +34,7 @@ LOG = logging.getLogger(__name__)
 SIXTEEN = "16 bit"
 INSIDES = 8  # visitors whose last look inside is kept: up to tens of megabytes each
 QUICK_PAIRS, QUICK_STEPS = 2, 3
+NOT_CALIBRATED, GLANCED, CALIBRATED = "none", GLANCE, SELF  # what of its inputs is known where a model is quantized
 COMPARE, LOOK, BENCH = "compare", "look", "bench"  # what a visitor may have in the line, one of each
 SHOWN_RATIO, SHOWN_SIMILARITY = 0.1, 0.9  # of semantics that are switched on to be seen
 THUMBNAIL = 96  # pixels, about
@@ -50,7 +52,7 @@ class Finished:
     measured: Measured
     numbers: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
-    calibrated: bool = False
+    calibration: str = NOT_CALIBRATED
 
     @property
     def files(self) -> tuple[Path, Path, Path, Path]:
@@ -84,7 +86,8 @@ class Service:
     """A server's pipeline, what it offers, and where its results lie.
 
     Args:
-        calibration: the operator's, by which weights may be encoded; the bundled model calibrates itself when first asked.
+        calibration: the operator's, by which weights may be encoded; the bundled model calibrates itself when first asked,
+            and any model glances at one prompt.
     """
 
     studio: Studio
@@ -94,14 +97,15 @@ class Service:
     name: str
     calibration: CalibrationCache | None = None
     insides: Latest[Inside] = field(default_factory=lambda: Latest(INSIDES))
-    learnt: list[CalibrationCache] = field(default_factory=list)
-    """What the bundled model has learnt of itself: nothing, or one calibration."""
+    learnt: dict[str, CalibrationCache] = field(default_factory=dict)
+    """What the model has learnt of itself: a calibration, if it is the bundled one, and the last glance."""
     _runs: dict[tuple[str, str], Run[Any]] = field(default_factory=dict)
 
     @property
-    def calibrates(self) -> bool:
-        """Whether visitors may ask for calibrated weights."""
-        return self.bundled or self.calibration is not None
+    def calibrations(self) -> tuple[str, ...]:
+        """By what visitors may have the model quantized."""
+        calibrates = self.bundled or self.calibration is not None
+        return (NOT_CALIBRATED, GLANCED, *([CALIBRATED] if calibrates else []))
 
     def compare(
         self,
@@ -110,7 +114,7 @@ class Service:
         preset: str,
         settings: dict[str, Any],
         keep: str,
-        calibrated: bool = False,
+        calibration: str = NOT_CALIBRATED,
     ) -> Iterator[Progress | Finished]:
         """Both videos of a request: progress while they are made, then the result.
 
@@ -118,14 +122,16 @@ class Service:
             SeDialectError: the inputs are out of bounds, or the model, the pipeline or the disk fails.
         """
         request, config = checked_request(self.offer, **asked), checked_config(preset, settings, keep)
-        if calibrated and not self.calibrates:
-            raise InputError("this server has no calibration of its model; its operator can give one: --calibration DIR")
+        if calibration not in self.calibrations:
+            if calibration == CALIBRATED:
+                raise InputError("this server has no calibration of its model; its operator can give one: --calibration DIR")
+            raise InputError(f"calibration is {str(calibration)[:40]!r}; choose one of {', '.join(self.calibrations)}")
 
         def work(pipe: Any, run: Run[Finished]) -> Finished:
-            found = self._calibration(pipe, run) if calibrated else None
+            found = self._calibration(pipe, run, calibration, request)
             comparison = compare(pipe, request, config, watch=run, restore=True, calibration=found)
             run.on_stage("writing")
-            return self._write(session, comparison, self._notes(pipe, request), calibrated)
+            return self._write(session, comparison, self._notes(pipe, request), calibration)
 
         yield from self._follow(session, COMPARE, work, steps=request.steps, stages=2)
 
@@ -156,7 +162,7 @@ class Service:
 
         def work(pipe: Any, run: Run[Inside]) -> Inside:
             models = denoisers(pipe)
-            found = self._calibration(pipe, run) if finished.calibrated else None
+            found = self._calibration(pipe, run, finished.calibration, request)
             run.on_stage(QUANTIZING)
             quantized = quantized_pipeline(pipe, config, True, progress=run, calibration=found)
             with quantized, tracing(models, request.steps) as trace:
@@ -201,13 +207,17 @@ class Service:
 
         yield from self._follow(session, BENCH, work, steps=steps, stages=1)
 
-    def _calibration(self, pipe: Any, run: Run[Any]) -> CalibrationCache:
-        """The operator's, or what the bundled model learns of itself, once for all visitors."""
-        if self.calibration is not None:
+    def _calibration(self, pipe: Any, run: Run[Any], kind: str, request: Request) -> CalibrationCache | None:
+        """The operator's, or what the model learns of itself, once for all visitors; a glance once for each size."""
+        if kind == NOT_CALIBRATED:
+            return None
+        if kind == CALIBRATED and self.calibration is not None:
             return self.calibration
-        if not self.learnt:
-            self.learnt.append(calibrate(pipe, progress=False, watch=run))
-        return self.learnt[0]
+        size = {name: getattr(request, name) for name in RESOLUTION} if kind == GLANCED else {}
+        known = self.learnt.get(kind)
+        if known is None or (size and known.resolution != tuple(size.values())):
+            self.learnt[kind] = calibrate(pipe, kind, size=size, progress=False, watch=run)
+        return self.learnt[kind]
 
     def _follow(self, session: str, job: str, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
         with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
@@ -221,7 +231,7 @@ class Service:
             raise explained(run.error) from run.error
         yield run.result
 
-    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...], calibrated: bool) -> Finished:
+    def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...], calibration: str) -> Finished:
         fps = self.offer.fps
         measured = measure(comparison.quantized.frames, comparison.original.frames, fps)
         folder = self.results.new_folder(session)
@@ -232,9 +242,9 @@ class Service:
             self.results.drop(folder)
             why = getattr(error.__cause__, "strerror", None) or "it cannot be written"
             raise InputError(f"this server has no place for the result ({why}); try again later") from error
-        numbers = {**comparison.to_dict(), "calibrated": calibrated, "measured": measured.values}
+        numbers = {**comparison.to_dict(), "calibration": calibration, "measured": measured.values}
         lines = rows(comparison, measured)
-        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes, calibrated)
+        return Finished(comparison.request, comparison.config, folder, fps, lines, measured, numbers, notes, calibration)
 
     def _notes(self, pipe: Any, request: Request) -> tuple[str, ...]:
         unknown = unknown_words(request.prompt, pipe.tokenizer) if self.bundled else []

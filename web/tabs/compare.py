@@ -13,7 +13,7 @@ from ...sedialect_core.settings import MORE, LayerPrecisions, Number, Numbers, S
 from ..parts import markup
 from ..player import comparer, shown
 from ..server.limits import MAX_FRAGMENTS, OFFERED, Offer, choices_of, shown_value
-from ..server.service import COMPARE, SIXTEEN, Finished, Service
+from ..server.service import CALIBRATED, COMPARE, GLANCED, NOT_CALIBRATED, SIXTEEN, Finished, Service
 from ..server.studio import Progress, Stopped
 
 LOG = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ PRESETS_SAY = (
     "default: second terms for a quarter of the tokens; plain: the block format alone; compact: blocks of 32; "
     "quality: 8-bit activations; weight-only: 16-bit activations"
 )
+CALIBRATIONS = {NOT_CALIBRATED: "None", GLANCED: "A glance", CALIBRATED: "Calibrated weights"}
 HEAD = ("", "16 bit", "quantized", "")
 DOWNLOADS = ("Download 16 bit", "Download quantized", "Download both", "Download numbers")
 
@@ -65,12 +66,9 @@ class CompareTab:
             self.seed = gr.Number(offer.seed, label="Seed", precision=0, minimum=0, min_width=120)
             self.steps = gr.Slider(1, offer.max_steps, offer.steps, step=1, label="Steps", min_width=160)
         self.preset = gr.Radio(list(PRESETS), value="default", label="Preset of the quantized video", info=PRESETS_SAY)
-        self.calibrated = gr.Checkbox(
-            False,
-            label="Calibrated weights",
-            info=self._calibration_words(),
-            visible=self.service.calibrates,
-            elem_id="sd-calibrated",
+        choices = [(label, name) for name, label in CALIBRATIONS.items() if name in self.service.calibrations]
+        self.calibration = gr.Radio(
+            choices, value=NOT_CALIBRATED, label="Calibration", info=self._calibration_words(), elem_id="sd-calibration"
         )
         with gr.Accordion("Size, guidance", open=False):
             self._sizes(offer)
@@ -80,9 +78,12 @@ class CompareTab:
             gr.Examples([list(example) for example in offer.examples], [self.prompt, self.seed], label="Examples")
 
     def _calibration_words(self) -> str:
+        words = "a glance samples one prompt in 4 steps and scales channels by what the layers read"
+        if CALIBRATED not in self.service.calibrations:
+            return words
         given = self.service.calibration
-        source = "it is learnt from a few prompts when first asked for" if given is None else given.describe()
-        return f"encoded so that the layers' outputs keep nearer to 16 bit; {source}"
+        source = "learnt from a few prompts when first asked for" if given is None else given.describe()
+        return f"{words}; calibrated weights are rounded for the smallest error of the layers' outputs, {source}"
 
     def _sizes(self, offer: Offer) -> None:
         hint = None if offer.fixed_sizes else "0 leaves it to the pipeline"
@@ -140,7 +141,7 @@ class CompareTab:
         self.run.click(None, js=SHOW_STATUS)  # events of one click wait for one another: first, or it scrolls at the end
         self.run.click(
             self.compare,
-            [self.finished, *asked, self.preset, self.keep, self.calibrated, *settings],
+            [self.finished, *asked, self.preset, self.keep, self.calibration, *settings],
             outputs,
             api_name="page_compare",
             **ON_PIPELINE,
@@ -157,10 +158,10 @@ class CompareTab:
     def compare(self, request: gr.Request, last: Finished | None, *values: Any) -> Iterator[list[Any]]:
         """Generate, and fill the right side as it goes; what ends without a result shows the last one again."""
         names = ("prompt", "negative_prompt", "seed", "steps", "guidance_scale", "width", "height", "num_frames")
-        asked, (preset, keep, calibrated, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
+        asked, (preset, keep, calibration, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
         settings = dict(zip(self.settings, rest, strict=True))
         try:
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep, calibrated):
+            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep, calibration):
                 yield self._finished(news) if isinstance(news, Finished) else self._running(news, settings["precision"])
         except SeDialectError as error:
             yield self._ended(last, markup.message(f"This did not work: {error}", "error"))
@@ -178,7 +179,9 @@ class CompareTab:
     def _finished(self, done: Finished) -> list[Any]:
         left, right, *_ = done.files
         series = done.measured.series
-        precision = f"{done.config.precision}{', calibrated' if done.calibrated else ''}"
+        precision = done.config.precision
+        if done.calibration != NOT_CALIBRATED:
+            precision += f", {CALIBRATIONS[done.calibration].lower()}"
         labels = ("16 bit", f"{precision} SemanticDialect")  # narrow players cut the end
         player = shown(left, right, labels, done.fps, len(series[0]["values"]), series)
         caption = f"{done.request.prompt} (seed {done.request.seed}, {done.request.steps} steps)"

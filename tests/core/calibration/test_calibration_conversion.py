@@ -11,6 +11,7 @@ from tiny_pipelines import build
 from sedialect.cli import main as cli
 from sedialect.sedialect_core.calibration import moments
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
+from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.quantize import weights as calibrated
 
 SIZE = ["--height", "32", "--width", "48", "--num-frames", "5"]
@@ -92,6 +93,8 @@ def test_a_glance_is_that_of_a_pipeline_in_memory(model, tmp_path, capsys):
     size = {"height": 32, "width": 48, "num_frames": 5}
     cache = moments.calibrate(pipe, "glance", size=size, progress=False)
     assert all(entry.diagonal for entry in cache.inputs)
+    with pytest.raises(InputError, match="size holds 'frames'; give height, width, num_frames, or some of them"):
+        moments.calibrate(pipe, "glance", size={"frames": 5})
     pipe.enable_sedialect(calibration=cache, progress=False)
     loaded = load(tmp_path / "out")
     assert same(loaded, pipe.transformer)
