@@ -6,7 +6,7 @@ tokens, both of docs/semantics.md.
 
 import torch
 
-from . import reference
+from . import integers, reference
 from .guidance import UNGUIDED, RowGuidance
 from .tables import DialectTables
 from .transform import UNCHANGED, InputTransform, transform_rows
@@ -22,7 +22,7 @@ def encode_activations(
     transform: InputTransform = UNCHANGED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands, [M + E, K] in float32 (16 bits: as `transform_rows` gives them), and row scales, float32 [M + E], of
-    activations x [M, K]; arguments as of `ops.encode`.
+    activations x [M, K]; arguments as of `ops.encode`. For `products="int8"` they are whole numbers.
 
     Row M + e is the residual of row salient[e], encoded like any row: x_hat of that token is the sum of the two.
     """
@@ -31,12 +31,14 @@ def encode_activations(
     if bits == 16:
         return x.clone() if x is given else x, x.new_ones(x.shape[0], dtype=torch.float32)  # an operator returns no input
     plain = bits == 8 or (protected is not None and bool(protected))
+    whole = transform.products == "int8"
     allowed = None if group is None or choice is None else allowed_shapes(group, choice)
 
     def encode(rows: torch.Tensor, shapes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if plain:
-            return reference.e4m3_rows(rows)
-        return reference.quantize_rows(rows, tables, block_size, candidates, shapes)
+            return integers.integer_rows(rows) if whole else reference.e4m3_rows(rows)
+        found = reference.quantize_rows(rows, tables, block_size, candidates, shapes)
+        return integers.rounded(*found) if whole else found
 
     operand, scale = encode(x, allowed)
     if salient is None:

@@ -15,6 +15,10 @@ FP8_MULTIPLE = 16  # of both sides of a weight, for FP8 matrix products
 # First torch version with row-wise scaled FP8 products, by compute capability: Hopper had them before Ada and Blackwell.
 FP8_TORCH = {(9, 0): (2, 6)}
 FP8_TORCH_ELSEWHERE = (2, 8)
+INT8_CAPABILITY = (7, 5)
+INT8_FIRST = ((7, 5), (8, 0), (8, 6), (8, 7))  # GPUs that multiply INT8 at twice the rate of 16 bit or more, and no FP8
+UNITS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8, "16bit": torch.bfloat16}
+FASTER: dict[int, str] = {}  # of GPUs that have both: which was measured to be faster; FP8 until then
 
 
 class Refusals(NamedTuple):
@@ -23,6 +27,7 @@ class Refusals(NamedTuple):
     device: str | None  # quantized layers at all
     triton: str | None
     fp8: str | None
+    int8: str | None = None
 
 
 def refusals(device: torch.device) -> Refusals:
@@ -38,18 +43,41 @@ def fp8_shape_refusal(rows: int, width: int) -> str | None:
     return None
 
 
-def operand_dtype(x: torch.Tensor, bits: int) -> torch.dtype:
-    """Of the operands that `ops.encode` makes of x. Those of 4 and 8 bits are exact in each of these types.
+def operand_dtype(x: torch.Tensor, bits: int, products: str = "auto") -> torch.dtype:
+    """Of the operands that `ops.encode` makes of x. Those of 4 and 8 bits are exact in each of these types but int8.
 
-    GPUs multiply E4M3 fastest, then bfloat16, and float16 would overflow in the sum; CPUs have float32 units only.
+    16-bit products are of bfloat16, for float16 would overflow in the sum; CPUs have float32 units only.
+
+    Raises:
+        RuntimeError: `products` names units that the device does not have.
     """
     if bits == 16:
         return x.dtype
     if x.device.type == "cpu":
-        return torch.float32
-    if x.device.type != "cuda" or refusals(x.device).fp8 is not None:
-        return torch.bfloat16
-    return torch.float8_e4m3fn
+        return torch.int8 if products == "int8" else torch.float32
+    return UNITS[units_for(x.device, products)]
+
+
+def units_for(device: torch.device, products: str = "auto") -> str:
+    """Which matrix units of a device multiply operands of 4 and 8 bits: "fp8", "int8" or "16bit".
+
+    Raises:
+        RuntimeError: `products` names units that the device does not have.
+    """
+    if device.type != "cuda":
+        return "16bit"
+    refused = refusals(device)
+    problem = {"fp8": refused.fp8, "int8": refused.int8}.get(products)
+    if problem is not None:
+        raise RuntimeError(f"products={products!r}: {problem}; choose 'auto' or '16bit'")
+    if products != "auto":
+        return products
+    capability = torch.cuda.get_device_capability(gpu_number(device))
+    if capability in INT8_FIRST and refused.int8 is None:
+        return "int8"
+    if refused.fp8 is not None:
+        return "16bit"
+    return FASTER.get(gpu_number(device), "fp8")
 
 
 def weight_dtype(operand: torch.Tensor) -> torch.dtype:
@@ -75,10 +103,10 @@ def _refusals(number: int) -> Refusals:
     capability = torch.cuda.get_device_capability(number)
     name = f"{torch.cuda.get_device_name(number)} has compute capability {'.'.join(map(str, capability))}"
     if torch.version.hip is not None:
-        return Refusals(None, "written for NVIDIA GPUs", "measured on NVIDIA GPUs only")
+        return Refusals(None, "written for NVIDIA GPUs", "measured on NVIDIA GPUs only", "measured on NVIDIA GPUs only")
     if capability < BF16_CAPABILITY:
         problem = f"{name} and no bfloat16 units; quantized layers need 8.0 (Ampere) or newer, or the CPU"
-        return Refusals(problem, problem, problem)
+        return Refusals(problem, problem, problem, problem)
     triton = None if importlib.util.find_spec("triton") else "the package triton is not installed"
     fp8 = None
     version = FP8_TORCH.get(capability, FP8_TORCH_ELSEWHERE)

@@ -8,7 +8,7 @@ addresses that stay fixed under CUDA graphs.
 import torch
 from torch.nn import functional
 
-from . import reference
+from . import integers, reference
 from .activations import encode_activations
 from .capabilities import fp8_shape_refusal, operand_dtype
 from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, run
@@ -30,7 +30,8 @@ def encode(
     transform: InputTransform = UNCHANGED,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands of 4 or 8 bits in `operand_dtype` and their row scales; arguments as of `ops.encode`."""
-    dtype = operand_dtype(x, bits)
+    dtype = operand_dtype(x, bits, transform.products)
+    transform = transform._replace(products="int8" if dtype == torch.int8 else "auto")
 
     def fast() -> tuple[torch.Tensor, torch.Tensor]:
         from . import triton_encode
@@ -70,6 +71,9 @@ def decode(
         operand = reference.decode_rows(codes, meta, tables)
         if scaled:
             return operand.mul_(scale.unsqueeze(1)).to(dtype), scale
+        if dtype == torch.int8:
+            whole, lowered = integers.rounded(operand, scale)
+            return whole.to(dtype), lowered
         lift = LIFT if dtype == FP8 else 0
         return operand.mul_(2.0**lift).to(dtype), scale * 2.0**-lift
 
@@ -93,13 +97,16 @@ def multiply(
     outputs = encoded.codes.shape[0]
     if operand.shape[0] == 0:  # not every product takes that
         return operand.new_empty(0, outputs, dtype=dtype)
+    int8 = operand.dtype == torch.int8
     fp8 = operand.dtype == FP8 and fp8_shape_refusal(outputs, operand.shape[1]) is None
     if not fp8 and operand.dtype == FP8:
         operand = operand.to(torch.bfloat16)  # exact
-    weight, scale = decode(encoded, tables, operand.dtype, scaled=not fp8)
+    weight, scale = decode(encoded, tables, operand.dtype, scaled=not (fp8 or int8))
 
     def product(operand: torch.Tensor, row_scale: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
-        if fp8 and row_scale is not None:  # FP8 operands always have row scales
+        if int8 and row_scale is not None:  # operands of 8 bits always have row scales
+            return int8_product(operand, row_scale, weight, scale, bias, dtype)
+        if fp8 and row_scale is not None:
             return scaled_product(operand, row_scale, weight, scale, bias)
         return float_product(operand, row_scale, weight, bias)
 
@@ -164,6 +171,30 @@ def fp8_product(
         out_dtype=torch.bfloat16,
         use_fast_accum=True,
     )
+
+
+def int8_product(
+    operand: torch.Tensor,
+    row_scale: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(operand * row_scale) @ (weight * scale).T + bias, [M, N] in `dtype`, of int8 [M, K] and [N, K]; sums are exact."""
+
+    def fast() -> torch.Tensor:
+        from . import triton_int8
+
+        return triton_int8.multiply(operand, row_scale, weight, scale, bias, dtype)
+
+    def plain() -> torch.Tensor:
+        few = max(0, 17 - operand.shape[0])  # torch._int_mm wants more than 16 rows
+        product = torch._int_mm(functional.pad(operand, (0, 0, 0, few)), weight.t())[: operand.shape[0]]
+        wide = product.float().mul_(row_scale.unsqueeze(1)).mul_(scale)
+        return (wide if bias is None else wide.add_(bias.float())).to(dtype)
+
+    return run("INT8 products", operand.device, fast, plain)
 
 
 def float_product(

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from .capabilities import fp8_shape_refusal, gpu_number, refusals
+from .capabilities import fp8_shape_refusal, gpu_number, refusals, units_for
 
 SMALLER = "Offload other parts of the pipeline (enable_model_cpu_offload), or use a smaller video or batch"
 QUANTIZE_FIRST = (
@@ -53,6 +53,8 @@ def implementation(
     product, note = "FP8", ""
     if precision == "w4a16":
         product, note = "16-bit", "FP8 has too few digits for 16-bit activations"
+    elif units_for(device) == "int8":
+        product, note = "INT8", refused.fp8 or "INT8 was measured to be faster here"
     elif refused.fp8 is not None:
         product, note = "bfloat16", refused.fp8
     elif shape is not None and (problem := fp8_shape_refusal(*shape)):

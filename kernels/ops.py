@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from . import cuda, reference
+from . import cuda, integers, reference
 from .activations import encode_activations
 from .capabilities import check, operand_dtype, weight_dtype
 from .guidance import UNGUIDED, RowGuidance
@@ -78,7 +78,7 @@ def operator_fake(name: str) -> Callable[[Operator], Operator]:
 
 # Schemas are written out, because torch 2.6 cannot infer `list[Tensor]` from annotations. What follows the first arguments
 # comes by its place, and torch leaves out what ends a call and has its default.
-TRANSFORM = "Tensor? equalizer=None, int rotation=0"
+TRANSFORM = "Tensor? equalizer=None, int rotation=0, str products='auto'"
 GUIDANCE = f"Tensor? salient=None, Tensor? group=None, Tensor? choice=None, Tensor? protected=None, {TRANSFORM}"
 WEIGHT = "Tensor codes, Tensor meta, Tensor scale"
 
@@ -105,8 +105,8 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Activations as operands of a matrix product, [M + E, K], and their row scales, float32 [M + E].
 
-    The operands' dtype is `capabilities.operand_dtype`'s, in which each of them is exact; for `bits=16` it is x's, and the
-    row scales are 1. An operand times its row scale is the value, in every dtype.
+    The operands' dtype is `capabilities.operand_dtype`'s, in which each of them is exact, but for integers, to which small
+    ones are rounded; for `bits=16` it is x's, and the row scales are 1. An operand times its row scale is the value.
 
     Args:
         x: [M, K] float32, float16 or bfloat16.
@@ -165,14 +165,15 @@ def _encode(
     if x.device.type == "cuda" and bits != 16:
         return cuda.encode(x, book, block_size, bits, candidates, guidance, transform)
     operand, scale = encode_activations(x, book, block_size, bits, candidates, guidance, transform)
-    return operand.to(operand_dtype(x, bits)), scale
+    return operand.to(operand_dtype(x, bits, transform.products)), scale
 
 
 @operator_fake("encode")
 def _(x: torch.Tensor, tables: Any, block_size: int, bits: int, candidates: str, *rest: Any) -> tuple[torch.Tensor, ...]:
-    salient = _guided(rest)[0].salient
-    rows = x.shape[0] + (0 if salient is None else salient.shape[0])
-    return x.new_empty(rows, x.shape[1], dtype=operand_dtype(x, bits)), x.new_empty(rows, dtype=torch.float32)
+    guidance, transform = _guided(rest)
+    rows = x.shape[0] + (0 if guidance.salient is None else guidance.salient.shape[0])
+    dtype = operand_dtype(x, bits, transform.products)
+    return x.new_empty(rows, x.shape[1], dtype=dtype), x.new_empty(rows, dtype=torch.float32)
 
 
 @torch_operator(
@@ -185,8 +186,11 @@ def _matmul(operand: torch.Tensor, row_scale: torch.Tensor | None, *rest: Any) -
     check(operand.device, stored.codes.device)
     if operand.device.type == "cuda":
         return cuda.multiply(operand, row_scale, stored, bias, book, dtype, salient)
-    weight = reference.decode_rows(stored.codes, stored.meta, book, weight_dtype(operand))
-    product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, stored.scale)
+    if operand.dtype == torch.int8 and row_scale is not None:  # integers always have row scales
+        product = integers.scaled_product(operand, row_scale, *integers.decode_rows(stored, book))
+    else:
+        weight = reference.decode_rows(stored.codes, stored.meta, book, weight_dtype(operand))
+        product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, stored.scale)
     if salient is not None:
         rows = product.shape[0] - salient.shape[0]
         product = product[:rows].index_add_(0, salient, product[rows:])
@@ -231,6 +235,7 @@ def linear_input_gradient(
     tables: list[torch.Tensor],
     equalizer: torch.Tensor | None = None,
     rotation: int = 0,
+    products: str = "auto",
 ) -> torch.Tensor:
     """gradient @ W, [M, K] in gradient.dtype, of the gradient [M, N] of `linear`'s output; the rest as for `linear`.
 
@@ -257,7 +262,7 @@ encode_operator, matmul_operator = _encode, _matmul  # for those who look at ope
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    _, codes, meta, scale, bias, tables, *_, equalizer, ctx.rotation = inputs
+    _, codes, meta, scale, bias, tables, *_, equalizer, ctx.rotation, _ = inputs
     # Packed: the float weight is decoded again when it is needed.
     ctx.save_for_backward(codes, meta, scale, equalizer, *tables)
     ctx.bias_dtype = None if bias is None else bias.dtype

@@ -20,8 +20,9 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional
 
+from .integers import INTEGERS
+
 KEY_BLOCK = 128  # keys that share a scale, and are looked at between two changes of the running maximum
-INTEGERS = 127  # the largest of INT8, both signs
 LIFT = 8  # probabilities are multiplied by 2^LIFT: E4M3 reaches from 2^-9 to 448
 E4M3_MAX = 448.0
 SMALLEST = 2.0**-100  # no scale is made from a smaller maximum: its inverse would overflow

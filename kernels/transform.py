@@ -14,14 +14,16 @@ LARGEST_EXPONENT = 15  # of an equalizer, in magnitude: 2^-15 and 2^15 are exact
 
 
 class InputTransform(NamedTuple):
-    """How an input is changed before it is encoded; the weight is changed the other way.
+    """How an input becomes operands: what is done before it is encoded, to the weight the other way, and for which units.
 
     equalizer  int8 [K], exponents e: column k of the input is multiplied by 2^-e[k], of the weight by 2^e[k]; None for none
     rotation   size of the Hadamard blocks by which rows are rotated then; 0 for none
+    products   which matrix units multiply: "fp8", "int8", "16bit", or "auto", the best that the device has
     """
 
     equalizer: torch.Tensor | None = None
     rotation: int = 0
+    products: str = "auto"
 
 
 UNCHANGED = InputTransform()

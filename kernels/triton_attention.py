@@ -19,7 +19,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .reference_attention import KEY_BLOCK, LIFT
-from .triton_attention_operands import MAGIC, quantize_keys_values, quantize_queries
+from .triton_attention_operands import quantize_keys_values, quantize_queries
+from .triton_rows import MAGIC
 
 MAGIC_BITS = tl.constexpr(0x4B400000)
 

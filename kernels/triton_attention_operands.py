@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 
 from .reference_attention import E4M3_MAX, INTEGERS, KEY_BLOCK, SMALLEST, attended_first
+from .triton_rows import whole
 
-MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: sums of whole numbers below 2^22 with it are floats without a fraction
 CHUNK = 512  # keys whose sum and largest magnitudes a program finds
 
 
@@ -89,7 +89,7 @@ def query_kernel(
     query = query.to(tl.float32)
     top = _largest(tl.max(_magnitude_bits(query), axis=1), SMALLEST)
     to = integer_ptr + (head * rows + row[:, None]) * WIDTH + channel[None, :]
-    tl.store(to, _integers(query, tl.div_rn(INTEGERS * 1.0, top)[:, None]), mask=valid[:, None])
+    tl.store(to, whole(query * tl.div_rn(INTEGERS * 1.0, top)[:, None]), mask=valid[:, None])
     tl.store(scale_ptr + head * rows + row, top * score_scale, mask=valid)
     if OFFSET:
         centre = tl.load(centre_ptr + head * WIDTH + channel)
@@ -138,7 +138,7 @@ def key_value_kernel(
     centred = tl.where(inside, key - tl.load(centre_ptr + head * WIDTH + channel)[None, :], 0.0)
     top = _largest(tl.max(tl.max(_magnitude_bits(centred), axis=1), axis=0), SMALLEST)
     to = integer_ptr + (head * blocks * BLOCK + place[:, None]) * WIDTH + channel[None, :]
-    tl.store(to, _integers(centred, tl.div_rn(INTEGERS * 1.0, top)))
+    tl.store(to, whole(centred * tl.div_rn(INTEGERS * 1.0, top)))
     tl.store(scale_ptr + head * blocks + block, top * (1.0 / INTEGERS))
     if FP8:
         place = _place_of_key(block * BLOCK + tl.arange(0, BLOCK))
@@ -178,12 +178,6 @@ def _magnitude_bits(x):
 def _largest(bits, SMALLEST: tl.constexpr):
     """The magnitude of these bits, NaN too, or SMALLEST where that is more."""
     return tl.maximum(bits.to(tl.float32, bitcast=True), SMALLEST, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
-def _integers(x, inverse):
-    """x * inverse to the nearest whole number, ties to even: what is added leaves it in the lowest byte."""
-    return (x * inverse + MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 class KeysValues(NamedTuple):

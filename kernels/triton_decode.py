@@ -4,8 +4,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference import LIFT, EncodedRows
+from .reference import EncodedRows
 from .tables import DialectTables
+from .triton_rows import lift_of, whole
 
 TILE_ELEMENTS = 2048  # of a program: one 16-byte store a thread
 
@@ -16,14 +17,14 @@ def decode_kernel(
     meta_ptr,  # uint8 [N, K / BLOCK], contiguous
     scale_ptr,  # float32 [N]
     ladders_ptr,  # int32 [D], DialectTables.ladders
-    operand_ptr,  # [N, K] float8_e4m3fn, bfloat16, float16 or float32
+    operand_ptr,  # [N, K] float8_e4m3fn, int8, bfloat16, float16 or float32
     lowered_ptr,  # float32 [N]: scale * 2^-LIFT; written unless SCALED
     rows,  # N
     blocks,  # N * K / BLOCK
     row_blocks,  # K / BLOCK
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,  # blocks of a program, a power of two
-    LIFT: tl.constexpr,  # operands are magnitudes times 2^LIFT: 4 for E4M3, else 0
+    LIFT: tl.constexpr,  # operands are magnitudes times 2^LIFT: 4 for E4M3, 3 for integers, else 0
     SCALED: tl.constexpr,  # multiply by the row scale, and round
 ):
     """A weight's blocks, TILE of them a program, wherever their rows end."""
@@ -44,6 +45,8 @@ def decode_kernel(
         scale = tl.load(scale_ptr + block, mask=inside, other=0.0)
         tl.store(lowered_ptr + block, scale * (1.0 / (1 << LIFT)), mask=inside)
     to = operand_ptr + block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    if operand_ptr.dtype.element_ty == tl.int8:
+        values = whole(values)
     tl.store(to, values.to(operand_ptr.dtype.element_ty), mask=valid[:, None])
 
 
@@ -77,7 +80,7 @@ def decode(
         row_blocks,
         BLOCK=block_size,
         TILE=tile,
-        LIFT=LIFT if dtype == torch.float8_e4m3fn else 0,
+        LIFT=lift_of(dtype),
         SCALED=scaled,
     )
     return operand, lowered

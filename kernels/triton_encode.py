@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 
 from .guidance import UNGUIDED, RowGuidance
-from .reference import LIFT, SHARED_DIALECT, SHARED_MASK
+from .reference import SHARED_DIALECT, SHARED_MASK
 from .tables import ERROR_BIAS, DialectTables
 from .transform import UNCHANGED, InputTransform
-from .triton_rows import load_piece, source_rows
+from .triton_rows import lift_of, load_piece, source_rows, whole
 
 # Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
 Q_SHIFTS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 0}
@@ -30,7 +30,7 @@ ELEMENTS_OF_WARP = 256  # 8 of each thread: one 16-byte load in 16 bit
 @triton.jit
 def encode_kernel(
     x_ptr,  # [M, K] float, contiguous
-    operand_ptr,  # [M + E, K] float8_e4m3fn, bfloat16 or float32
+    operand_ptr,  # [M + E, K] float8_e4m3fn, int8, bfloat16 or float32
     scale_ptr,  # float32 [M + E]
     choices_ptr,  # int64 [8, 32], DialectTables.choices
     errors_ptr,  # int64 [8, 32], DialectTables.packed_errors; read if ALL
@@ -47,7 +47,7 @@ def encode_kernel(
     ROWS: tl.constexpr,  # rows of a program, a power of two
     SHAPES: tl.constexpr,  # of each maximum, 1..4
     BIAS: tl.constexpr,  # tables.ERROR_BIAS
-    LIFT: tl.constexpr,  # operands are magnitudes times 2^LIFT: 4 for E4M3, whose exponents do not reach as low, else 0
+    LIFT: tl.constexpr,  # operands are magnitudes times 2^LIFT, see lift_of
     Q_SHIFT: tl.constexpr,  # fraction bits to keep of the lifted numbers to know their integers, 0 for float32
     ALL: tl.constexpr,  # candidates: every dialect
     RESIDUAL: tl.constexpr,  # encode x[salient] - operand[salient] * scale[salient]
@@ -113,6 +113,8 @@ def encode_kernel(
         unit = tl.where(finite[None, :], (127 + LIFT - delta) << 23, 0)
         signed = ((number.to(tl.int32, bitcast=True) & -0x80000000) | unit[None, :, :]).to(tl.float32, bitcast=True)
         value = half_units.to(tl.float32) * signed
+        if operand_ptr.dtype.element_ty == tl.int8:
+            value = whole(value)
         to = operand_ptr + target[None, None, :] * K + (column + start)
         inside = here if start + PIECE * BLOCK <= K else here & (column + start < K)
         tl.store(to, value.to(operand_ptr.dtype.element_ty), mask=inside)
@@ -121,7 +123,7 @@ def encode_kernel(
 @triton.jit
 def e4m3_kernel(
     x_ptr,  # [M, K] float, contiguous
-    operand_ptr,  # [M + E, K] float8_e4m3fn, bfloat16 or float32
+    operand_ptr,  # [M + E, K] float8_e4m3fn, int8, bfloat16 or float32
     scale_ptr,  # float32 [M + E]
     salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
     protected_ptr,  # bool [1]; read if PROTECTED
@@ -137,7 +139,7 @@ def e4m3_kernel(
     EQUALIZED: tl.constexpr,  # multiply column k by 2^-equalizer[k]
     ROTATION: tl.constexpr,  # size of the Hadamard blocks, or 0
 ):
-    """Rows to E4M3 under their maxima; a program takes ROWS of them."""
+    """Rows to E4M3, or to integers, under their maxima; a program takes ROWS of them."""
     if PROTECTED:  # noqa: SIM102
         if tl.load(protected_ptr) == 0:
             return
@@ -160,7 +162,9 @@ def e4m3_kernel(
     bits = _row_top(top)
     highest = bits.to(tl.float32, bitcast=True)
     finite = bits < 0x7F800000
-    scale = tl.maximum(highest * 0.002232142857142857, 1.1754943508222875e-38)
+    INTEGERS: tl.constexpr = operand_ptr.dtype.element_ty == tl.int8
+    highest *= 0.007874015748031496 if INTEGERS else 0.002232142857142857  # 1 / 127 or 1 / 448
+    scale = tl.maximum(highest, 1.1754943508222875e-38)
     scale = tl.where(bits == 0, 1.0, scale)
     inverse = tl.div_rn(1.0, scale)
     target = first + row.to(tl.int64)
@@ -169,7 +173,9 @@ def e4m3_kernel(
         x = pieces[start // (PIECE * PART)].to(tl.float32)
         value = tl.where(finite[None, None, :], x * inverse[None, None, :], 0.0)
         to = operand_ptr + target[None, None, :] * K + (column + start)
-        if operand_ptr.dtype.element_ty != tl.float8e4nv:
+        if INTEGERS:
+            value = whole(value)
+        elif operand_ptr.dtype.element_ty != tl.float8e4nv:
             value = _round_to_e4m3(value)
         inside = here if start + PIECE * PART <= K else here & (column + start < K)
         tl.store(to, value.to(operand_ptr.dtype.element_ty), mask=inside)
@@ -264,7 +270,7 @@ def encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Operands [M + E, K] in `dtype` and row scales, float32 [M + E], as `activations.encode_activations` has them.
 
-    For 4 or 8 bits. Dialects in E4M3 are lifted by 2^4, and their row scales lowered by as much.
+    For 4 or 8 bits. Dialects are lifted as `lift_of` says, and their row scales lowered by as much.
     """
     x = x.contiguous()
     salient, group, choice, protected = (None if one is None else one.contiguous() for one in guidance)
@@ -298,7 +304,7 @@ def encode(
                 PIECE=span // block_size,
                 SHAPES=tables.shapes,
                 BIAS=ERROR_BIAS,
-                LIFT=LIFT if dtype == torch.float8_e4m3fn else 0,
+                LIFT=lift_of(dtype),
                 Q_SHIFT=0 if residual or rotation else Q_SHIFTS[x.dtype],
                 ALL=candidates == "all",
                 GROUPS=grouped and not residual,

@@ -1,7 +1,25 @@
-"""How kernels that encode activations read rows: some of them, equalized, rotated, or less what is encoded already."""
+"""What kernels that encode and decode share: how rows are read, equalized, rotated, or less what is encoded already, and how
+operands are lifted and rounded."""
 
+import torch
 import triton
 import triton.language as tl
+
+from .integers import INTEGER_LIFT
+from .reference import LIFT
+
+MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a number below 2^22 with it is a float without a fraction
+
+
+def lift_of(dtype: torch.dtype) -> int:
+    """Operands in `dtype` are magnitudes times 2^lift: E4M3's exponents do not reach as low, integers have no fractions."""
+    return {torch.float8_e4m3fn: LIFT, torch.int8: INTEGER_LIFT}.get(dtype, 0)
+
+
+@triton.jit
+def whole(x):
+    """The nearest whole number to each of at most 127, int8, ties to even: what is added leaves it in the lowest byte."""
+    return (x + MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from sedialect.kernels import (
     triton_attention_operands,
     triton_decode,
     triton_encode,
+    triton_int8,
     triton_weights,
 )
 from sedialect.kernels.reference_attention import INTEGERS, KEY_BLOCK, LIFT, SMALLEST
@@ -77,6 +78,17 @@ def attention_cases(capability: int):
     yield triton_attention.attention_kernel, {**kinds, "query_ptr": "*i8"}, main, options
 
 
+def int8_case(capability: int):
+    """The INT8 product with the tile of many rows."""
+    tile = triton_int8.tile_for((capability // 10, capability % 10), 4096)
+    kinds = {"row_scale_ptr": "*fp32", "scale_ptr": "*fp32", "bias_ptr": "*bf16", "product_ptr": "*bf16"}
+    kinds |= dict.fromkeys(("rows", "outputs", "inputs"), "i32")
+    kinds |= {"operand_of": f"tensordesc<i8[{tile.rows}, {tile.inputs}]>"}
+    kinds |= {"weight_of": f"tensordesc<i8[{tile.outputs}, {tile.inputs}]>"}
+    sizes = {"ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "BAND": triton_int8.BAND, "BIAS": True}
+    return triton_int8.int8_kernel, kinds, sizes, {"num_warps": tile.warps, "num_stages": tile.stages}
+
+
 def cases(operand: str):
     """Kernel, types of its arguments, constants."""
     encode = {"x_ptr": "*bf16", "operand_ptr": operand, **ENCODE}
@@ -105,7 +117,7 @@ def cases(operand: str):
 def main(capability: int) -> None:
     operand = "*fp8e4nv" if capability >= 89 else "*bf16"
     others = [(*case, {}) for case in cases(operand)]
-    for kernel, kinds, constants, options in [*others, *attention_cases(capability)]:
+    for kernel, kinds, constants, options in [*others, *attention_cases(capability), int8_case(capability)]:
         signature = {name: "constexpr" if name in constants else kinds[name] for name in kernel.arg_names}
         target = GPUTarget("cuda", capability, 32)
         made = triton.compile(ASTSource(kernel, signature, constants), target=target, options=options)

@@ -33,7 +33,7 @@ def poisoned(function: Callable[..., Any], *arguments: Any, **settings: Any) -> 
     empty, empty_like = torch.empty, torch.empty_like
 
     def fill(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.fill_(torch.nan if tensor.is_floating_point() else 255)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max)
 
     torch.empty = lambda *shape, **options: fill(empty(*shape, **options))
     torch.empty_like = lambda like, **options: fill(empty_like(like, **options))

@@ -46,8 +46,8 @@ def dtype_of(device: torch.device, bits: int) -> torch.dtype:
 @pytest.mark.parametrize(
     ("capability", "version", "product", "operand"),
     [
-        ((8, 0), "2.13.0", "bfloat16", torch.bfloat16),
-        ((8, 6), "2.13.0", "bfloat16", torch.bfloat16),
+        ((8, 0), "2.13.0", "INT8", torch.int8),
+        ((8, 6), "2.13.0", "INT8", torch.int8),
         ((8, 9), "2.13.0", "FP8", torch.float8_e4m3fn),
         ((8, 9), "2.6.0", "bfloat16", torch.bfloat16),
         ((9, 0), "2.6.0+cu124", "FP8", torch.float8_e4m3fn),

@@ -17,7 +17,7 @@ def test_every_kernel_compiles(capability, tmp_path):
     run = subprocess.run([sys.executable, "-P", SCRIPT, str(capability)], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     sizes = [line.split() for line in run.stdout.splitlines()]
-    assert len(sizes) == 14 and {name for name, _ in sizes} == {
+    assert len(sizes) == 15 and {name for name, _ in sizes} == {
         "encode_kernel",
         "e4m3_kernel",
         "decode_kernel",
@@ -27,5 +27,6 @@ def test_every_kernel_compiles(capability, tmp_path):
         "query_kernel",
         "key_value_kernel",
         "attention_kernel",
+        "int8_kernel",
     }
     assert all(int(size) > 1000 for _, size in sizes)
