@@ -159,7 +159,7 @@ def test_a_lora_is_fused_into_rotated_layers_and_taken_out_bit_for_bit():
 
 def test_fusing_a_lora_into_calibrated_weights_says_what_is_lost():
     pipe, _ = quantized()
-    pipe.transformer.blocks[0].attn1.to_q.compensated = True
+    pipe.transformer.blocks[0].attn1.to_q.calibrated = True
     pipe.load_lora_weights(lora(), adapter_name="a")
     with pytest.warns(UserWarning, match="is fused into calibrated weights; .*encoded without calibration"):
         pipe.fuse_lora()
