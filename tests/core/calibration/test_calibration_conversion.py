@@ -5,7 +5,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from test_checkpoint import same
+from checkpoint_files import same
 from tiny_pipelines import build
 
 from sedialect.cli import main as cli

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
 from model_outputs import outputs
 from quantized_pipelines import lora, quantized
 from safetensors import safe_open
-from test_checkpoint import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 from torch import nn

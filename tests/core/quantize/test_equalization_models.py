@@ -6,10 +6,10 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from checkpoint_files import RECORD, WEIGHTS, record, rewrite, same
 from model_outputs import outputs
+from quantized_pipelines import load_two
 from safetensors.torch import load_file
-from test_checkpoint import RECORD, WEIGHTS, record, rewrite, same
-from test_lora import load_two
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 
