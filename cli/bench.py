@@ -203,6 +203,7 @@ def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
     from ..bench import quality
     from ..sedialect_core.storage.atomic import check_writable
+    from ..sedialect_core.storage.marked import write_marked
 
     base = parsed.base or quality.BASE
     if parsed.list:
@@ -222,7 +223,7 @@ def run_quality(parsed: argparse.Namespace) -> int:
     print(table)
     print("written:", *paths, sep="\n  ")
     if parsed.write is not None:
-        quality.write_between_marks(parsed.write, table)
+        write_marked(parsed.write, {quality.PART: table})
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0

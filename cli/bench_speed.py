@@ -44,9 +44,10 @@ def add_to(bench: Any) -> None:
 def run_speed(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
     from ..bench.speed.plot import draw
-    from ..bench.speed.rendering import render, write_sections
+    from ..bench.speed.rendering import place, render
     from ..bench.speed.results import read_parts
     from ..sedialect_core.storage.atomic import write_text
+    from ..sedialect_core.storage.marked import write_marked
 
     if parsed.results is None:
         _measure(parsed)
@@ -59,7 +60,7 @@ def run_speed(parsed: argparse.Namespace) -> int:
     print("written:", write_text(parsed.output / PAGE, f"{page}\n"), sep="\n  ")
     if parsed.write is not None:
         draw(parts, parsed.write.parent / PICTURE)
-        write_sections(parsed.write, sections)
+        write_marked(parsed.write, {place(name): section for name, section in sections.items()})
     return 0
 
 

@@ -2,19 +2,19 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..sedialect_core.config import PRESETS
 from ..sedialect_core.errors import InputError
+from ..sedialect_core.storage.marked import marks, write_marked
 from .compare import add_config, config_of, given_settings
 
 if TYPE_CHECKING:
     from ..sedialect_core.config import SeDialectConfig
     from ..sedialect_core.footprint.memory import Estimator, Footprint
 
-MARKERS = ("<!-- memory table -->", "<!-- /memory table -->")
+TABLE = "memory table"  # its marks in a document
 WHOLE = "16 bit"
 COUNTED = (
     "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through\n"
@@ -35,7 +35,9 @@ def add_to(commands: Any) -> None:
         plan.add_argument(f"--{option}", type=int, help="of the video that memory is counted for; the usual one by default")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.add_argument("--table", action="store_true", help="a Markdown table of the public models that are known by name")
-    plan.add_argument("--write", type=Path, metavar="FILE", help=f"with --table: put it between {' and '.join(MARKERS)}")
+    plan.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"with --table: put it between {' and '.join(marks(TABLE))}"
+    )
     plan.set_defaults(run=run)
 
 
@@ -54,7 +56,7 @@ def run(parsed: argparse.Namespace) -> int:
         if parsed.write is None:
             print(table)
         else:
-            _write(parsed.write, table)
+            write_marked(parsed.write, {TABLE: table})
         return 0
     from ..sedialect_core.footprint.memory import Estimator
     from ..sedialect_core.footprint.outline import outline_of
@@ -207,21 +209,3 @@ def _gigabytes(count: int) -> str:
 def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _write(path: Path, table: str) -> None:
-    """Put the table between its markers.
-
-    Raises:
-        InputError: the file cannot be read or written, or has no markers.
-    """
-    from ..sedialect_core.storage.atomic import write_text
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    between = re.compile(f"{MARKERS[0]}\n.*?{MARKERS[1]}", re.DOTALL)
-    if between.search(text) is None:
-        raise InputError(f"{path} has no {MARKERS[0]} … {MARKERS[1]}; add both lines where the table belongs")
-    write_text(path, between.sub(lambda _: f"{MARKERS[0]}\n{table}\n{MARKERS[1]}", text))

@@ -11,7 +11,7 @@ from .tables import Q_BITS, Q_VALUES, DialectTables
 BETTER = 1 - 1e-6  # of the plain error: what is nearer than this to it is a matter of rounding, and the plain codes stay
 
 
-class CompensatedRows(NamedTuple):
+class CalibratedRows(NamedTuple):
     """An encoded weight, and the squared errors of the layer's output on the calibration rows, float64 [N], by plain
     encoding and as encoded here."""
 
@@ -85,17 +85,17 @@ class DialectBlocks:
         return loss.argmin(1)
 
 
-def encode_compensated_rows(
+def encode_calibrated_rows(
     weight: torch.Tensor,
     moment: torch.Tensor,
     factor: Factor,
     tables: DialectTables,
     block_size: int,
     passes: int = REFINING,
-) -> CompensatedRows:
+) -> CalibratedRows:
     """Encode a finite weight [N, K] so that the layer's output on the calibration rows keeps close to what it was.
 
-    The row scales are those of plain encoding. Each row keeps the plain codes unless the compensated ones are better by
+    The row scales are those of plain encoding. Each row keeps the plain codes unless the calibrated ones are better by
     `moment`; with an identity moment the result is `encode_weight_rows`'.
 
     Args:
@@ -108,12 +108,12 @@ def encode_compensated_rows(
     form = DialectBlocks(plain.scale, weight.shape[1], tables, block_size)
     before = output_error(_decode(plain, tables).sub_(weight), moment)
     values = refine(weight, compensate(weight, factor, form), moment, factor, form, passes)
-    compensated = form.rows(values)
-    after = output_error(_decode(compensated, tables).sub_(weight), moment)
+    calibrated = form.rows(values)
+    after = output_error(_decode(calibrated, tables).sub_(weight), moment)
     better = after < BETTER * before
-    codes = torch.where(better.unsqueeze(1), compensated.codes, plain.codes)
-    meta = torch.where(better.unsqueeze(1), compensated.meta, plain.meta)
-    return CompensatedRows(EncodedRows(codes, meta, plain.scale), before, torch.where(better, after, before))
+    codes = torch.where(better.unsqueeze(1), calibrated.codes, plain.codes)
+    meta = torch.where(better.unsqueeze(1), calibrated.meta, plain.meta)
+    return CalibratedRows(EncodedRows(codes, meta, plain.scale), before, torch.where(better, after, before))
 
 
 def _intermediate(lifted: torch.Tensor) -> torch.Tensor:

@@ -69,7 +69,7 @@ class SeDialectLinear(nn.Linear):
         self.formatbook = formatbook or Formatbook.builtin()
         self.candidates = candidates
         self.rotation = rotation  # size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
-        self.compensated = False  # whether its weight was encoded with the layer's inputs in view; files do not tell
+        self.calibrated = False  # whether its weight was encoded with the layer's inputs in view; files do not tell
         self.shared_input: SharedInput | None = None  # with the layers that read the same input
         self.reader = 0  # which of them it is
         self.guide: Guide | None = None

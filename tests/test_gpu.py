@@ -15,7 +15,7 @@ from sedialect.cli import self_test as doctor
 from sedialect.kernels import capabilities, cuda, dispatch, ops, reference
 from sedialect.kernels.activations import encode_activations
 from sedialect.kernels.compensation import DAMPING, factorize
-from sedialect.kernels.dialect_blocks import encode_compensated_rows
+from sedialect.kernels.dialect_blocks import encode_calibrated_rows
 from sedialect.kernels.guidance import RowGuidance
 from sedialect.kernels.transform import InputTransform
 from sedialect.sedialect_core import demo
@@ -399,14 +399,14 @@ def test_moments_lose_little_to_tensor_cores(dtype):
     assert error(moment.cpu(), wanted) < (1e-6 if dtype == torch.float32 else DAMPING / 100)
 
 
-def test_weights_are_compensated_on_a_gpu_as_well_as_on_the_cpu():
+def test_weights_are_calibrated_on_a_gpu_as_well_as_on_the_cpu():
     generator = torch.Generator().manual_seed(0)
     weight, seen = torch.randn(256, 512, generator=generator), torch.randn(4000, 20, generator=generator)
     seen = seen @ torch.randn(20, 512, generator=generator) + 0.3 * torch.randn(4000, 512, generator=generator)
     moment, tables = seen.T @ seen, Formatbook.builtin().tables(torch.device("cpu"))
-    here = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    here = encode_calibrated_rows(weight, moment, factorize(moment, 16), tables, 16)
     moment, weight, tables = moment.cuda(), weight.cuda(), Formatbook.builtin().tables(torch.device("cuda"))
-    there = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    there = encode_calibrated_rows(weight, moment, factorize(moment, 16), tables, 16)
     assert (there.error <= there.plain).all()
     assert float(there.error.sum()) == pytest.approx(float(here.error.sum()), rel=0.02)
     assert float(there.plain.sum()) == pytest.approx(float(here.plain.sum()), rel=1e-3)

@@ -4,8 +4,6 @@ Stages: autoencoder, bank of encoded clips, denoiser with text encoder, assembly
 `--resume` after an interruption starts behind it. Needs one GPU and under half an hour; `--smoke` needs seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

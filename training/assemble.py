@@ -1,7 +1,5 @@
 """Puts the trained parts together as a `WanPipeline` directory, samples from it and writes what users read."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

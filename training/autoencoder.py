@@ -4,8 +4,6 @@ diffusers runs this network chunk by chunk with caches, which is right for long 
 same function is written here over the whole sequence at once; a test holds both against each other.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """An exponential moving average of weights, which is what gets shipped instead of the last step's weights."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """The bank: clips rendered and encoded once, kept as normalised latents with the tokens of their captions."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 
@@ -37,7 +35,7 @@ class Bank:
         dropped = torch.rand(count, 1, device=device) < caption_dropout
         return self.latents[index].float(), torch.where(dropped, empty, ids)
 
-    def head(self, count: int) -> Bank:
+    def head(self, count: int) -> "Bank":
         """The first clips as a bank of their own."""
         return Bank(self.latents[:count], self.ids[:count])
 

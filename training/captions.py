@@ -5,8 +5,6 @@ pixels can never disagree. Part of the attribute combinations is kept out of tra
 arithmetic rule without any state, so that the evaluation prompts are new to the model and a test can prove it.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass
 from typing import Any

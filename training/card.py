@@ -1,7 +1,5 @@
 """Writes the model card from the record of the run, so that every number in it is a measured one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -5,8 +5,6 @@ vary little on purpose, and backgrounds do not vary at all: the model then has l
 what captions say, and two runs that should agree are not told apart by the phase of a stripe.
 """
 
-from __future__ import annotations
-
 import math
 import random
 

@@ -1,7 +1,5 @@
 """Puts frames of many clips on one picture, because looking is the only test of a picture's quality."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

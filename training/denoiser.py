@@ -3,8 +3,6 @@
 Flow matching as Wan does it: x_s = (1 - s) x_0 + s * noise, the network predicts noise - x_0 at timestep 1000 s.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers import WanTransformer3DModel

@@ -6,8 +6,6 @@ squares: first segment by segment on the teacher's own latents (piecewise straig
 then along whole runs of its own from the same noise, so that it meets what it will meet.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time
@@ -104,7 +102,7 @@ class Runs:
     def __len__(self) -> int:
         return len(self.states)
 
-    def split(self, held_out: int) -> tuple[Runs, Runs]:
+    def split(self, held_out: int) -> "tuple[Runs, Runs]":
         """All but the last runs, and those."""
         return Runs(self.states[:-held_out], self.ids[:-held_out]), Runs(self.states[-held_out:], self.ids[-held_out:])
 

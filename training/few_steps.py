@@ -5,8 +5,6 @@ Writes DIR/few_steps.safetensors, a LoRA as diffusers loads it, and DIR/few_step
 one GPU and less than `--minutes`; `--smoke` needs seconds on a CPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

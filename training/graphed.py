@@ -4,8 +4,6 @@ Steps of small networks are thousands of tiny kernels; started one by one from P
 than half of the time. Recorded once and replayed, they run back to back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

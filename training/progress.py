@@ -1,7 +1,5 @@
 """Loss curves: collected without making the GPU wait, written to the log now and then."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

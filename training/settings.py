@@ -1,7 +1,5 @@
 """The numbers of a training run: the real one, and a tiny one that walks through every stage in seconds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

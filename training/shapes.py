@@ -4,8 +4,6 @@ Everything works on tensors that broadcast to (clip, frame, height, width). Dist
 so one ramp of a pixel's width gives anti-aliased edges, which a small autoencoder can reproduce crisply.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

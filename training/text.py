@@ -1,7 +1,5 @@
 """The tokenizer and the text encoder: small, but of the kinds a Wan pipeline expects."""
 
-from __future__ import annotations
-
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor

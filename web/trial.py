@@ -18,12 +18,12 @@ from typing import Any
 
 from ..sedialect_core.environment import environment, machine_line
 from ..sedialect_core.errors import InputError, SeDialectError
-from ..sedialect_core.storage.atomic import write_text
+from ..sedialect_core.storage.marked import write_marked
 
 START_SECONDS = 120.0
 SHORT = 2  # steps of the comparisons after which memory is looked at
 PROMPT = "a red ball moves left"
-BEGIN, END = "<!-- trial -->", "<!-- end -->"  # of the document: what was measured stands between them
+PART = "trial"  # the name of the marks in a document between which the measured lines stand
 
 
 @dataclass(frozen=True)
@@ -116,20 +116,6 @@ def resident(process: int) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
-def write_between_marks(path: Path, text: str) -> None:
-    """Replace what stands between the marks of a document.
-
-    Raises:
-        InputError: the document is not there, or has no marks.
-    """
-    try:
-        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-        _, after = rest.split(END, maxsplit=1)
-    except (OSError, ValueError):
-        raise InputError(f"{path} must hold {BEGIN} once, and {END} after it; the measured lines go between them") from None
-    write_text(path, f"{before}{BEGIN}\n{text}\n{END}{after}")
-
-
 def main() -> int:
     """Measure and print, with machine, versions and date."""
     parser = argparse.ArgumentParser(description="seconds and memory of the app with the bundled model")
@@ -140,7 +126,7 @@ def main() -> int:
         found = f"```\n{trial(max(2, given.generations))}\n```\n\n{machine_line(environment())}"
         print(found)
         if given.write is not None:
-            write_between_marks(given.write, found)
+            write_marked(given.write, {PART: found})
     except SeDialectError as error:
         print(f"sedialect: {error}", file=sys.stderr)
         return 1

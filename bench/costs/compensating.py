@@ -1,4 +1,4 @@
-"""How long a layer's compensated encoding takes, and what it brings, on random correlated inputs."""
+"""How long a layer's calibrated encoding takes, and what it brings, on random correlated inputs."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 
 from ...kernels import reference
 from ...kernels.compensation import DAMPING, factorize
-from ...kernels.dialect_blocks import encode_compensated_rows
+from ...kernels.dialect_blocks import encode_calibrated_rows
 from ...sedialect_core.formatbook import Formatbook
 from ..speed.timing import timed
 
@@ -35,7 +35,7 @@ def measure_compensating(rows: int, width: int, tokens: int, device: str, seed: 
     plain, plain_s = timed(lambda: reference.encode_weight_rows(weight, tables, 16), weight.device)
     factor, factor_s = timed(lambda: factorize(moment, 16, DAMPING), weight.device)
     assert factor is not None
-    result, encode_s = timed(lambda: encode_compensated_rows(weight, moment, factor, tables, 16), weight.device)
+    result, encode_s = timed(lambda: encode_calibrated_rows(weight, moment, factor, tables, 16), weight.device)
     unseen = read(CHUNK)
     wanted = (unseen @ weight.T).square().sum()
     errors = []

@@ -5,11 +5,12 @@ from .catalogue import BASE, arms, choose
 from .job import Job, bundled_job, job_of, read_prompts, requests_of
 from .pairs import held_against
 from .planted import variants_markdown, write_variants
-from .rendering import markdown, write_between_marks, write_results
+from .rendering import PART, markdown, write_results
 from .runner import Result, run
 
 __all__ = [
     "BASE",
+    "PART",
     "Arm",
     "Job",
     "Result",
@@ -23,7 +24,6 @@ __all__ = [
     "requests_of",
     "run",
     "variants_markdown",
-    "write_between_marks",
     "write_results",
     "write_variants",
 ]

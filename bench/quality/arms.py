@@ -16,7 +16,7 @@ from ...sedialect_core.inspection.denoisers import denoisers
 from ...sedialect_core.integrations.pipelines import disable_sedialect, enable_sedialect, sedialect_report
 from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.quantize.apply import set_submodule
-from ..peers.compensated import compensated_weight
+from ..peers.calibrated import calibrated_weight
 from ..peers.formats import Peer, PeerLinear
 from ..smoothing import Sizes, smoothing_of
 
@@ -133,7 +133,7 @@ def _install_peer(
             replaced.append(_Replaced(model, layer.name, linear, both, scale is not None))
             weight = None
             if layer.name in statistics:
-                weight = compensated_weight(linear.weight.detach(), statistics[layer.name], peer)
+                weight = calibrated_weight(linear.weight.detach(), statistics[layer.name], peer)
             set_submodule(model, layer.name, PeerLinear(linear, peer, weight=weight, weights_only=not both, smoothing=scale))
     return replaced
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...sedialect_core.environment import environment, machine_line
-from ...sedialect_core.errors import InputError
 from ...sedialect_core.storage.atomic import write_text
 from .job import Job
 from .runner import Result
 from .statistics import Interval, bootstrap, paired_difference
 
-BEGIN, END = "<!-- bench quality -->", "<!-- end -->"
+PART = "bench quality"  # the name of its marks in a document
 
 
 class Column(NamedTuple):
@@ -187,17 +186,3 @@ def write_results(job: Job, results: Sequence[Result], base: str, folder: Path) 
         write_text(folder / "quality.md", text),
         draw(results, base, folder / "quality.png"),
     ]
-
-
-def write_between_marks(path: Path, table: str) -> None:
-    """Replace what stands between the marks of a document by the table.
-
-    Raises:
-        InputError: the document is not there, or has no marks.
-    """
-    try:
-        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-        _, after = rest.split(END)
-    except (OSError, ValueError):
-        raise InputError(f"{path} must hold {BEGIN} and {END}; the table goes between them") from None
-    write_text(path, f"{before}{BEGIN}\n{table}\n{END}{after}")

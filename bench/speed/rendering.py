@@ -1,12 +1,9 @@
 """Results as the tables of docs/results/speed.md. Nothing is measured here."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from ...sedialect_core.environment import machine_line
-from ...sedialect_core.errors import InputError
-from ...sedialect_core.storage.atomic import write_text
 from .arms import ARMS, BASELINE
 from .blocks import ATTENTION
 from .floors import BF16_PEAK, COPY, DEVICE, FP8_PEAK
@@ -15,14 +12,13 @@ from .results import Part, Row
 from .shapes import LAYERS, QUICK_LAYERS, VIDEOS, Layers
 from .trials import COMPILED, EAGER
 
-END = "<!-- end -->"
 FAST = f"{FP8_PEAK}, fast accumulation"
 GIGA = 1e9
 
 
-def mark(name: str) -> str:
-    """The line after which a part's tables stand in a document."""
-    return f"<!-- bench speed: {name} -->"
+def place(name: str) -> str:
+    """The name of the marks that a part's tables stand between in a document."""
+    return f"bench speed: {name}"
 
 
 def render(parts: dict[str, Part]) -> dict[str, str]:
@@ -204,25 +200,6 @@ def table(columns: list[str], rows: Iterable[list[Any]]) -> str:
     kept = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     chosen = [[columns[i] for i in kept], ["---"] * len(kept), *([line[i] for i in kept] for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in chosen)
-
-
-def write_sections(path: Path, sections: dict[str, str]) -> None:
-    """Replace what stands after the mark of each section, up to the next end mark.
-
-    Raises:
-        InputError: the document is not there, or lacks a mark.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError:
-        raise InputError(f"{path} cannot be read; the tables go between its marks") from None
-    for name, section in sections.items():
-        before, found, rest = text.partition(f"{mark(name)}\n")
-        _, end, after = rest.partition(END)
-        if not (found and end):
-            raise InputError(f"{path} must hold {mark(name)} and {END} after it; the table goes between them")
-        text = f"{before}{found}{section}\n{end}{after}"
-    write_text(path, text)
 
 
 def _arms(part: Part, case: str) -> list[str]:

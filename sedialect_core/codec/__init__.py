@@ -1,6 +1,6 @@
 """Tensors to codes and back. This room knows blocks and books; it knows no layer and no model."""
 
-from .compensated import encode_compensated
+from .calibrated import encode_calibrated
 from .encoded import DTYPES, ROW_SCALE_BITS, EncodedTensor, all_finite, effective_bits, encode
 
 __all__ = [
@@ -10,5 +10,5 @@ __all__ = [
     "all_finite",
     "effective_bits",
     "encode",
-    "encode_compensated",
+    "encode_calibrated",
 ]

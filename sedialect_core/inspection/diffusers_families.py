@@ -4,8 +4,6 @@ A linear of a block that no rule names is classed "other" and stays as it is: a 
 a little compression, never quality. Most classes are made of a few kinds of blocks, which come first.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from .rules import BlockKind, Family, Rule

@@ -4,8 +4,6 @@ Classes are recognised by name along the MRO, never imported: a model of diffuse
 same to us as long as its blocks are. Where the class name says nothing, tell-tale module names may.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import replace

@@ -4,8 +4,6 @@ Names of repeated blocks' layers are much the same everywhere; what their rows a
 "other" and nothing shares an input. Whatever lies outside the blocks, or has no telling name, is left alone.
 """
 
-from __future__ import annotations
-
 import re
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Every linear layer of a model, classified: the list from which a plan is made."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any

@@ -5,8 +5,6 @@ linear makes of the timestep, plus a learnt table where the model has one. Who k
 will be without running the model, and can make channels larger or smaller without changing what the model computes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

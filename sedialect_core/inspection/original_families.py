@@ -1,7 +1,5 @@
 """Video transformers by the names their authors gave, which ComfyUI keeps for all but CogVideoX, and ComfyUI's for that."""
 
-from __future__ import annotations
-
 from .diffusers_families import CROSS, LTX2
 from .rules import BlockKind, Family, Rule
 from .tokens import TokenLayout

@@ -1,7 +1,5 @@
 """The vocabulary in which the tables of model families are written."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

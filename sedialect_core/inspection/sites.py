@@ -1,7 +1,5 @@
 """What inspection says about one linear layer: where it lies and whose tokens its input rows are."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

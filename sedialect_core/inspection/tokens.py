@@ -7,8 +7,6 @@ Every model known here orders its video tokens frame by frame, then row by row: 
 order the tokens of a frame by square tiles instead, which `tile` tells.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -63,14 +61,14 @@ class TokenLayout:
         """How many tokens the grid holds."""
         return prod(self._known_grid())
 
-    def with_grid(self, grid: Sequence[int]) -> TokenLayout:
+    def with_grid(self, grid: Sequence[int]) -> "TokenLayout":
         """The layout of sequences whose video tokens form this T x H x W grid."""
         frames, height, width = grid
         if self.tile and (height % self.tile or width % self.tile):
             raise ModelError(f"a frame of {height} x {width} tokens cannot be cut into tiles of {self.tile}")
         return replace(self, grid=(int(frames), int(height), int(width)))
 
-    def for_inputs(self, arguments: Mapping[str, Any]) -> TokenLayout:
+    def for_inputs(self, arguments: Mapping[str, Any]) -> "TokenLayout":
         """The layout of one forward, from its arguments by name; without a grid where they do not tell it."""
         values = [arguments.get(name) for name in self.sources]
         if self.axes == "unknown" or any(value is None for value in values):

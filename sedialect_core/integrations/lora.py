@@ -106,7 +106,7 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
         if adapter.lora_bias[name]:
             bias = bias + adapter.lora_B[name].bias.to(bias) * adapter.scaling[name]
     encoded = base.encode_weight(weight + delta, f"a weight with LoRA {', '.join(names)} added")
-    if base.compensated:
+    if base.calibrated:
         warnings.warn(
             f"LoRA {', '.join(names)} is fused into calibrated weights; the sum is encoded without "
             "calibration, and is further from 16 bit: use it unfused, or fuse it into the 16-bit model and calibrate that",

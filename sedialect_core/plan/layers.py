@@ -29,7 +29,7 @@ class LayerPlan:
     """Size of the Hadamard blocks by which weight and inputs are rotated; 0: they are not."""
     equalized: str = ""
     """By which statistics the exponents of its input's channels were chosen: "weights" or "inputs"; "": there are none."""
-    compensated: bool = False
+    calibrated: bool = False
     """Whether the weight was encoded with the layer's inputs in view."""
     salient: str = ""
     """How the tokens are chosen that get a second term: `salient_by`; "text" where all rows are text; "": there are none."""
@@ -48,12 +48,12 @@ class LayerPlan:
         """The reason, with what was done to the weight besides encoding it."""
         done = [f"equalized by {self.equalized}"] if self.equalized else []
         done += [f"rotated by {self.rotation}"] if self.rotation else []
-        return "; ".join([self.reason, *done, *(["calibrated"] if self.compensated else [])])
+        return "; ".join([self.reason, *done, *(["calibrated"] if self.calibrated else [])])
 
     @property
     def outcome(self) -> dict[str, Any]:
         """What encoding may change in a plan."""
-        names = ("rotation", "equalized", "compensated", "reason")
+        names = ("rotation", "equalized", "calibrated", "reason")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -74,7 +74,7 @@ def quantize_layers(
                     candidates=plan.config.candidates,
                     rotation=layer.rotation,
                 )
-                new.compensated = layer.compensated
+                new.calibrated = layer.calibrated
                 set_submodule(module, layer.name, new)
                 del linear
                 done[layer.name] = layer

@@ -15,7 +15,7 @@ from ...kernels import reference
 from ...kernels.compensation import DAMPING, REFINING, Factor, factorize
 from ...kernels.rotation import rotate_moment
 from ...kernels.transform import InputTransform, scale_columns, transform_rows, transform_weight
-from ..codec import EncodedTensor, encode, encode_compensated
+from ..codec import EncodedTensor, encode, encode_calibrated
 from ..errors import ModelError
 from ..formatbook import Formatbook
 from ..plan.layers import LayerPlan
@@ -94,7 +94,7 @@ class WeightEncoder:
                     return
                 view = self._look(group, known, weight_of, chosen.exponents)
                 if view is not None:
-                    yield from (self._compensated(layer, weight_of(layer), view, chosen.by) for layer in group)
+                    yield from (self._calibrated(layer, weight_of(layer), view, chosen.by) for layer in group)
                     return
         chosen = self._by_weights(group, weight_of)
         for layer in group:
@@ -141,15 +141,15 @@ class WeightEncoder:
         encoded = encode(weight, formatbook=self.book, name=self._name(layer), **settings)
         return EncodedLayer(replace(layer, equalized=chosen.by), encoded)
 
-    def _compensated(self, layer: LayerPlan, weight: torch.Tensor, view: "_View", by: str) -> EncodedLayer:
-        layer = replace(layer, rotation=view.transform.rotation, equalized=by, compensated=True)
+    def _calibrated(self, layer: LayerPlan, weight: torch.Tensor, view: "_View", by: str) -> EncodedLayer:
+        layer = replace(layer, rotation=view.transform.rotation, equalized=by, calibrated=True)
         encoded = self._encode(weight, view, layer, REFINING)
         own = None if encoded.equalizer is None else encoded.equalizer.clone()
         return EncodedLayer(layer, replace(encoded, equalizer=own))
 
     def _encode(self, weight: torch.Tensor, view: "_View", layer: LayerPlan, passes: int) -> EncodedTensor:
         """The codes of some rows of a layer's weight."""
-        found = encode_compensated(
+        found = encode_calibrated(
             weight,
             view.moment,
             view.factor,
@@ -188,7 +188,7 @@ class WeightEncoder:
         return found[1] if rotated < ROTATED_GAIN * plain else found[0]
 
     def _error(self, layer: LayerPlan, weight: torch.Tensor, view: "_View") -> float:
-        """What some of a layer's outputs lose, by the compensated weight."""
+        """What some of a layer's outputs lose, by the calibrated weight."""
         weight = _judged_rows(weight)
         encoded = self._encode(weight, view, layer, 0)
         return self._lost(layer, transform_weight(weight, view.transform), encoded, view.rows)

@@ -157,7 +157,7 @@ def test_layers_round_both_sides(one):
     linear, x = nn.Linear(64, 32), torch.randn(2, 5, 64)
     wanted = one.activation(x).double() @ one.weight(linear.weight.detach()).double().T + linear.bias.double()
     assert torch.allclose(PeerLinear(linear, one)(x).double(), wanted, atol=1e-5)
-    given = torch.randn(32, 64)  # encoded elsewhere, as an error-compensated weight is
+    given = torch.randn(32, 64)  # encoded elsewhere, as a calibrated weight is
     wanted = one.activation(x).double() @ given.double().T + linear.bias.double()
     assert torch.allclose(PeerLinear(linear, one, weight=given)(x).double(), wanted, atol=1e-4)
     assert PeerLinear(linear, one)(x.bfloat16()).dtype == torch.bfloat16

@@ -37,6 +37,7 @@ from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.inspection.denoisers import denoisers
+from sedialect.sedialect_core.storage.marked import marks
 from sedialect.sedialect_core.video.sampling import Request
 
 W4A4 = Arm(quality.BASE, "ours", SeDialectConfig.preset("plain"))
@@ -290,16 +291,6 @@ def test_results_are_written_as_numbers_tables_and_a_picture(tmp_path):
         assert picture.width > 800 and len(picture.convert("L").getcolors(256)) > 10
 
 
-def test_tables_go_between_their_marks_and_nowhere_else(tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text(f"before\n{rendering.BEGIN}\nold\n{rendering.END}\nafter\n")
-    quality.write_between_marks(path, "new")
-    assert path.read_text() == f"before\n{rendering.BEGIN}\nnew\n{rendering.END}\nafter\n"
-    path.write_text("no marks")
-    with pytest.raises(InputError, match="must hold"):
-        quality.write_between_marks(path, "new")
-
-
 def test_jobs_name_what_they_cannot_do(tmp_path):
     requests = quality.requests_of(2, [("a ball", 0)], Request(prompt="-"))
     assert [request.seed for request in requests] == [0, 1000], "a prompt that comes again has other noise"
@@ -352,7 +343,7 @@ def test_prompts_are_read_from_lines_and_from_json(tmp_path, name, text, wanted)
 
 def test_the_quick_command(tmp_path, capsys):
     page = tmp_path / "page.md"
-    page.write_text(f"{rendering.BEGIN}\n{rendering.END}\n")
+    page.write_text("\n".join(marks(rendering.PART)))
     small = ["--pairs", "2", "--steps", "2", "--height", "32", "--width", "32", "--num-frames", "5", "--forced-steps", "1"]
     command = ["bench", "quality", "--quick", "--arms", "fp8", "--device", "cpu", *small, "--output", str(tmp_path / "out")]
     assert main([*command, "--write", str(page)]) == 0

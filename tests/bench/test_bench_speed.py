@@ -22,6 +22,7 @@ from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.linear import SeDialectLinear
 from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.shared_input import SharedInput
+from sedialect.sedialect_core.storage.marked import marked, marks
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -315,19 +316,10 @@ def test_a_row_that_was_not_measured_is_in_the_table_with_its_reason():
     assert "| BF16 | 2.000 | 1.00 |" in text and "peer is not installed" in text
 
 
-def test_tables_go_between_their_own_marks(tmp_path):
-    page = tmp_path / "page.md"
-    one, two = rendering.mark("layers"), rendering.mark("blocks")
-    page.write_text(f"a\n{one}\nold\n{rendering.END}\nb\n{two}\nkept\n{rendering.END}\n")
-    rendering.write_sections(page, {"layers": "new"})
-    assert page.read_text() == f"a\n{one}\nnew\n{rendering.END}\nb\n{two}\nkept\n{rendering.END}\n"
-    with pytest.raises(InputError, match="must hold <!-- bench speed: models -->"):
-        rendering.write_sections(page, {"models": "new"})
-
-
 def test_the_page_has_a_place_for_every_part():
     text = (ROOT / "docs/results/speed.md").read_text(encoding="utf-8")
-    assert all(rendering.mark(name) in text for name in (*PARTS, "shapes", "picture"))
+    sections = {rendering.place(name): "new" for name in (*PARTS, "shapes", "picture")}
+    assert marked(text, sections, "speed.md").count("\nnew\n") == len(sections)
 
 
 # The command
@@ -358,7 +350,7 @@ def test_the_command_measures_prints_draws_and_can_be_asked_again(tmp_path, caps
     assert failed == set()
     assert {len([row for row in parts[name].rows if row.arm == "GGUF Q4_0"]) for name in ("layers", "blocks")} == {2, 3}
     page = tmp_path / "page.md"
-    page.write_text("".join(f"{rendering.mark(name)}\n{rendering.END}\n" for name in (*PARTS, "shapes", "picture")))
+    page.write_text("\n".join(mark for name in (*PARTS, "shapes", "picture") for mark in marks(rendering.place(name))))
     again = ["--results", str(tmp_path / "out"), "--output", str(tmp_path / "again"), "--write", str(page)]
     assert main(["bench", "speed", *again]) == 0
     assert (tmp_path / "again" / "speed.md").read_text() == (tmp_path / "out" / "speed.md").read_text()

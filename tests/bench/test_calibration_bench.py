@@ -6,7 +6,7 @@ import torch
 from sedialect.bench.costs import calibrating
 from sedialect.bench.costs.calibrating import Stage, measure_calibrating, render
 from sedialect.bench.costs.compensating import measure_compensating
-from sedialect.bench.peers.compensated import blocks_of, compensated_weight, rotated
+from sedialect.bench.peers.calibrated import blocks_of, calibrated_weight, rotated
 from sedialect.bench.peers.formats import FOUR_OVER_SIX, FP8_ROWS, INT4, MXFP4, NVFP4, PeerLinear
 from sedialect.sedialect_core.errors import InputError
 from sedialect.sedialect_core.quantize.apply import quantize_layers
@@ -29,17 +29,17 @@ def statistics(x):
 
 @pytest.mark.parametrize("rotation", [0, 64])
 @pytest.mark.parametrize("peer", [NVFP4, FOUR_OVER_SIX, MXFP4, INT4], ids=lambda peer: peer.name)
-def test_compensated_peers_lose_less_on_rows_that_they_did_not_see(peer, rotation):
+def test_calibrated_peers_lose_less_on_rows_that_they_did_not_see(peer, rotation):
     weight, seen, unseen = random(32, 192, seed=5), rows(3000), rows(3000, seed=50)
     bias = torch.nn.Linear(192, 32, bias=False)
     bias.weight.data.copy_(weight)
     form = rotated(peer, rotation) if rotation else peer
     plain = PeerLinear(bias, form, weights_only=not rotation)
-    compensated = PeerLinear(
-        bias, form, weight=compensated_weight(weight, statistics(seen), peer, rotation), weights_only=not rotation
+    calibrated = PeerLinear(
+        bias, form, weight=calibrated_weight(weight, statistics(seen), peer, rotation), weights_only=not rotation
     )
     wanted = unseen @ weight.T
-    lost = [float((layer(unseen) - wanted).square().sum()) for layer in (plain, compensated)]
+    lost = [float((layer(unseen) - wanted).square().sum()) for layer in (plain, calibrated)]
     assert lost[1] < (0.8 if rotation else 0.6) * lost[0]  # rotated peers round activations, too
 
 
@@ -86,7 +86,7 @@ def test_what_calibrates_a_block_is_what_calibrates_a_pipeline():
 
     def note(module, config=None, token_layout=None, *, calibration=None, **rest):
         plan = quantize_layers(module, config, token_layout, calibration=calibration, **rest)
-        stages[calibration is not None] = [layer.compensated for layer in plan.quantized]
+        stages[calibration is not None] = [layer.calibrated for layer in plan.quantized]
         return plan
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-BEGIN, END = "<!-- compatibility -->", "<!-- end -->"
 COLUMNS = {"first": "sedialect first", "after": "feature first"}
 LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "torch")
 
@@ -64,10 +63,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if not TABLE.notes:
         raise pytest.UsageError("no test marked `feature` ran; the table is left as it is")
     from sedialect.sedialect_core.environment import environment, machine_line, package_versions
+    from sedialect.sedialect_core.storage.marked import write_marked
 
     where = machine_line({**environment(), "versions": package_versions(LIBRARIES)})
     path: Path = session.config.getoption("--write-compatibility")
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
     table = "\n".join(TABLE.lines())
-    path.write_text(f"{before}{BEGIN}\n{table}\n\n{where}\n{END}{after}", encoding="utf-8")
+    write_marked(path, {"compatibility": f"{table}\n\n{where}"})

@@ -23,6 +23,17 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(number of leading dots, module and what is taken of it) of every import in a file, at any depth of its code."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.level, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
+    return found
+
+
 def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     """The modules of ours that a file imports, at any depth of its code."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]

@@ -16,18 +16,16 @@ import comfyui_stand_in
 
 from sedialect.sedialect_core.settings import SETTINGS
 from sedialect.sedialect_core.settings.document import markdown
+from sedialect.sedialect_core.storage.marked import marked
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "settings.md"
 WORDS = ROOT / "locales" / "en" / "nodeDefs.json"
-BEGIN, END = "<!-- settings -->", "<!-- /settings -->"
 
 
 def page_with(table: str) -> str:
     """The page with this table between its marks."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return marked(PAGE.read_text(encoding="utf-8"), {"settings": table}, PAGE)
 
 
 def english(words: dict[str, Any], schemas: list[Any]) -> dict[str, Any]:

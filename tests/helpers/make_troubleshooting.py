@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sedialect.sedialect_core.storage.marked import marked
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "troubleshooting.md"
-BEGIN, END = "<!-- messages -->", "<!-- end -->"
 ROOMS = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli", "training")
 # Functions and tables whose strings become messages somewhere else. A raise that forwards a variable is answered here.
 TEXTS = {"REFUSED", "CHECKS", "explain_memory", "fp8_shape_refusal", "_refusals", "_explain", "_explain_status"}
 TEXTS |= {"_quantized", "_compiled", "_hooked", "_commonest_reason", "_none_of_ours"}
-NO_CONSTANTS = {"BEGIN", "END"}  # marks in documents, which would end this list
 ABOUT_THEIR_ARGUMENT = {"first_line", "getattr", "int", "len", "list", "map", "megabytes", "next", "repr", "str", "sum"}
 ABOUT_THEIR_ARGUMENT |= {"tuple", "type"}
 LEAST_WORDS = 4  # of its own, in a message: less is a fragment of one
@@ -90,7 +90,7 @@ def constants(found: list[Module]) -> dict[str, str]:
         for name, value in module.constants.items():
             if isinstance(value, ast.Constant) and isinstance(value.value, str | int) and not isinstance(value.value, bool):
                 values.setdefault(name, set()).add(str(value.value))
-    return {name: texts.pop() for name, texts in values.items() if len(texts) == 1 and name not in NO_CONSTANTS}
+    return {name: texts.pop() for name, texts in values.items() if len(texts) == 1}
 
 
 def text_of(node: ast.AST, known: dict[str, str]) -> str | None:
@@ -229,9 +229,7 @@ def _code(text: str) -> str:
 
 def page_with(text: str) -> str:
     """The page with these messages between its marks."""
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+    return marked(PAGE.read_text(encoding="utf-8"), {"messages": text}, PAGE)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,17 @@ def lora(seed: int = 5, scale: float = 0.3) -> dict[str, torch.Tensor]:
     return state
 
 
+def load_lora(pipe: Any) -> None:
+    pipe.load_lora_weights(lora(), adapter_name="a")
+
+
+def load_two(pipe: Any) -> None:
+    """Two LoRAs at once, each with its weight."""
+    load_lora(pipe)
+    pipe.load_lora_weights(lora(seed=6), adapter_name="b")
+    pipe.set_adapters(["a", "b"], [0.5, 0.7])
+
+
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal but for the order of sums: frames lie in [0, 1]."""
     return torch.allclose(a, b, rtol=0, atol=2e-5)

@@ -5,7 +5,7 @@ import torch
 
 from sedialect.kernels import reference
 from sedialect.kernels.compensation import Factor, compensate, factorize, output_error, refine, rounding_order
-from sedialect.kernels.dialect_blocks import DialectBlocks, encode_compensated_rows
+from sedialect.kernels.dialect_blocks import DialectBlocks, encode_calibrated_rows
 from sedialect.sedialect_core.formatbook import Formatbook
 
 WIDTH = 160  # more than one group of columns, and not a multiple of it
@@ -116,7 +116,7 @@ def test_a_moment_that_says_nothing_has_no_factor(value):
 @pytest.mark.parametrize("size", [1.0, 3.7e-5])
 def test_an_identity_moment_gives_the_plain_encoding(tables, block_size, size):
     weight, moment = random(40, WIDTH, seed=5) * 0.02, torch.eye(WIDTH) * size
-    result = encode_compensated_rows(weight, moment, factorize(moment, block_size), tables, block_size)
+    result = encode_calibrated_rows(weight, moment, factorize(moment, block_size), tables, block_size)
     for part, plain in zip(result.rows, reference.encode_weight_rows(weight, tables, block_size), strict=True):
         assert torch.equal(part, plain)
 
@@ -126,19 +126,19 @@ def test_an_identity_moment_gives_the_plain_encoding(tables, block_size, size):
 def test_no_row_of_the_output_is_further_off_than_by_plain_encoding(tables, block_size, rows):
     weight, x = random(48, WIDTH, seed=6), correlated(rows)
     moment = x.T @ x
-    result = encode_compensated_rows(weight, moment, factorize(moment, block_size), tables, block_size)
+    result = encode_calibrated_rows(weight, moment, factorize(moment, block_size), tables, block_size)
     plain = _outputs_lost(weight, reference.encode_weight_rows(weight, tables, block_size), x, tables)
-    compensated = _outputs_lost(weight, result.rows, x, tables)
-    assert (compensated <= plain * (1 + 1e-4)).all()
-    assert compensated.sum() < 0.6 * plain.sum()
+    calibrated = _outputs_lost(weight, result.rows, x, tables)
+    assert (calibrated <= plain * (1 + 1e-4)).all()
+    assert calibrated.sum() < 0.6 * plain.sum()
     torch.testing.assert_close(result.plain, plain, rtol=1e-3, atol=0)
-    torch.testing.assert_close(result.error, compensated, rtol=2e-3, atol=1e-3 * float(plain.mean()))
+    torch.testing.assert_close(result.error, calibrated, rtol=2e-3, atol=1e-3 * float(plain.mean()))
 
 
 def test_compensation_holds_on_rows_that_it_did_not_see(tables):
     weight, seen, unseen = random(48, WIDTH, seed=7), correlated(2000), correlated(2000, seed=50)
     moment = seen.T @ seen
-    result = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16)
+    result = encode_calibrated_rows(weight, moment, factorize(moment, 16), tables, 16)
     plain = _outputs_lost(weight, reference.encode_weight_rows(weight, tables, 16), unseen, tables)
     assert _outputs_lost(weight, result.rows, unseen, tables).sum() < 0.6 * plain.sum()
 
@@ -188,7 +188,7 @@ def test_refined_codes_hold_on_rows_that_they_did_not_see(tables):
     weight, seen, unseen = random(48, WIDTH, seed=7), correlated(2000), correlated(2000, seed=50)
     moment = seen.T @ seen
     factor = factorize(moment, 16)
-    once, refined = (encode_compensated_rows(weight, moment, factor, tables, 16, passes).rows for passes in (0, 2))
+    once, refined = (encode_calibrated_rows(weight, moment, factor, tables, 16, passes).rows for passes in (0, 2))
     lost = [_outputs_lost(weight, rows, unseen, tables).sum() for rows in (once, refined)]
     assert lost[1] < 0.97 * lost[0]
 
@@ -198,7 +198,7 @@ def test_zeros_and_tiny_blocks_are_stored_in_the_one_way_there_is(tables):
     weight[2] = 0
     weight[3, 16:32] = 1e-12
     moment = x.T @ x
-    rows = encode_compensated_rows(weight, moment, factorize(moment, 16), tables, 16).rows
+    rows = encode_calibrated_rows(weight, moment, factorize(moment, 16), tables, 16).rows
     assert not rows.codes[2].any()
     assert not rows.meta[2].any()
     empty = (reference.unpack(rows.codes).view(6, -1, 16) & 7).amax(2) == 0

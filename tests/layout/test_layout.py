@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from layout_report import report
+from layout_report import imported, report
 
 ROOT = Path(__file__).parents[2]
 # From the top down; a room imports its own kind and what stands below it. Rooms in one line do not know each other.
@@ -72,17 +72,6 @@ def place(name: str) -> tuple[int, str]:
     ]
     assert matches, f"{name} has no level: give its room one in LEVELS"
     return max(matches)[1:]
-
-
-def imported(path: Path) -> list[tuple[int, str]]:
-    """(number of leading dots, module and what is taken of it) of every import in a file, at any depth of its code."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [(0, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += [(node.level, ".".join(filter(None, (node.module, alias.name)))) for alias in node.names]
-    return found
 
 
 def target(path: Path, dots: int, module: str) -> str:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import comfyui_stand_in
 import pytest
 import torch
-from test_layout import imported
+from layout_report import imported
 
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
 from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError

@@ -11,6 +11,7 @@ from sedialect.cli.main import main
 from sedialect.sedialect_core.errors import InputError
 
 pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
+from sedialect.sedialect_core.storage.marked import marked
 from sedialect.web import kept_results as measured
 from sedialect.web import trial
 from sedialect.web.parts import results_charts
@@ -100,15 +101,9 @@ def test_ticks_are_few_and_span_the_values(low, high):
     assert ticks[0] <= low <= high <= ticks[-1] and 2 <= len(ticks) <= 9
 
 
-def test_what_a_trial_found_goes_between_the_marks_of_a_document(tmp_path):
-    page = tmp_path / "app.md"
-    page.write_text(f"before\n{trial.BEGIN}\nold\n{trial.END}\nafter {trial.END}\n", encoding="utf-8")
-    trial.write_between_marks(page, "new")
-    assert page.read_text(encoding="utf-8") == f"before\n{trial.BEGIN}\nnew\n{trial.END}\nafter {trial.END}\n"
-    page.write_text("no marks", encoding="utf-8")
-    with pytest.raises(InputError, match="must hold <!-- trial --> once"):
-        trial.write_between_marks(page, "new")
-    assert trial.BEGIN in (ROOT / "docs/app.md").read_text(encoding="utf-8")
+def test_the_page_has_a_place_for_what_a_trial_found():
+    page = ROOT / "docs/app.md"
+    assert "\nnew\n" in marked(page.read_text(encoding="utf-8"), {trial.PART: "new"}, page)
 
 
 def test_a_trial_tells_how_memory_grew():

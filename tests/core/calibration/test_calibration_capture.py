@@ -231,7 +231,7 @@ def test_quantizing_by_calibration_brings_outputs_nearer_to_16_bit(cache, rotati
     plan = quantize_layers(calibrated, config, calibration=cache.component("transformer"))
     lost = [0.0, 0.0]
     for layer in plan.quantized:
-        assert layer.compensated
+        assert layer.calibrated
         moment = cache.component("transformer")[layer.name].moment
         weight = original.get_submodule(layer.name).weight.detach()
         for i, model in enumerate((plain, calibrated)):
@@ -278,7 +278,7 @@ def test_enabling_with_prompts_samples_them_first(monkeypatch):
     pipe.enable_sedialect(calibration=REQUESTS, progress=False)
     assert sampled == REQUESTS
     for expert in (pipe.transformer, pipe.transformer_2):
-        assert all(layer.compensated for layer in expert._sedialect.plan.quantized)
+        assert all(layer.calibrated for layer in expert._sedialect.plan.quantized)
 
 
 def test_rotations_are_taken_where_they_help_and_only_there():

@@ -5,7 +5,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from test_checkpoint import same
+from checkpoint_files import same
 from tiny_pipelines import build
 
 from sedialect.cli import main as cli
@@ -69,8 +69,8 @@ def test_a_stopped_run_goes_on_and_knows_what_was_rotated(model, quantized, tmp_
             raise Stopped
         return original(*arguments, **settings)
 
-    original = calibrated.encode_compensated
-    monkeypatch.setattr(calibrated, "encode_compensated", encode)
+    original = calibrated.encode_calibrated
+    monkeypatch.setattr(calibrated, "encode_calibrated", encode)
     with pytest.raises(Stopped):
         quantize(model, tmp_path / "out", "--max-shard-size", "4KB")
     assert list((tmp_path / ".out.unfinished").glob("*.safetensors"))

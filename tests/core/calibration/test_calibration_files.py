@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoint_files import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
 from model_outputs import outputs
 from quantized_pipelines import lora, quantized
 from safetensors import safe_open
-from test_checkpoint import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 from torch import nn
@@ -159,7 +159,7 @@ def test_a_lora_is_fused_into_rotated_layers_and_taken_out_bit_for_bit():
 
 def test_fusing_a_lora_into_calibrated_weights_says_what_is_lost():
     pipe, _ = quantized()
-    pipe.transformer.blocks[0].attn1.to_q.compensated = True
+    pipe.transformer.blocks[0].attn1.to_q.calibrated = True
     pipe.load_lora_weights(lora(), adapter_name="a")
     with pytest.warns(UserWarning, match="is fused into calibrated weights; .*encoded without calibration"):
         pipe.fuse_lora()

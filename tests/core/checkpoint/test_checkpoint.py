@@ -11,28 +11,20 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from checkpoint_files import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
 from model_outputs import outputs, tensors
+from quantized_pipelines import layers, lora
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from test_pipelines import layers, lora
+from safetensors.torch import load_file
 from tiny_models import TINY, VARIANTS
 from tiny_pipelines import PIPELINES, build, generate
-from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
 from sedialect.sedialect_core.checkpoint.format import RECORD
 from sedialect.sedialect_core.errors import ConfigError, EncodeError, FormatbookError, InputError, ModelError
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "v1"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 WAN = "WanTransformer3DModel"
-EXACT = {"dtype": torch.float32}
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def same(one: nn.Module, two: nn.Module) -> bool:
-    a, b = one.state_dict(), two.state_dict()
-    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("name", [*TINY, *(name for name in VARIANTS if "fused" not in name and "nabla" not in name)])
@@ -69,10 +61,6 @@ def saved(plain, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("saved")
     load(plain, quantization_config=SeDialectConfig()).save_pretrained(folder)
     return folder
-
-
-def load(folder: Path | str, **arguments) -> nn.Module:
-    return diffusers.WanTransformer3DModel.from_pretrained(folder, **arguments)
 
 
 @pytest.mark.parametrize("family", PIPELINES)
@@ -305,7 +293,7 @@ def test_dequantize_works_after_enabling_too():
 def test_saving_with_a_lora_is_refused_and_works_without(tmp_path):
     pipe, _ = build("wan")
     pipe.enable_sedialect(progress=False)
-    pipe.load_lora_weights(lora(pipe))
+    pipe.load_lora_weights(lora(scale=1.0))
     with pytest.raises(ModelError, match="a LoRA is loaded .* call pipe.unload_lora_weights"):
         pipe.transformer.save_pretrained(tmp_path)
     assert not any(tmp_path.iterdir())
@@ -316,7 +304,7 @@ def test_saving_with_a_lora_is_refused_and_works_without(tmp_path):
 
 def test_enabling_with_a_lora_and_saving_without_it(tmp_path):
     pipe, _ = build("wan")
-    pipe.load_lora_weights(lora(pipe))
+    pipe.load_lora_weights(lora(scale=1.0))
     pipe.enable_sedialect(progress=False)
     pipe.unload_lora_weights()
     pipe.transformer.save_pretrained(tmp_path)
@@ -358,20 +346,6 @@ def test_copies_save_and_models_are_let_go(saved, tmp_path):
     gone = weakref.ref(model)
     del model
     assert gone() is None  # without waiting for the garbage collector: on a GPU that would be memory
-
-
-def rewrite(folder: Path, change) -> None:
-    """Write the weights again, after `change(tensors, metadata)`."""
-    with safe_open(folder / WEIGHTS, "pt") as opened:
-        metadata = opened.metadata()
-    state = {key: value.clone() for key, value in load_file(folder / WEIGHTS).items()}
-    change(state, metadata)
-    save_file(state, folder / WEIGHTS, metadata=metadata)
-
-
-def record(state: dict, **changes) -> None:
-    data = json.loads(state[RECORD].numpy().tobytes()) | changes
-    state[RECORD] = torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)
 
 
 def drop(key):

@@ -13,9 +13,9 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from checkpoint_files import WEIGHTS, same
 from interruptible import PATIENCE, start
 from safetensors.torch import load_file, save_file
-from test_checkpoint import WEIGHTS, same
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from quantized_pipelines import WEIGHT_ONLY, close, layers, lora, quantized, twin
+from quantized_pipelines import WEIGHT_ONLY, close, layers, load_lora, load_two, lora, quantized, twin
 from tiny_pipelines import build, generate
 
 from sedialect import encode
@@ -31,18 +31,8 @@ def both(action):
     return generate(pipe, arguments), generate(plain, arguments), generate(quantized(**WEIGHT_ONLY)[0], arguments)
 
 
-def load(pipe):
-    pipe.load_lora_weights(lora(), adapter_name="a")
-
-
-def load_two(pipe):
-    load(pipe)
-    pipe.load_lora_weights(lora(seed=6), adapter_name="b")
-    pipe.set_adapters(["a", "b"], [0.5, 0.7])
-
-
 def scale_in_attention(pipe):
-    load(pipe)
+    load_lora(pipe)
     pipe.set_adapters("a", 0.25)
 
 
@@ -52,14 +42,14 @@ def delete_one(pipe):
 
 
 def disable_and_enable(pipe):
-    load(pipe)
+    load_lora(pipe)
     pipe.disable_lora()
     pipe.enable_lora()
 
 
 def hotswap(pipe):
     pipe.enable_lora_hotswap(target_rank=8)
-    load(pipe)
+    load_lora(pipe)
     pipe.load_lora_weights(lora(seed=6), adapter_name="a", hotswap=True)
 
 
@@ -74,7 +64,7 @@ def load_dora(pipe):
 @pytest.mark.parametrize(
     "action",
     [
-        pytest.param(load, marks=feature("LoRA: load", "first")),
+        pytest.param(load_lora, marks=feature("LoRA: load", "first")),
         pytest.param(load_two, marks=feature("LoRA: several, with weights (`set_adapters`)", "first")),
         pytest.param(scale_in_attention, marks=feature("LoRA: scale", "first")),
         pytest.param(delete_one, marks=feature("LoRA: delete one of two", "first")),
@@ -96,7 +86,7 @@ def test_a_lora_acts_as_on_the_decoded_weights(action):
 def test_without_its_lora_a_model_is_what_it_was(undo):
     pipe, arguments = quantized()
     before = generate(pipe, arguments)
-    load(pipe)
+    load_lora(pipe)
     getattr(pipe, undo)()
     assert torch.equal(generate(pipe, arguments), before)
 
@@ -104,7 +94,7 @@ def test_without_its_lora_a_model_is_what_it_was(undo):
 @pytest.mark.parametrize(
     "action",
     [
-        pytest.param(load, marks=feature("LoRA: load", "after")),
+        pytest.param(load_lora, marks=feature("LoRA: load", "after")),
         pytest.param(load_two, marks=feature("LoRA: several, with weights (`set_adapters`)", "after")),
         pytest.param(scale_in_attention, marks=feature("LoRA: scale", "after")),
         pytest.param(delete_one, marks=feature("LoRA: delete one of two", "after")),
@@ -126,7 +116,7 @@ def test_the_order_of_lora_and_enabling_does_not_matter(action):
 def test_a_lora_loaded_before_can_be_unloaded_after():
     wanted = generate(*quantized())
     pipe, arguments = build("wan")
-    load(pipe)
+    load_lora(pipe)
     pipe.enable_sedialect(progress=False)
     pipe.disable_lora()
     assert torch.equal(generate(pipe, arguments), wanted)
@@ -197,7 +187,7 @@ def test_loras_can_be_fused_one_after_the_other():
 @FUSE
 def test_a_fused_lora_stays_when_it_is_unloaded_and_in_copies():
     pipe, arguments = quantized()
-    load(pipe)
+    load_lora(pipe)
     pipe.fuse_lora()
     fused = generate(pipe, arguments)
     twin_of_fused = copy.deepcopy(pipe.transformer)
@@ -214,7 +204,7 @@ def test_a_fused_lora_stays_when_it_is_unloaded_and_in_copies():
 )
 def test_what_was_fused_before_quantizing_stays_and_is_said_to():
     pipe, arguments = build("wan")
-    load(pipe)
+    load_lora(pipe)
     pipe.fuse_lora()
     pipe.enable_sedialect(progress=False)
     fused = generate(pipe, arguments)
@@ -222,7 +212,7 @@ def test_what_was_fused_before_quantizing_stays_and_is_said_to():
         pipe.unfuse_lora()
     pipe.unload_lora_weights()
     assert torch.equal(generate(pipe, arguments), fused)
-    load(pipe)
+    load_lora(pipe)
     pipe.fuse_lora()
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
@@ -270,7 +260,7 @@ def test_a_fused_pipeline_is_not_disabled_before_it_is_unfused():
     pipe, arguments = build("wan")
     plain = generate(pipe, arguments)
     pipe.enable_sedialect(keep_original=True, progress=False)
-    load(pipe)
+    load_lora(pipe)
     pipe.fuse_lora()
     with pytest.raises(ModelError, match="transformer has LoRA a fused into its codes; call pipe.unfuse_lora"):
         pipe.disable_sedialect()
@@ -282,7 +272,7 @@ def test_a_fused_pipeline_is_not_disabled_before_it_is_unfused():
 
 def test_fusing_into_layers_that_are_not_in_memory_is_refused():
     pipe, _ = quantized()
-    load(pipe)
+    load_lora(pipe)
     pipe.enable_sequential_cpu_offload(device="cpu")
     with pytest.raises(ModelError, match="weights are not in memory .device meta.*call fuse_lora.. before offloading"):
         pipe.fuse_lora()
@@ -291,7 +281,7 @@ def test_fusing_into_layers_that_are_not_in_memory_is_refused():
 def test_loras_on_layers_that_are_not_ours_are_fused_as_ever():
     plain, arguments = build("wan")
     before = generate(plain, arguments)
-    load(plain)
+    load_lora(plain)
     unfused = generate(plain, arguments)
     plain.fuse_lora()
     assert close(generate(plain, arguments), unfused)

@@ -6,15 +6,11 @@ import sys
 
 import pytest
 import torch
+from quantized_pipelines import layers, lora
 from tiny_pipelines import PIPELINES, build, generate
-from torch import nn
 
 from sedialect import SeDialectConfig, SeDialectLinear
 from sedialect.sedialect_core.errors import ConfigError, ModelError
-
-
-def layers(model: nn.Module) -> list[SeDialectLinear]:
-    return [module for module in model.modules() if isinstance(module, SeDialectLinear)]
 
 
 @pytest.mark.parametrize("family", PIPELINES)
@@ -230,29 +226,17 @@ def test_copies_of_a_quantized_pipeline_run_alike():
     assert torch.equal(generate(pipe, arguments), before)
 
 
-def lora(pipe, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    """A LoRA on the self-attention of every block, in diffusers' names."""
-    torch.manual_seed(5)
-    state = {}
-    for block in range(2):
-        for name in ("to_q", "to_k", "to_v", "to_out.0"):
-            key = f"transformer.blocks.{block}.attn1.{name}"
-            state[f"{key}.lora_A.weight"] = torch.randn(4, 32) * scale
-            state[f"{key}.lora_B.weight"] = torch.randn(32, 4) * scale
-    return state
-
-
 def test_a_lora_works_on_quantized_layers_whether_loaded_before_or_after():
     pipe, arguments = build("wan")
     pipe.enable_sedialect(progress=False)
     without = generate(pipe, arguments)
-    pipe.load_lora_weights(lora(pipe))
+    pipe.load_lora_weights(lora(scale=1.0))
     after = generate(pipe, arguments)
     pipe.unload_lora_weights()
     assert torch.equal(generate(pipe, arguments), without)
 
     pipe, arguments = build("wan")
-    pipe.load_lora_weights(lora(pipe))
+    pipe.load_lora_weights(lora(scale=1.0))
     plain = generate(pipe, arguments)
     pipe.enable_sedialect(keep_original=True, progress=False)
     before = generate(pipe, arguments)
@@ -267,7 +251,7 @@ def test_a_lora_works_on_quantized_layers_whether_loaded_before_or_after():
 def test_originals_come_back_even_if_a_lora_was_unloaded_in_between():
     pipe, arguments = build("wan")
     plain = generate(pipe, arguments)
-    pipe.load_lora_weights(lora(pipe))
+    pipe.load_lora_weights(lora(scale=1.0))
     pipe.enable_sedialect(keep_original=True, progress=False)
     pipe.unload_lora_weights()
     pipe.disable_sedialect()

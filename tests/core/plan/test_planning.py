@@ -100,7 +100,7 @@ def test_the_readme_holds_the_table_that_the_command_prints(tmp_path, capsys):
     assert other.read_text() == f"a\n<!-- memory table -->\n{table}\n<!-- /memory table -->\nb\n"
     other.write_text("no markers")
     assert cli.main(["plan", "--table", "--write", str(other)]) == 2
-    assert "has no <!-- memory table -->" in capsys.readouterr().err
+    assert "must hold <!-- memory table --> and, after it, <!-- /memory table -->, each once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["wan", "hunyuan", "ltx", "cogvideox", "mochi"])

@@ -6,10 +6,10 @@ from dataclasses import replace
 import diffusers
 import pytest
 import torch
+from checkpoint_files import RECORD, WEIGHTS, record, rewrite, same
 from model_outputs import outputs
+from quantized_pipelines import load_two
 from safetensors.torch import load_file
-from test_checkpoint import RECORD, WEIGHTS, record, rewrite, same
-from test_lora import load_two
 from tiny_models import TINY
 from tiny_pipelines import build, generate
 
@@ -248,13 +248,13 @@ def test_with_inputs_in_view_exponents_are_taken_where_they_help_and_only_there(
     assert plan.equalized == "" and encoded.equalizer is None
     size = 1 + 60.0 * (torch.arange(64) % 16 == 3)
     plan, encoded = chosen(rows * size, weight / size, rotation, diagonal=diagonal)
-    assert plan.equalized in ("weights", "inputs") and plan.compensated == (not diagonal)
+    assert plan.equalized in ("weights", "inputs") and plan.calibrated == (not diagonal)
     assert (encoded.equalizer[size > 1] >= 5).all() and (encoded.equalizer[size == 1].abs() <= 1).all()
     plan, encoded = chosen(rows * size, weight, rotation, diagonal=diagonal)  # the weight does not tell
     assert plan.equalized == "inputs" and (encoded.equalizer[size > 1] >= 2).all()
 
 
-def test_equalized_and_compensated_weights_lose_little_of_planted_outliers():
+def test_equalized_and_calibrated_weights_lose_little_of_planted_outliers():
     generator = torch.Generator().manual_seed(1)
     weight, rows = torch.randn(96, 64, generator=generator), torch.randn(800, 64, generator=generator)
     size = 1 + 31.0 * (torch.arange(64) % 32 == 3)
@@ -278,7 +278,7 @@ def test_a_weight_that_shares_its_input_with_none_is_asked_for_once(monkeypatch)
     assert asked.count("blocks.0.attn1.to_out.0") == 1 and asked.count("blocks.0.attn1.to_q") == 2
 
 
-def test_a_glance_equalizes_by_inputs_and_compensates_nothing(tmp_path, monkeypatch):
+def test_a_glance_equalizes_by_inputs_and_calibrates_nothing(tmp_path, monkeypatch):
     real = moments.requests_of
     small = {"height": 32, "width": 48, "num_frames": 5}  # the pipeline's own size is for real models
     monkeypatch.setattr(moments, "requests_of", lambda *given: [replace(one, **small) for one in real(*given)])
@@ -293,7 +293,7 @@ def test_a_glance_equalizes_by_inputs_and_compensates_nothing(tmp_path, monkeypa
     pipe.enable_sedialect(calibration=tmp_path / "glance", progress=False)
     plan = pipe.transformer._sedialect.plan
     assert "equalized by a glance at one prompt" in str(plan)
-    assert not any(layer.compensated for layer in plan.quantized)
+    assert not any(layer.calibrated for layer in plan.quantized)
     assert {"weights", "inputs"} & {layer.equalized for layer in plan.quantized}
     assert torch.isfinite(torch.as_tensor(generate(pipe, arguments))).all()
     again, _ = build("wan")

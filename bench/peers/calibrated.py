@@ -74,7 +74,7 @@ def blocks_of(peer: Peer, weight: torch.Tensor) -> ScaledBlocks:
     """A peer's format for a weight [N, K].
 
     Raises:
-        InputError: the peer has no blocks to be compensated, or K is not a multiple of its block.
+        InputError: the peer has no blocks to be calibrated, or K is not a multiple of its block.
     """
     formats: dict[str, Callable[[torch.Tensor], ScaledBlocks]] = {
         NVFP4.name: _nvfp4,
@@ -87,8 +87,8 @@ def blocks_of(peer: Peer, weight: torch.Tensor) -> ScaledBlocks:
     return formats[peer.name](weight)
 
 
-def compensated_weight(weight: torch.Tensor, statistics: InputStatistics, peer: Peer, rotation: int = 0) -> torch.Tensor:
-    """A weight [N, K] as a compensated peer would decode it, float32; rotated, if it is to meet rotated activations.
+def calibrated_weight(weight: torch.Tensor, statistics: InputStatistics, peer: Peer, rotation: int = 0) -> torch.Tensor:
+    """A weight [N, K] as a calibrated peer would decode it, float32; rotated, if it is to meet rotated activations.
 
     Rows whose output on the calibration rows would be further off than by the peer's own rounding keep that; all do where
     the moment is of no use.
@@ -103,9 +103,9 @@ def compensated_weight(weight: torch.Tensor, statistics: InputStatistics, peer: 
     factor = factorize(moment, form.block_size, DAMPING * max(1.0, len(moment) / max(1, statistics.count)))
     if factor is None:
         return plain
-    compensated = refine(weight, compensate(weight, factor, form), moment, factor, form)
-    better = output_error(compensated - weight, moment) < output_error(plain - weight, moment)
-    return torch.where(better.unsqueeze(1), compensated, plain)
+    calibrated = refine(weight, compensate(weight, factor, form), moment, factor, form)
+    better = output_error(calibrated - weight, moment) < output_error(plain - weight, moment)
+    return torch.where(better.unsqueeze(1), calibrated, plain)
 
 
 def rotated(peer: Peer, size: int) -> Peer:

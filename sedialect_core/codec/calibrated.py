@@ -5,21 +5,21 @@ from typing import NamedTuple
 import torch
 
 from ...kernels.compensation import REFINING, Factor
-from ...kernels.dialect_blocks import encode_compensated_rows
+from ...kernels.dialect_blocks import encode_calibrated_rows
 from ...kernels.transform import UNCHANGED, InputTransform, transform_weight
 from ..errors import EncodeError
 from ..formatbook import Formatbook
 from .encoded import EncodedTensor, check_encodable
 
 
-class Compensated(NamedTuple):
+class Calibrated(NamedTuple):
     """A weight, and the squared error of the layer's output on the calibration rows, as a part of plain encoding's."""
 
     encoded: EncodedTensor
     error: float
 
 
-def encode_compensated(
+def encode_calibrated(
     weight: torch.Tensor,
     moment: torch.Tensor,
     factor: Factor,
@@ -29,7 +29,7 @@ def encode_compensated(
     transform: InputTransform = UNCHANGED,
     name: str = "weight",
     passes: int = REFINING,
-) -> Compensated:
+) -> Calibrated:
     """Encode a weight [N, K] as `encode` does, but so that its errors cancel in products with the calibration rows.
 
     Args:
@@ -45,7 +45,7 @@ def encode_compensated(
     if not bool(weight.isfinite().all()):
         raise EncodeError(f"{name} holds NaN or Inf; load a sound checkpoint or leave this layer out")
     rows = transform_weight(weight, transform)
-    result = encode_compensated_rows(rows, moment, factor, formatbook.tables(weight.device), block_size, passes)
+    result = encode_calibrated_rows(rows, moment, factor, formatbook.tables(weight.device), block_size, passes)
     plain = float(result.plain.sum())
     encoded = EncodedTensor(*result.rows, block_size, "weight", formatbook, transform.rotation, transform.equalizer)
-    return Compensated(encoded, float(result.error.sum()) / plain if plain else 1.0)
+    return Calibrated(encoded, float(result.error.sum()) / plain if plain else 1.0)
