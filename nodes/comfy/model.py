@@ -22,6 +22,7 @@ from comfy.hooks import EnumHookMode
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from safetensors import safe_open
 
+from ...kernels.transform import InputTransform, transform_weight
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
 from ...sedialect_core.checkpoint.format import RECORD, Record
@@ -34,7 +35,7 @@ from ...sedialect_core.formatbook.matching import find_book, weights_digest
 from ...sedialect_core.plan.layers import LayerPlan, Plan
 from ...sedialect_core.plan.report import ModelReport, implementations, report_of
 from ...sedialect_core.plan.rules import make_plan, recorded_plan
-from ...sedialect_core.quantize.weights import WeightEncoder, groups_of
+from ...sedialect_core.quantize.weights import WeightEncoder, exponents_by_weights, groups_of
 from . import layout
 from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
@@ -219,10 +220,17 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
         interruptible()
         watch(done, total)
 
-    for number, layer in enumerate(layers):
-        step(number)
-        rows = spread_rows(weights[f"{layer.name}.weight"], WEIGHT_ROWS)
-        add_weight(sample, rows.float().cpu(), start.tables(), block_size)
+    def weight_of(layer: LayerPlan) -> Any:
+        return weights[f"{layer.name}.weight"]
+
+    done = 0
+    for group in groups_of(layers):
+        transform = InputTransform(exponents_by_weights(group, weight_of))
+        for layer in group:
+            step(done)
+            rows = transform_weight(spread_rows(weight_of(layer), WEIGHT_ROWS), transform)
+            add_weight(sample, rows.float().cpu(), start.tables(), block_size)
+            done += 1
     digest = weights_digest(network)
     name = f"{type(network).__name__}-{digest[:8]}-{block_size}"
     highest = start.dialects[0].maximum

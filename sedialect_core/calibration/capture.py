@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from ...kernels import reference
-from ...kernels.rotation import rotate_rows
 from ...kernels.tables import DialectTables
+from ...kernels.transform import UNCHANGED, InputTransform, transform_rows, transform_weight
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..formatbook.blocks import BlockSample
 from ..inspection.timesteps import TimestepClock
+from ..plan.layers import LayerPlan
 from ..plan.rules import make_plan
+from ..quantize.weights import exponents_by_weights, groups_of
 
 ROWS = 64  # of one input that are looked at: enough, for every layer, step and prompt brings as many
 WEIGHT_ROWS = 256  # of one weight
@@ -27,37 +29,50 @@ OnRows = Callable[[str, torch.Tensor], None]
 class Target:
     """A linear that the plan would quantize, by the name of its component and its own, and whether its inputs are, too.
 
-    What is shown of it is rotated by blocks of `rotation`, as the quantized layer would; 0: not.
+    What is shown of it is equalized and rotated by `transform`, as the quantized layer would.
     """
 
     name: str
     linear: nn.Linear
     activations: bool
-    rotation: int = 0
+    transform: InputTransform = UNCHANGED
 
     def weight_rows(self, count: int, offset: float = 0.0) -> torch.Tensor:
-        """Rows of the weight, as of `spread_rows`, rotated where the layer is."""
+        """Rows of the weight, as of `spread_rows`, equalized and rotated where the layer is."""
         rows = spread_rows(self.linear.weight.detach(), count, offset)
-        return rotate_rows(rows, self.rotation)
+        return transform_weight(rows, self.transform)
 
 
 def targets_of(models: Mapping[str, nn.Module], config: SeDialectConfig) -> list[Target]:
-    """The linears that `config` would quantize.
+    """The linears that `config` would quantize, equalized by their weights as without a calibration.
 
     Raises:
         ModelError: a model has none, is quantized already, or none takes 4-bit activations.
     """
     found = []
     for component, model in models.items():
-        for layer in make_plan(model, config).quantized:
-            linear = model.get_submodule(layer.name)
-            assert isinstance(linear, nn.Linear)
-            if linear.weight.device.type == "meta":
-                raise ModelError(f"{component}.{layer.name}.weight is not in memory (device meta); fit without offloading")
-            found.append(Target(f"{component}.{layer.name}", linear, layer.precision == "w4a4", layer.rotation))
+        for group in groups_of(make_plan(model, config).quantized):
+            linears = {layer.name: _in_memory(model, component, layer) for layer in group}
+            exponents = exponents_by_weights(group, _weights_of(linears))
+            for layer in group:
+                transform = InputTransform(exponents, layer.rotation)
+                linear = linears[layer.name]
+                found.append(Target(f"{component}.{layer.name}", linear, layer.precision == "w4a4", transform))
     if not any(target.activations for target in found):
         raise ModelError(f"precision {config.precision!r} has no 4-bit activations to fit a formatbook to; use 'w4a4'")
     return found
+
+
+def _in_memory(model: nn.Module, component: str, layer: LayerPlan) -> nn.Linear:
+    linear = model.get_submodule(layer.name)
+    assert isinstance(linear, nn.Linear)
+    if linear.weight.device.type == "meta":
+        raise ModelError(f"{component}.{layer.name}.weight is not in memory (device meta); fit without offloading")
+    return linear
+
+
+def _weights_of(linears: Mapping[str, nn.Linear]) -> Callable[[LayerPlan], torch.Tensor]:
+    return lambda layer: linears[layer.name].weight.detach()
 
 
 @contextmanager
@@ -147,11 +162,11 @@ class _Hook:
     """A linear's forward pre-hook."""
 
     def __init__(self, target: Target, steps: Steps, on_rows: OnRows, rows: int | None) -> None:
-        self.name, self.rotation, self.steps, self.on_rows, self.rows = target.name, target.rotation, steps, on_rows, rows
+        self.name, self.transform, self.steps, self.on_rows, self.rows = target.name, target.transform, steps, on_rows, rows
 
     def __call__(self, linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.steps.chosen:
             x = args[0] if args else kwargs["input"]
             rows = x.detach().reshape(-1, x.shape[-1])
             rows = rows if self.rows is None else spread_rows(rows, self.rows)
-            self.on_rows(self.name, rotate_rows(rows, self.rotation))
+            self.on_rows(self.name, transform_rows(rows, self.transform))

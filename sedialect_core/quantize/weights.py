@@ -104,10 +104,7 @@ class WeightEncoder:
             yield self._plain(told, weight_of(layer), chosen)
 
     def _by_weights(self, group: Sequence[LayerPlan], weight_of: Callable[[LayerPlan], torch.Tensor]) -> "_Chosen":
-        """Exponents by the columns of the group's weights, where the plan wants some."""
-        if not any(layer.equalized for layer in group):
-            return _Chosen()
-        found = equalization.by_weights(equalization.column_norms(weight_of(layer) for layer in group))
+        found = exponents_by_weights(group, weight_of)
         return _Chosen() if found is None else _Chosen(found, "weights")
 
     def _by_inputs(
@@ -206,6 +203,14 @@ class WeightEncoder:
         wanted = functional.linear(rows, weight)
         lost = functional.linear(read, encoded.coded_values()) - wanted
         return float(lost.double().square().sum() / wanted.double().square().sum().clamp_min(1e-30))
+
+
+def exponents_by_weights(group: Sequence[LayerPlan], weight_of: Callable[[LayerPlan], torch.Tensor]) -> torch.Tensor | None:
+    """Exponents, int8 [K], by the columns of the weights [N, K] of layers that read one input; None where the plan wants
+    none, or all are 0."""
+    if not any(layer.equalized for layer in group):
+        return None
+    return equalization.by_weights(equalization.column_norms(weight_of(layer) for layer in group))
 
 
 def _judged_rows(weight: torch.Tensor) -> torch.Tensor:

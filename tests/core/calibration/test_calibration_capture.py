@@ -9,12 +9,14 @@ import torch
 from tiny_pipelines import build, generate
 
 from sedialect import Formatbook, SeDialectConfig
+from sedialect.bench.outliers import plant_outliers
 from sedialect.kernels.reference import encode_weight_rows
 from sedialect.kernels.rotation import rotate_rows
+from sedialect.kernels.transform import UNCHANGED, transform_rows, transform_weight
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.calibration import gathering, moments, prompts
 from sedialect.sedialect_core.calibration.cache import INDEX, CalibrationCache
-from sedialect.sedialect_core.calibration.capture import targets_of, watching
+from sedialect.sedialect_core.calibration.capture import spread_rows, targets_of, watching
 from sedialect.sedialect_core.calibration.moments import calibrate
 from sedialect.sedialect_core.errors import InputError, ModelError
 from sedialect.sedialect_core.plan.layers import LayerPlan
@@ -321,3 +323,25 @@ def test_formatbooks_are_fitted_to_what_rotated_layers_encode(pipe):
     assert len(shown[0]) == len(shown[16]) > 20
     for plain, rotated in zip(shown[0], shown[16], strict=True):
         assert torch.equal(rotate_rows(plain, 16), rotated)
+
+
+@pytest.mark.parametrize("rotation", [0, 16])
+def test_formatbooks_are_fitted_to_what_equalized_layers_encode(rotation):
+    pipe, _ = build("wan")
+    plant_outliers(pipe.transformer, 32)
+    models, config = {"transformer": pipe.transformer}, SeDialectConfig(rotation=rotation)
+    targets, read, shown = targets_of(models, config), [], []
+    with (
+        watching(models, targets, 1, lambda name, rows: shown.append((name, rows))),
+        watching(models, [replace(target, transform=UNCHANGED) for target in targets], 1, lambda _, rows: read.append(rows)),
+    ):
+        moments.generate(pipe, REQUESTS[0], "", "latent", progress=False)
+    weights = {target.name: target.weight_rows(8) for target in targets}
+    plain = {target.name: spread_rows(target.linear.weight.detach(), 8) for target in targets}
+    pipe.enable_sedialect(config, progress=False)
+    layers = {name: pipe.transformer.get_submodule(name.partition(".")[2]) for name in weights}
+    assert sum(layer.weight_equalizer is not None for layer in layers.values()) > 5
+    for name, layer in layers.items():
+        assert torch.equal(weights[name], transform_weight(plain[name], layer.transform))
+    for (name, rows), whole in zip(shown, read, strict=True):
+        assert torch.equal(rows, transform_rows(whole, layers[name].transform))
