@@ -4,8 +4,7 @@ A program reads a few rows, keeps them in registers, in pieces, finds their maxi
 What an element costs is one load from a 2 KB table, `DialectTables.choices`. Residual rows are a second launch, for they
 need the first one's result.
 
-Tiles are [BLOCK, PIECE, ROWS], the elements of a block first: that is the order in which Triton lays out what it loads from
-scattered addresses, so that the table's entries arrive in the threads that hold the elements.
+Tiles are [BLOCK, PIECE, ROWS], the elements of a block first.
 """
 
 from functools import cache
@@ -19,7 +18,7 @@ from .guidance import UNGUIDED, RowGuidance
 from .reference import SHARED_DIALECT, SHARED_MASK
 from .tables import ERROR_BIAS, DialectTables
 from .transform import UNCHANGED, InputTransform
-from .triton_rows import lift_of, load_piece, source_rows, whole
+from .triton_rows import lift_of, load_piece, look_up, source_rows, whole
 
 # Fraction bits to keep of numbers below 32 so that their integer parts are right: a type's mantissa bits, if there is room.
 Q_SHIFTS = {torch.bfloat16: 8, torch.float16: 11, torch.float32: 0}
@@ -104,7 +103,7 @@ def encode_kernel(
             maximum = 15 - tl.minimum(tl.maximum((highest + 1) >> 1, 8), 15)
         if GROUPS:
             maximum = tl.where((allowed & SHARED_MASK) == SHARED, (allowed & 31) // SHAPES, maximum)
-        choices = tl.load(choices_ptr + (q + (maximum << 5)[None, :, :]))
+        choices = look_up(choices_ptr, q + (maximum << 5)[None, :, :])
         if not ALL:
             shape = _best_of_maximum(tl.sum(choices, axis=0), allowed, BLOCK * BIAS, GROUPS)
         if GROUPS:
@@ -248,7 +247,7 @@ def _best_of_all(q, allowed, errors_ptr, SHAPES: tl.constexpr, GROUPS: tl.conste
     least = tl.zeros((q.shape[1], q.shape[2]), tl.int32) + (1 << 16)
     best = tl.zeros_like(least)
     for maximum in tl.static_range(8):
-        sums = tl.sum(tl.load(errors_ptr + (q + maximum * 32)), axis=0)
+        sums = tl.sum(look_up(errors_ptr, q + maximum * 32), axis=0)
         for shape in tl.static_range(SHAPES):
             error = (sums >> (16 * shape)).to(tl.int32) & 0xFFFF
             if GROUPS:

@@ -8,6 +8,7 @@ import triton.language as tl
 from .integers import INTEGER_LIFT
 from .reference import LIFT
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a number below 2^22 with it is a float without a fraction
 
 
@@ -20,6 +21,19 @@ def lift_of(dtype: torch.dtype) -> int:
 def whole(x):
     """The nearest whole number to each of at most 127, int8, ties to even: what is added leaves it in the lowest byte."""
     return (x + MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def look_up(table_ptr, index):
+    """Entries of 64 bits of a table at `index`, in the layout of `index`.
+
+    Triton has a layout of its own for what is loaded from scattered addresses, of another order in each version, and would
+    bring the entries through shared memory to the threads that hold the elements.
+    """
+    if INTERPRETED:
+        return tl.load(table_ptr + index)
+    address = table_ptr.to(tl.int64) + index.to(tl.int64) * 8
+    return tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [address], dtype=tl.int64, is_pure=True, pack=1)
 
 
 @triton.jit
