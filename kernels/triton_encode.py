@@ -4,7 +4,8 @@ A program reads a few rows, keeps them in registers, in pieces, finds their maxi
 What an element costs is one load from a 2 KB table, `DialectTables.choices`. Residual rows are a second launch, for they
 need the first one's result.
 
-Tiles are [BLOCK, PIECE, ROWS], the elements of a block first.
+Tiles are [BLOCK, PIECE, ROWS], the elements of a block first: that is the order in which Triton 3.6 lays out what it loads
+from scattered addresses (`triton_rows.look_up` has the later versions).
 """
 
 from functools import cache

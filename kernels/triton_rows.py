@@ -8,7 +8,8 @@ import triton.language as tl
 from .integers import INTEGER_LIFT
 from .reference import LIFT
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Where scattered loads are laid out as tiles of the blocks' elements first are: up to Triton 3.6, and where it is interpreted.
+LIES_WELL = tl.constexpr(triton.knobs.runtime.interpret or triton.__version__.startswith("3.6."))
 MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a number below 2^22 with it is a float without a fraction
 
 
@@ -27,10 +28,10 @@ def whole(x):
 def look_up(table_ptr, index):
     """Entries of 64 bits of a table at `index`, in the layout of `index`.
 
-    Triton has a layout of its own for what is loaded from scattered addresses, of another order in each version, and would
-    bring the entries through shared memory to the threads that hold the elements.
+    From 3.7 on, Triton lays out what is loaded from scattered addresses in another order, and would bring the entries
+    through shared memory to the threads that hold the elements.
     """
-    if INTERPRETED:
+    if LIES_WELL:
         return tl.load(table_ptr + index)
     address = table_ptr.to(tl.int64) + index.to(tl.int64) * 8
     return tl.inline_asm_elementwise("ld.global.nc.b64 $0, [$1];", "=l,l", [address], dtype=tl.int64, is_pure=True, pack=1)

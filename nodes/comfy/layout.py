@@ -91,7 +91,7 @@ class SeDialectLayout(QuantizedLayout):
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """The weight as floats, [N, K]."""
         stored = (qdata, params.meta, params.scale)
-        settings = {"block_size": params.block_size, **params.transform._asdict()}
+        settings = {"block_size": params.block_size, "rotation": params.rotation, "equalizer": params.equalizer}
         return EncodedTensor.of_stored(stored, params.book, **settings).dequantize(params.orig_dtype)
 
     @classmethod
@@ -114,7 +114,8 @@ class SeDialectLayout(QuantizedLayout):
             "block_size": params.block_size,
             "precision": params.precision,
             "candidates": params.candidates,
-            **params.transform._asdict(),
+            "rotation": params.rotation,
+            "equalizer": params.equalizer,
         }
 
 

@@ -144,8 +144,8 @@ class Recorder:
     def __init__(self, name, guide):
         self.name, self.guide = name, guide
 
-    def __call__(self, x):
-        guidance = self.guide(x)
+    def __call__(self, x, *transform):
+        guidance = self.guide(x, *transform)
         for part, tensor in guidance._asdict().items():
             if tensor is not None:
                 note(f"{self.name}|{part}", tensor)
@@ -537,8 +537,8 @@ class Counted:
     def __init__(self, name, guide, told):
         self.name, self.guide, self.told = name, guide, told
 
-    def __call__(self, x):
-        guidance = self.guide(x)
+    def __call__(self, x, *transform):
+        guidance = self.guide(x, *transform)
         salient = 0 if guidance.salient is None else guidance.salient.unique().numel()
         groups = 0 if guidance.group is None else int((guidance.group >= 0).sum())
         self.told[self.name] = (salient, groups)

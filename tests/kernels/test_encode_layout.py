@@ -33,7 +33,7 @@ PLAIN = {"ALL": False, "RESIDUAL": False, "GROUPS": False, "SHARED": 0x80, "SHAR
 @pytest.mark.parametrize("equalized", [False, True], ids=["plain", "equalized"])
 @pytest.mark.parametrize("width", [1536, 5120])
 def test_no_layout_is_converted(width, equalized, tmp_path, monkeypatch):
-    """Up to Triton 3.6 entries of tables came as the tiles lie; 3.9 laid them out otherwise, with 51 barriers a program."""
+    """Up to Triton 3.6 entries of tables come as the tiles lie; 3.7 to 3.9 would need some 50 barriers a program."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     span, rows, warps = triton_encode.geometry(width)
     constants = {**DIALECTS, **PLAIN, "K": width, "PIECE": span // 16, "ROWS": rows, "EQUALIZED": equalized, "ROTATION": 0}
