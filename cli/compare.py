@@ -6,21 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..sedialect_core.config import PRESETS, SALIENCES, SHARINGS, SeDialectConfig
+from ..sedialect_core.config import PRESETS, SeDialectConfig
+from ..sedialect_core.settings import SETTINGS, Choice, Number, Numbers, Option, Setting, Switch
 
 if TYPE_CHECKING:
     from ..sedialect_core.video.sampling import Request
-
-OPTIONS = (
-    "formatbook",
-    "block_size",
-    "equalize",
-    "salient_ratio",
-    "salient_by",
-    "semantic",
-    "semantic_sharing",
-    "protected_steps",
-)
 
 
 def add_to(commands: Any) -> None:
@@ -45,21 +35,42 @@ def add_to(commands: Any) -> None:
     compare.set_defaults(run=run_compare)
 
 
-def add_config(command: argparse.ArgumentParser) -> None:
-    """The options that make a `SeDialectConfig`; read them with `config_of`."""
-    command.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
-    command.add_argument("--formatbook", help="a built-in book's name, a file, a folder or a Hub repository")
-    command.add_argument("--block-size", type=int, help="16 or 32")
-    command.add_argument("--salient-ratio", type=float, help="part of the video tokens that get a second term, 0 to 1")
-    command.add_argument("--salient-by", help=", ".join(SALIENCES))
-    command.add_argument(
-        "--no-equalize", dest="equalize", action="store_false", default=None, help="leave outlier channels as they are"
-    )
-    command.add_argument("--semantic", action="store_true", default=None, help="similar tokens share formats")
-    command.add_argument("--semantic-sharing", help=", ".join(SHARINGS))
-    command.add_argument(
-        "--protected-steps", type=int, nargs=2, metavar=("FIRST", "LAST"), help="steps that run with 8-bit activations"
-    )
+def add_config(parser: argparse.ArgumentParser, command: str = "") -> None:
+    """The options that make a `SeDialectConfig`, and those that only `command` has; read them with `config_of`."""
+    parser.add_argument("--preset", default="default", help=f"one of {', '.join(PRESETS)}")
+    for entry in SETTINGS:
+        if entry.option is not None and entry.option.command in ("", command):
+            parser.add_argument(entry.flag, dest=entry.name, default=None, **_argument(entry, entry.option))
+
+
+def _argument(entry: Setting, option: Option) -> dict[str, Any]:
+    """What argparse is told of a setting. Values are checked by the configuration; None leaves them to the preset."""
+    values = entry.values
+    said = (entry.help[0].lower() + entry.help[1:].removesuffix(".")).replace("%", "%%")  # which argparse would fill in
+    if isinstance(values, Switch):
+        off = {"action": "store_false", "help": f"turn this off: {said}"}
+        return off if entry.default else {"action": "store_true", "help": said}
+    bare = "" if option.bare is None else f"; without one: {option.bare}"
+    told: dict[str, Any] = {"help": f"{said} ({values.words}{bare})"}
+    if option.metavar:
+        told["metavar"] = option.metavar
+    if option.bare is not None:
+        told |= {"nargs": "?", "const": option.bare}
+    if isinstance(values, Number):
+        told["type"] = int if values.whole else float
+    elif isinstance(values, Choice):
+        told["type"] = type(values.options[0])
+    if isinstance(values, Numbers):
+        told |= (
+            {"nargs": len(values.parts), "metavar": tuple(map(str.upper, values.parts))} if values.parts else {"nargs": "+"}
+        )
+    return told
+
+
+def given_settings(parsed: argparse.Namespace) -> dict[str, Any]:
+    """The settings that options were given for; the preset has the others."""
+    given = {entry.name: getattr(parsed, entry.name, None) for entry in SETTINGS if entry.option is not None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_dtype(command: argparse.ArgumentParser, what: str) -> None:
@@ -77,8 +88,7 @@ def config_of(parsed: argparse.Namespace) -> SeDialectConfig:
     from ..sedialect_core.formatbook import Formatbook
     from ..sedialect_core.formatbook.matching import is_auto
 
-    given = {name: getattr(parsed, name) for name in OPTIONS if getattr(parsed, name) is not None}
-    config = SeDialectConfig.preset(parsed.preset, **given)
+    config = SeDialectConfig.preset(parsed.preset, **given_settings(parsed))
     if not is_auto(config.formatbook):  # which only the model at hand can answer
         Formatbook.resolve(config.formatbook)
     return config

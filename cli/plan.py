@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sedialect_core.config import PRESETS
 from ..sedialect_core.errors import InputError
-from .compare import OPTIONS, add_config, config_of
+from .compare import add_config, config_of, given_settings
 
 if TYPE_CHECKING:
     from ..sedialect_core.config import SeDialectConfig
@@ -114,10 +114,10 @@ def _smallest(footprint: "Footprint", way: int) -> str:
 def _settings(parsed: argparse.Namespace) -> dict[str, "SeDialectConfig | None"]:
     """16 bit to compare with, and the settings asked for: each preset, or the one that is named, with the options given."""
     settings: dict[str, SeDialectConfig | None] = {WHOLE: None}
-    own = [name for name in OPTIONS if getattr(parsed, name) is not None]
+    own = [f"{name} {value}" for name, value in given_settings(parsed).items()]
     for preset in PRESETS if parsed.preset is None else [parsed.preset]:
         parsed.preset = preset
-        settings[" + ".join([preset, *(f"{name} {getattr(parsed, name)}" for name in own)])] = config_of(parsed)
+        settings[" + ".join([preset, *own])] = config_of(parsed)
     return settings
 
 

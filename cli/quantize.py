@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ..sedialect_core.config import SeDialectConfig
 
 STORED = "bfloat16"
-ROTATION = 64  # channels, unless told otherwise
 SIZES = ("height", "width", "num_frames")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -30,7 +29,7 @@ def add_to(commands: Any) -> None:
     )
     quantize.add_argument("--component", help="only this part of a pipeline; otherwise every transformer")
     quantize.add_argument("--variant", help="variant of the weights to read, such as fp16")
-    add_config(quantize)
+    add_config(quantize, "quantize")
     quantize.add_argument(
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
@@ -47,14 +46,6 @@ def add_to(commands: Any) -> None:
 
 
 def _add_calibration(quantize: argparse.ArgumentParser) -> None:
-    quantize.add_argument(
-        "--rotate",
-        nargs="?",
-        type=int,
-        const=ROTATION,
-        metavar="SIZE",
-        help=f"rotate by Hadamard blocks of this size; {ROTATION} by default",
-    )
     quantize.add_argument(
         "--calibrate",
         action="store_true",
@@ -89,8 +80,6 @@ def run(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.video.sampling import pick_device
 
     config = config_of(parsed)
-    if parsed.rotate is not None:
-        config = config.override(rotation=parsed.rotate)
     _check_calibration(parsed)
     if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):
         raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")

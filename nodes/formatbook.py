@@ -8,10 +8,10 @@ from comfy_api.latest import io, ui
 
 from ..sedialect_core.charts.dialects import Use, table
 from ..sedialect_core.charts.use import use_by_gaussian_blocks
-from ..sedialect_core.config import BLOCK_SIZES
 from ..sedialect_core.errors import FormatbookError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.formatbook.book import builtin_names
+from ..sedialect_core.settings.table import BLOCK_SIZES
 from ..sedialect_core.storage.hub import is_repo_id
 from .comfy import model as comfy_model
 from .pictures import chart

@@ -13,7 +13,7 @@ from .comfy import model as comfy_model
 from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model
 from .progress import Progress
-from .settings import TOKEN_SETTINGS, with_settings
+from .settings import LIVE_SHOWN, inputs_of, with_settings
 from .sockets import CATEGORY
 
 FOLDER = "diffusion_models"
@@ -50,7 +50,7 @@ class SeDialectLoad(io.ComfyNode):
                 io.String.Input(
                     "revision", default="", optional=True, advanced=True, tooltip="Branch, tag or commit of the repository."
                 ),
-                *(setting.input(AS_SAVED, hidden=True) for setting in TOKEN_SETTINGS),
+                *(made for entry in LIVE_SHOWN for made in inputs_of(entry, AS_SAVED, hidden=True)),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
@@ -94,7 +94,7 @@ class SeDialectLoad(io.ComfyNode):
 def load_model(path: str, tokens: Mapping[str, Any], disable_dynamic: bool = False) -> Any:
     """The MODEL in a file; ComfyUI calls this again where it needs a fresh copy."""
     checkpoint = read_checkpoint(path, comfy_model.read_tensors)
-    config = with_settings(config_in(checkpoint.settings, checkpoint.record), tokens, TOKEN_SETTINGS)
+    config = with_settings(config_in(checkpoint.settings, checkpoint.record), tokens, LIVE_SHOWN)
     return comfy_model.load(checkpoint, config, (load_model, (path, tokens)), disable_dynamic)
 
 

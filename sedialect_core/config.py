@@ -1,7 +1,6 @@
 """The settings: one frozen, printable value, checked when it is made."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,35 +8,10 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from .errors import ConfigError
+from .settings import Settings, entries
 
 CONFIG_VERSION = 1
-# Settings that only matter while the model runs: they can change without encoding weights anew.
-SEMANTICS = (
-    "salient_ratio",
-    "salient_by",
-    "salient_layers",
-    "semantic",
-    "semantic_window",
-    "semantic_spacing",
-    "semantic_quantile",
-    "semantic_similarity",
-    "semantic_sharing",
-    "refresh_every",
-    "refresh_at",
-    "profile_megabytes",
-    "protected_steps",
-)
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
-PRECISIONS = ("w4a4", "w4a8", "w4a16")
-MODULATIONS = ("w4a16", "keep")
-BLOCK_SIZES = (16, 32)
-ROTATIONS = (0, 16, 32, 64, 128)
-SALIENCES = ("norm", "error", "attention", "peak-attention", "attention-error", "random")
-CHOSEN_BY_PROFILE = ("attention", "peak-attention")  # settings `salient_by` by which a profile alone says which tokens
-BY_ATTENTION = (*CHOSEN_BY_PROFILE, "attention-error")  # those that need one
-SALIENT_LAYERS = ("feed_forward", "all")
-SHARINGS = ("sub-formatbook", "dialect")
-
 # What each is worth is measured in docs/quality.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -54,43 +28,11 @@ class SeDialectMethod(StrEnum):
     SEDIALECT = "sedialect"
 
 
-@dataclass(frozen=True)
-class SeDialectConfig:
+@dataclass(frozen=True, kw_only=True)
+class SeDialectConfig(Settings):
     """How a model is quantized. It is also what diffusers takes as `quantization_config=`.
 
-    Args:
-        precision: of the layers in the transformer blocks: "w4a4" (the method), "w4a8" (E4M3 activations) or "w4a16"
-            (weights only); docs/quality.md compares them.
-        block_size: 16 (4.5 bits a weight) or 32 (4.25 bits).
-        formatbook: a built-in book's name or a file that `Formatbook.save` wrote.
-        candidates: which dialects an activation block chooses from: "max", those of its maximum; "all", every one.
-        modulation: the adaLN linears, which see one row a sample: "w4a16", or "keep" for 16 bit.
-        skip: regular expressions; a layer whose name one of them finds stays 16 bit.
-        layer_precisions: pairs (regular expression, precision); the first that finds a layer's name decides.
-        rotation: rotate weights and activations by Hadamard blocks of this many channels, which spreads outliers; 0: do
-            not. With calibration, only the layers that it brings nearer to 16 bit.
-        equalize: scale input channels by powers of two, so that outlier channels do not set the scale of their rows; their
-            sizes are told from the weights' columns or, with calibration, from the inputs.
-        salient_ratio: the part of the video tokens, 0..1, whose residual is encoded as well (docs/semantics.md), and with
-            them all text tokens; 0: none.
-        salient_by: which tokens those are: of the largest "norm" or encoding "error" of the layer's input; those that
-            received most "attention" when the block was last profiled, or the highest single one, "peak-attention"; of the
-            largest error times received attention, "attention-error"; or, for comparison, "random" ones.
-        salient_layers: "feed_forward", where a second term brings most for what it costs (docs/quality.md), or "all".
-        semantic: let tokens that belong together share what `semantic_sharing` says (docs/semantics.md).
-        semantic_window: frames, rows and columns around an anchor whose tokens may join it.
-        semantic_spacing: frames, rows and columns from one anchor to the next; zeros: as the window, so that none overlap.
-        semantic_quantile: a member's attention from the anchor lies at or above this quantile of the window's, 0..1.
-        semantic_similarity: and the cosine between its input and the anchor's is at least this, -1..1.
-        semantic_sharing: in each block of channels, a "sub-formatbook", from which each token takes its own dialect, or the
-            "dialect" itself.
-        refresh_every: profile attention and groups at every such step; 0: at the first only.
-        refresh_at: or at these parts of the schedule, 0..1, whatever `refresh_every` says; each model of a pipeline also at
-            its own first step if one of them lies before it.
-        profile_megabytes: what profiling and grouping may take in temporaries, in units of 10^6 bytes; one head of one
-            sample, at least, is looked at at a time.
-        protected_steps: how many steps at the start and at the end of sampling run with 8-bit activations, as "w4a8".
-        formatbook_digest: what the book's numbers must hash to, as checkpoints record it; empty where any will do.
+    Its fields are those of `Settings`; docs/settings.md lists them, docs/quality.md has what they are worth.
 
     Raises:
         ConfigError: a value is not one of the possible ones, or all of them together are too long for a config.json.
@@ -101,82 +43,14 @@ class SeDialectConfig:
 
     quant_method: ClassVar[SeDialectMethod] = SeDialectMethod.SEDIALECT
 
-    precision: str = "w4a4"
-    block_size: int = 16
-    formatbook: str = "universal-32"
-    candidates: str = "max"
-    modulation: str = "w4a16"
-    skip: tuple[str, ...] = ()
-    layer_precisions: tuple[tuple[str, str], ...] = ()
-    formatbook_digest: str = ""
-    rotation: int = 0
-    equalize: bool = True
-    salient_ratio: float = 0.25
-    salient_by: str = "norm"
-    salient_layers: str = "feed_forward"
-    semantic: bool = False
-    semantic_window: tuple[int, int, int] = (2, 2, 2)
-    semantic_spacing: tuple[int, int, int] = (0, 0, 0)
-    semantic_quantile: float = 0.5
-    semantic_similarity: float = 0.995
-    semantic_sharing: str = "sub-formatbook"
-    refresh_every: int = 5
-    refresh_at: tuple[float, ...] = ()
-    profile_megabytes: int = 128
-    protected_steps: tuple[int, int] = (0, 0)
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
-        object.__setattr__(self, "skip", tuple(self.skip))
-        object.__setattr__(self, "layer_precisions", tuple((str(p), str(v)) for p, v in self.layer_precisions))
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("block_size", self.block_size, BLOCK_SIZES)
-        _one_of("candidates", self.candidates, ("max", "all"))
-        _one_of("modulation", self.modulation, MODULATIONS)
-        _one_of("rotation", self.rotation, ROTATIONS)
-        if type(self.equalize) is not bool:
-            raise ConfigError(f"equalize is {self.equalize!r}; it is True or False")
-        self._check_semantics()
-        for pattern, precision in self.layer_precisions:
-            _one_of(f"layer_precisions[{pattern!r}]", precision, PRECISIONS)
-        for pattern in (*self.skip, *(pattern for pattern, _ in self.layer_precisions)):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        for entry in entries(type(self)):
+            object.__setattr__(self, entry.name, entry.values.check(entry.name, getattr(self, entry.name)))
+        if self.semantic and self.semantic_window == (1, 1, 1):
+            raise ConfigError("semantic_window is (1, 1, 1), which holds nothing but the anchor; make it larger")
         length = len(json.dumps(self.to_dict()))
         if length > MAX_CHARACTERS:
             raise ConfigError(f"these settings take {length} of at most {MAX_CHARACTERS} characters; use shorter patterns")
-
-    def _check_semantics(self) -> None:
-        for name, length in (("semantic_window", 3), ("semantic_spacing", 3), ("protected_steps", 2)):
-            values = tuple(getattr(self, name))
-            object.__setattr__(self, name, values)
-            least = 1 if name == "semantic_window" else 0
-            if len(values) != length or any(type(value) is not int or value < least for value in values):
-                raise ConfigError(f"{name} is {values}; give {length} integers of at least {least}")
-        self._check_schedule()
-        _one_of("salient_by", self.salient_by, SALIENCES)
-        _one_of("semantic_sharing", self.semantic_sharing, SHARINGS)
-        _one_of("salient_layers", self.salient_layers, SALIENT_LAYERS)
-        for name, low in (("salient_ratio", 0), ("semantic_quantile", 0), ("semantic_similarity", -1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 1:
-                raise ConfigError(f"{name} is {value!r}; it lies between {low} and 1")
-        if type(self.semantic) is not bool:
-            raise ConfigError(f"semantic is {self.semantic!r}; it is True or False")
-        if self.semantic and self.semantic_window == (1, 1, 1):
-            raise ConfigError("semantic_window is (1, 1, 1), which holds nothing but the anchor; make it larger")
-
-    def _check_schedule(self) -> None:
-        if type(self.refresh_every) is not int or self.refresh_every < 0:
-            raise ConfigError(f"refresh_every is {self.refresh_every!r}; give a number of steps, or 0")
-        if type(self.profile_megabytes) is not int or self.profile_megabytes < 1:
-            raise ConfigError(f"profile_megabytes is {self.profile_megabytes!r}; give an integer of at least 1")
-        object.__setattr__(self, "refresh_at", tuple(self.refresh_at))
-        for part in self.refresh_at:
-            if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
-                raise ConfigError(f"refresh_at holds {part!r}; its parts of the schedule lie between 0 and 1")
 
     @classmethod
     def preset(cls, name: str = "default", **overrides: Any) -> "SeDialectConfig":
@@ -239,8 +113,3 @@ class SeDialectConfig:
         if version != CONFIG_VERSION:
             raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")
         return cls().override(**settings)
-
-
-def _one_of(name: str, value: object, possible: tuple[object, ...]) -> None:
-    if value not in possible:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, possible))}")

@@ -4,9 +4,10 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from ...sedialect_core.config import SALIENCES, SeDialectConfig
+from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.plan.tokens import needs_profile
+from ...sedialect_core.settings.table import SALIENCES
 from ..peers.formats import DIALECTFP4, FOUR_OVER_SIX, FP8_ROWS, INT4, MXFP4, NVFP4, Peer
 from .arms import Arm
 

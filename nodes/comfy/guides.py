@@ -12,7 +12,6 @@ import torch
 
 from ...kernels.guidance import RowGuidance
 from ...kernels.transform import UNCHANGED, InputTransform
-from ...sedialect_core.config import BY_ATTENTION
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.linear import Guide
@@ -20,6 +19,7 @@ from ...sedialect_core.plan.layers import Plan
 from ...sedialect_core.plan.tokens import is_guided, key_linears, needs_profile
 from ...sedialect_core.semantics.guides import TokenGuide, guide_for, is_told, watched_block
 from ...sedialect_core.semantics.hook import fixed_layout
+from ...sedialect_core.settings.table import BY_ATTENTION
 from . import layout
 from .tokens import Tokens
 

@@ -17,12 +17,13 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ...kernels.transform import LARGEST_EXPONENT
-from ..config import BLOCK_SIZES, PRECISIONS, ROTATIONS, SeDialectConfig
+from ..config import SeDialectConfig
 from ..errors import FormatbookError, InputError, ModelError
 from ..formatbook import Formatbook
 from ..linear import SeDialectLinear
 from ..plan.layers import Plan
 from ..quantize.apply import set_submodule
+from ..settings.table import BLOCK_SIZES, PRECISIONS, ROTATIONS
 
 FORMAT_VERSION = 1
 RECORD = "sedialect_record"

@@ -10,9 +10,9 @@ import torch
 from ...kernels import cuda, reference
 from ...kernels.rotation import rotate_rows
 from ...kernels.transform import InputTransform, scale_columns, transform_weight
-from ..config import BLOCK_SIZES
 from ..errors import EncodeError
 from ..formatbook import Formatbook
+from ..settings.table import BLOCK_SIZES
 
 Role = Literal["weight", "activation"]
 Candidates = Literal["max", "all"]

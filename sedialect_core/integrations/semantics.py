@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..config import SEMANTICS, SeDialectConfig
+from ..config import SeDialectConfig
 from ..errors import ConfigError, ModelError
 from ..linear import Guide, SeDialectLinear
 from ..plan.layers import LayerPlan, Plan
@@ -17,6 +17,7 @@ from ..plan.tokens import attention_modules, is_guided, needs_profile
 from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.probe import remove, watch_module, watch_torch_and_diffusers
+from ..settings.table import LIVE
 
 HOOK, HANDLES = "_sedialect_steps", "_sedialect_hooks"  # attributes of a model
 
@@ -78,8 +79,8 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
         raise ModelError(f"{type(model).__name__} is compiled; change its settings before torch.compile")
     for name in settings:
-        if name not in SEMANTICS:
-            raise ConfigError(f"{name} cannot be changed in a quantized model; there are {', '.join(SEMANTICS)}")
+        if name not in LIVE:
+            raise ConfigError(f"{name} cannot be changed in a quantized model; there are {', '.join(LIVE)}")
     config: SeDialectConfig = state.plan.config.override(**settings)
     layers = tuple(replace(layer, salient="", grouped=False) for layer in state.plan.layers)
     plan = guided(replace(state.plan, config=config, layers=layers, notes=()))

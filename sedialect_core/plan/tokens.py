@@ -4,10 +4,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..config import BY_ATTENTION, SeDialectConfig
+from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
 from ..inspection.placement import Placement, attention_placement, grid_is_told, placement_of
+from ..settings.table import BY_ATTENTION
 from .layers import LayerPlan
 
 KEYS = re.compile(r"(^|_)(k|kv|qkv|key)(_|$)|^linear1$")  # a linear that makes the keys of an attention, by its own name

@@ -12,12 +12,13 @@ import torch
 from ...kernels.guidance import RowGuidance
 from ...kernels.tables import DialectTables
 from ...kernels.transform import UNCHANGED, InputTransform, scale_columns
-from ..config import BY_ATTENTION, CHOSEN_BY_PROFILE, SeDialectConfig
+from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..formatbook import Formatbook
 from ..inspection.placement import Placement, attention_placement, placement_of
 from ..linear import Guide
 from ..plan.layers import LayerPlan, Plan
+from ..settings.table import BY_ATTENTION, CHOSEN_BY_PROFILE
 from .attended import AttendedTokens
 from .probe import Watched
 from .saliency import Encoding, chance, encoding_error, row_norm, salient_count, top_tokens

@@ -37,8 +37,8 @@ LEVELS = [
     ),
     ("Values: settings and formats.", ["sedialect_core/config.py", "sedialect_core/formatbook"]),
     (
-        "Files, the Hub and signs of life, which know of ours the errors alone.",
-        ["sedialect_core/storage", "sedialect_core/environment.py", "sedialect_core/progress.py"],
+        "Files, the Hub, signs of life, and what can be set, which know of ours the errors alone.",
+        ["sedialect_core/settings", "sedialect_core/storage", "sedialect_core/environment.py", "sedialect_core/progress.py"],
     ),
     ("Arrays and tables without layers, and what can go wrong.", ["kernels", "sedialect_core/errors.py"]),
 ]

@@ -134,12 +134,14 @@ class TestSettings:
 
     def test_every_choice_overrides_the_preset(self, base):
         settings = importlib.import_module("sedialect.nodes.settings")
-        for setting in settings.SETTINGS:
-            offered = setting.input().said
-            words = [word for word in offered["options"] if word != "preset"] if setting.choices else [0, offered["max"]]
-            for number, word in enumerate(words):
-                value = getattr(settings.config_from("compact", {setting.name: word}, ""), setting.field or setting.name)
-                assert (value[setting.place] if setting.field else value) == (setting.choices or words)[number]
+        for entry in settings.SHOWN:
+            words = settings.choices(entry)
+            for place, (name, made) in enumerate(zip(entry.inputs, settings.inputs_of(entry), strict=True)):
+                given = words or {number: number for number in (0, made.said["max"])}
+                assert not words or made.said["options"] == ["preset", *words]
+                for word, wanted in given.items():
+                    value = getattr(settings.config_from("compact", {name: word}, ""), entry.name)
+                    assert (value[place] if len(entry.inputs) > 1 else value) == wanted
         both = settings.config_from("default", {"protected_first": 2, "protected_last": 1, "semantic": "on"}, "")
         assert both.protected_steps == (2, 1) and both.semantic is True
         assert settings.config_from("default", {}, " a+ \n\n b$ \n").skip == ("a+", "b$")

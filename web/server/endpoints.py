@@ -10,7 +10,7 @@ import gradio as gr
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import SeDialectError
 from ..tabs.compare import UNEXPECTED
-from .limits import CHOICES, LAYERS, NUMBERS, shown_value, simple_settings
+from .limits import OFFERED, choices_of, shown_value
 from .service import Finished, Service
 from .studio import Stopped
 
@@ -45,8 +45,8 @@ class Endpoints:
     def about(self) -> dict[str, Any]:
         """The model, whether it is ready, and the bounds of what may be asked."""
         studio = self.service.studio
-        settings = {name: list(choices) for name, choices in CHOICES.items()} | simple_settings() | {LAYERS: ""}
-        settings |= {name: shown_value(SeDialectConfig(), name) for name in NUMBERS}
+        start = SeDialectConfig()
+        settings = {name: list(choices_of(entry)) or shown_value(start, entry) for name, entry in OFFERED.items()}
         state = {"model": self.service.name, "ready": studio.ready, "failed": studio.failed, "notes": studio.notes}
         return {**state, "offer": asdict(self.service.offer), "settings": settings, "calibrates": self.service.calibrates}
 

@@ -2,43 +2,21 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from ...sedialect_core.config import (
-    BLOCK_SIZES,
-    MODULATIONS,
-    PRECISIONS,
-    PRESETS,
-    ROTATIONS,
-    SALIENCES,
-    SALIENT_LAYERS,
-    SHARINGS,
-    SeDialectConfig,
-)
+from ...sedialect_core.config import PRESETS, SeDialectConfig
 from ...sedialect_core.demo import defaults, evaluation_prompts
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.formatbook.book import builtin_names
+from ...sedialect_core.settings import SETTINGS, Book, Choice, LayerPrecisions, Numbers, Setting
+from ...sedialect_core.settings.table import PRECISIONS
 from ...sedialect_core.video.sampling import Request
 
 MAX_SEED = 2**32 - 1
 MAX_FRAGMENTS = 200  # characters of a list of layers
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "precision": PRECISIONS,
-    "block_size": BLOCK_SIZES,
-    "formatbook": builtin_names(),  # a path or a Hub name is the operator's to give, never a visitor's
-    "candidates": ("max", "all"),
-    "modulation": MODULATIONS,
-    "rotation": ROTATIONS,
-    "salient_by": SALIENCES,
-    "salient_layers": SALIENT_LAYERS,
-    "semantic_sharing": SHARINGS,
-}
-# Settings of several numbers, and the largest of them that is taken. They are written as "2, 2, 2", or a list.
-NUMBERS: dict[str, int] = {"semantic_window": 8, "semantic_spacing": 16, "protected_steps": 50, "refresh_at": 1}
-FRACTIONS = ("refresh_at",)  # of NUMBERS, those that need not be whole
-OPERATORS = ("profile_megabytes",)  # numbers that are no visitor's: what a run may take of the server's memory
-LAYERS = "layer_precisions"  # written as "attn2 = w4a8, blocks.0. = w4a16"
+OFFERED: dict[str, Setting] = {entry.name: entry for entry in SETTINGS if entry.web}
+"""The settings that a visitor may change, by name."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +123,9 @@ def checked_config(preset: str, settings: Mapping[str, Any] | None = None, keep:
     if preset not in PRESETS:
         raise InputError(f"no preset {str(preset)[:40]!r}; there are {', '.join(PRESETS)}")
     for name, value in settings.items():
-        if name in CHOICES:
-            if value not in CHOICES[name]:
-                raise InputError(f"{name} is {value!r}; choose one of {', '.join(map(str, CHOICES[name]))}")
-        elif name in NUMBERS:
-            settings[name] = _numbers(name, value)
-        elif name == LAYERS:
-            settings[name] = _layer_precisions(value) or SeDialectConfig.preset(preset).layer_precisions
-        elif name not in simple_settings():
-            raise InputError(f"no setting {name!r} is offered here; there are {', '.join(setting_names())}")
+        if name not in OFFERED:
+            raise InputError(f"no setting {name!r} is offered here; there are {', '.join(OFFERED)}")
+        settings[name] = _setting(OFFERED[name], value, preset)
     fragments = tuple(re.escape(part) for part in _parts(keep))
     config = SeDialectConfig.preset(preset, **settings, **({"skip": fragments} if fragments else {}))
     if any(0 < 2 * step < size for step, size in zip(config.semantic_spacing, config.semantic_window, strict=True)):
@@ -161,33 +133,42 @@ def checked_config(preset: str, settings: Mapping[str, Any] | None = None, keep:
     return config
 
 
-def setting_names() -> tuple[str, ...]:
-    """Every setting that is offered."""
-    return (*CHOICES, *simple_settings(), *NUMBERS, LAYERS)
+def choices_of(entry: Setting) -> tuple[Any, ...]:
+    """What a visitor may choose from, where it is a choice."""
+    if isinstance(entry.values, Book):
+        return builtin_names()  # a path or a Hub name is the operator's to give, never a visitor's
+    return entry.values.options if isinstance(entry.values, Choice) else ()
 
 
-def shown_value(config: SeDialectConfig, name: str) -> Any:
-    """A setting as its field shows it."""
-    value = getattr(config, name)
-    return ", ".join(map(str, value)) if name in NUMBERS else value
+def shown_value(config: SeDialectConfig, entry: Setting) -> Any:
+    """A setting as its field shows it: several numbers as "2, 2, 2", layers as nothing."""
+    value = getattr(config, entry.name)
+    if isinstance(entry.values, Numbers):
+        return ", ".join(map(str, value))
+    return "" if isinstance(entry.values, LayerPrecisions) else value
 
 
-def simple_settings() -> dict[str, Any]:
-    """Settings beside those of CHOICES that are plain numbers or switches, with their defaults; what memory a profile may
-    take is the operator's affair."""
-    return {
-        f.name: f.default
-        for f in fields(SeDialectConfig)
-        if f.name not in (*CHOICES, *OPERATORS) and isinstance(f.default, bool | int | float)
-    }
+def _setting(entry: Setting, value: Any, preset: str) -> Any:
+    choices = choices_of(entry)
+    if choices and value not in choices:
+        raise InputError(f"{entry.name} is {value!r}; choose one of {', '.join(map(str, choices))}")
+    if isinstance(entry.values, Numbers):
+        return _numbers(entry, entry.values, value)
+    if isinstance(entry.values, LayerPrecisions):
+        return _layer_precisions(value) or SeDialectConfig.preset(preset).layer_precisions
+    return value
 
 
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    words = re.split(r"[\s,]+", value[:MAX_FRAGMENTS].strip(", ")) if isinstance(value, str) else value
+def _numbers(entry: Setting, values: Numbers, given: Any) -> tuple[float, ...]:
+    """Several numbers, which are written as "2, 2, 2", or as a list."""
+    words = re.split(r"[\s,]+", given[:MAX_FRAGMENTS].strip(", ")) if isinstance(given, str) else given
     if not isinstance(words, list | tuple):
-        raise InputError(f"{name} is {str(value)[:40]!r}; give numbers, separated by commas")
-    read = _number if name in FRACTIONS else _whole
-    return tuple(read(name, word, 0, NUMBERS[name]) for word in words[:MAX_FRAGMENTS] if word != "")
+        raise InputError(f"{entry.name} is {str(given)[:40]!r}; give numbers, separated by commas")
+    read = _whole if values.whole else _number
+    most = values.high if entry.most is None else entry.most
+    if most is None:
+        raise TypeError(f"{entry.name} has no largest number; give `most` in its entry")
+    return tuple(read(entry.name, word, values.low, most) for word in words[:MAX_FRAGMENTS] if word != "")
 
 
 def _layer_precisions(text: Any) -> tuple[tuple[str, str], ...]:
@@ -230,7 +211,7 @@ def _size(name: str, value: Any, offer: Offer) -> int | None:
     return size
 
 
-def _whole(name: str, value: Any, low: int, high: int) -> int:
+def _whole(name: str, value: Any, low: float, high: float) -> int:
     number = _number(name, value, low, high)
     if number != int(number):
         raise InputError(f"{name} is {number}; give a whole number from {low} to {high}")

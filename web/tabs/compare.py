@@ -9,9 +9,10 @@ import gradio as gr
 
 from ...sedialect_core.config import PRESETS, SeDialectConfig
 from ...sedialect_core.errors import SeDialectError
+from ...sedialect_core.settings import MORE, LayerPrecisions, Number, Numbers, Setting, Switch
 from ..parts import markup
 from ..player import comparer, shown
-from ..server.limits import CHOICES, LAYERS, MAX_FRAGMENTS, NUMBERS, Offer, setting_names, shown_value
+from ..server.limits import MAX_FRAGMENTS, OFFERED, Offer, choices_of, shown_value
 from ..server.service import COMPARE, SIXTEEN, Finished, Service
 from ..server.studio import Progress, Stopped
 
@@ -25,37 +26,6 @@ ON_PIPELINE: dict[str, Any] = {
     "show_progress": "hidden",
     "trigger_mode": "once",
     "api_visibility": "private",
-}
-# Label and explanation of each setting, under the heading that it stands below. A setting without an entry stands last.
-SETTINGS: dict[str, dict[str, tuple[str, str]]] = {
-    "Numbers": {
-        "precision": ("Precision", "w4a4: weights and activations; w4a8: 8-bit activations; w4a16: weights alone"),
-        "block_size": ("Block size", "numbers that share a dialect: 16 is 4.5 bits a weight, 32 is 4.25"),
-        "formatbook": ("Formatbook", "the 4-bit number formats that blocks choose from"),
-        "candidates": ("Candidates of a block", "of activations. max: the dialects of its maximum"),
-        "equalize": ("Equalize channels", "powers of two keep outlier channels from setting the scale of their rows"),
-        "rotation": ("Rotation", "channels mixed by Hadamard matrices before encoding; 0: none"),
-        "modulation": ("Modulation layers", "w4a16: 4-bit weights; keep: 16 bit"),
-    },
-    "Salient tokens, which get a second 4-bit term": {
-        "salient_ratio": ("Part of all video tokens", "0: none; 1: all"),
-        "salient_by": ("Chosen by", "the largest error or norm, or the attention that they receive"),
-        "salient_layers": ("In which layers", "the second term costs as much as the token did"),
-    },
-    "Tokens that belong together": {
-        "semantic": ("Group tokens", ""),
-        "semantic_sharing": ("Members share", "a sub-formatbook, and choose in it, or one dialect"),
-        "semantic_window": ("Window", "frames, rows, columns around an anchor"),
-        "semantic_spacing": ("From anchor to anchor", "frames, rows, columns; 0: as the window"),
-        "semantic_quantile": ("Attention that members need", "a quantile of their window's, 0 to 1"),
-        "semantic_similarity": ("Likeness that members need", "the cosine with the anchor, -1 to 1"),
-        "refresh_every": ("Look at attention every", "steps, for groups and saliency; 0: at the first alone"),
-        "refresh_at": ("Or at these parts of the run", "0 to 1, such as 0, 0.5"),
-    },
-    "Steps and layers that are treated otherwise": {
-        "protected_steps": ("Steps with 8-bit activations", "at the start, at the end"),
-        LAYERS: ("Precision of some layers", "parts of their names, such as attn2 = w4a8, blocks.0. = w4a16"),
-    },
 }
 SHOW_STATUS = """() => {
   const block = innerWidth < 700 ? "start" : "nearest";  // on a phone what grows there is wanted, and the inputs are not
@@ -129,15 +99,13 @@ class CompareTab:
 
     def _settings(self) -> None:
         self.settings: dict[str, Any] = {}
-        named = {name for group in SETTINGS.values() for name in group}
-        others = {name: (name.replace("_", " ").capitalize(), "") for name in setting_names() if name not in named}
-        for title, group in (*SETTINGS.items(), ("More", others)):
-            if group:
-                gr.HTML(f"<h3>{escape(title)}</h3>")
-                switches = [name for name in group if isinstance(getattr(SeDialectConfig(), name), bool)]
-                self.settings |= {name: setting_field(name, *group[name]) for name in switches}
-                with gr.Row(equal_height=False):  # of fields; in it a switch would have the width of its box alone
-                    self.settings |= {name: setting_field(name, *group[name]) for name in group if name not in switches}
+        for heading in dict.fromkeys(entry.web for entry in sorted(OFFERED.values(), key=lambda entry: entry.web == MORE)):
+            gr.HTML(f"<h3>{escape(heading)}</h3>")
+            group = [entry for entry in OFFERED.values() if entry.web == heading]
+            switches = [entry for entry in group if isinstance(entry.values, Switch)]
+            self.settings |= {entry.name: setting_field(entry) for entry in switches}
+            with gr.Row(equal_height=False):  # of fields; in it a switch would have the width of its box alone
+                self.settings |= {entry.name: setting_field(entry) for entry in group if entry not in switches}
         self.keep = gr.Textbox(
             "",
             label="Layers left in 16 bit",
@@ -182,7 +150,9 @@ class CompareTab:
 
     def _preset_values(self, preset: str) -> list[Any]:
         config = SeDialectConfig.preset(preset)
-        return [gr.skip() if name == LAYERS else shown_value(config, name) for name in self.settings]
+        entries = [OFFERED[name] for name in self.settings]
+        own = [isinstance(entry.values, LayerPrecisions) for entry in entries]  # the visitor's, whatever the preset
+        return [gr.skip() if kept else shown_value(config, entry) for kept, entry in zip(own, entries, strict=True)]
 
     def compare(self, request: gr.Request, last: Finished | None, *values: Any) -> Iterator[list[Any]]:
         """Generate, and fill the right side as it goes; what ends without a result shows the last one again."""
@@ -232,13 +202,18 @@ class CompareTab:
         self.service.stop(request.session_hash or "", COMPARE)
 
 
-def setting_field(name: str, label: str, info: str) -> Any:
+def setting_field(entry: Setting) -> Any:
     """The field of a setting, with its default in it."""
-    start = SeDialectConfig()
-    shared: dict[str, Any] = {"label": label, "info": info or None, "min_width": 200}
-    if name in CHOICES:
-        return gr.Dropdown(list(CHOICES[name]), value=getattr(start, name), **shared)
-    if name == LAYERS or name in NUMBERS:
-        return gr.Textbox("" if name == LAYERS else shown_value(start, name), max_length=MAX_FRAGMENTS, **shared)
-    value = getattr(start, name)
-    return gr.Checkbox(value, **shared) if isinstance(value, bool) else gr.Number(value, **shared)
+    value, values, info = shown_value(SeDialectConfig(), entry), entry.values, entry.help
+    if isinstance(values, LayerPrecisions):
+        info = "parts of layer names with a precision each, such as attn2 = w4a8, blocks.0. = w4a16"  # no visitor's patterns
+    shared: dict[str, Any] = {"label": entry.label, "info": info, "min_width": 200}
+    if choices := choices_of(entry):
+        return gr.Dropdown(list(choices), value=value, **shared)
+    if isinstance(values, Numbers | LayerPrecisions):
+        return gr.Textbox(value, max_length=MAX_FRAGMENTS, **shared)
+    if isinstance(values, Switch):
+        return gr.Checkbox(value, **shared)
+    if isinstance(values, Number):
+        return gr.Number(value, **shared)
+    raise TypeError(f"{entry.name} has values that no field holds; give its entry web=''")

@@ -17,10 +17,11 @@ from ...sedialect_core.charts.dialects import Use, draw
 from ...sedialect_core.charts.use import use_by_gaussian_blocks
 from ...sedialect_core.codec import encode
 from ...sedialect_core.codec.steps import BlockSteps, explain
-from ...sedialect_core.config import BLOCK_SIZES, SeDialectConfig
+from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError, SeDialectError
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.formatbook.book import builtin_names
+from ...sedialect_core.settings.table import BLOCK_SIZES
 from ..parts import charts, markup
 from ..server.service import Service
 

@@ -122,7 +122,12 @@ def test_the_second_generation_is_the_first(saved, tmp_path):
 @pytest.mark.parametrize("precision", ["w4a8", "w4a16"])
 def test_settings_come_back(plain, tmp_path, block_size, precision):
     config = SeDialectConfig(
-        precision, block_size, "dialectfp4-16", "all", skip=("attn2",), layer_precisions=(("ffn", "w4a4"),)
+        precision=precision,
+        block_size=block_size,
+        formatbook="dialectfp4-16",
+        candidates="all",
+        skip=("attn2",),
+        layer_precisions=(("ffn", "w4a4"),),
     )
     one = load(plain, quantization_config=config)
     one.save_pretrained(tmp_path)

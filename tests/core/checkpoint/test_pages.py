@@ -2,12 +2,11 @@
 
 import json
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from sedialect import Formatbook, SeDialectConfig
+from sedialect import Formatbook
 from sedialect.sedialect_core.checkpoint.format import Record
 
 ROOT = Path(__file__).parents[3]
@@ -44,12 +43,6 @@ def cells(heading: str) -> list[list[str]]:
     text = (ROOT / "docs/format.md").read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")]
     return rows[2:]
-
-
-def test_the_format_page_lists_every_setting_with_its_default():
-    listed = {key.strip("`"): json.loads(default.strip("`")) for key, _, default in cells("Settings in config.json")}
-    defaults = {field.name: json.loads(json.dumps(field.default)) for field in fields(SeDialectConfig)}
-    assert listed == defaults
 
 
 def test_the_format_page_lists_every_key_of_the_record():

@@ -251,10 +251,10 @@ def test_counts_are_rounded_up_and_bounded():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"salient_ratio": 1.5}, "salient_ratio is 1.5; it lies between 0 and 1"),
+        ({"salient_ratio": 1.5}, "salient_ratio is 1.5; give a number from 0 to 1"),
         ({"salient_ratio": True}, "salient_ratio is True"),
         ({"semantic_quantile": -0.1}, "semantic_quantile is -0.1"),
-        ({"semantic_similarity": 2}, "semantic_similarity is 2; it lies between -1 and 1"),
+        ({"semantic_similarity": 2}, "semantic_similarity is 2; give a number from -1 to 1"),
         ({"salient_by": "luck"}, "salient_by is 'luck'; choose one of norm"),
         ({"salient_layers": "some"}, "salient_layers is 'some'"),
         ({"semantic_window": (2, 2)}, r"semantic_window is \(2, 2\); give 3 integers of at least 1"),
@@ -262,7 +262,7 @@ def test_counts_are_rounded_up_and_bounded():
         ({"semantic": True, "semantic_window": (1, 1, 1)}, "holds nothing but the anchor"),
         ({"semantic": "yes"}, "semantic is 'yes'"),
         ({"refresh_every": -1}, "refresh_every is -1"),
-        ({"refresh_at": (0.5, 1.5)}, "refresh_at holds 1.5; its parts of the schedule lie between 0 and 1"),
+        ({"refresh_at": (0.5, 1.5)}, r"refresh_at is \(0.5, 1.5\); give numbers from 0 to 1"),
         ({"profile_megabytes": 0}, "profile_megabytes is 0; give an integer of at least 1"),
         ({"semantic_sharing": "exponent"}, "semantic_sharing is 'exponent'; choose one of sub-formatbook, dialect"),
         ({"protected_steps": (1,)}, r"protected_steps is \(1,\); give 2 integers"),
