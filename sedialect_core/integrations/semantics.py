@@ -2,7 +2,6 @@
 
 import inspect
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,7 +17,7 @@ from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import guided
 from ..plan.tokens import attention_modules, is_guided, needs_profile
 from ..quantize.checks import check_attention
-from ..semantics.attending import Attending
+from ..semantics.attending import Attending, stayed
 from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.probe import Treatment, remove, treat_module, watch_torch_and_diffusers
@@ -129,8 +128,7 @@ def attention_seen(model: nn.Module) -> tuple[str, ...]:
     attending = [one for one in model.__dict__.get(ATTENDING, {}).values() if isinstance(one, Attending)]
     if not attending:
         return ()
-    stayed = Counter(one.last for one in attending if one.last)
-    said = tuple(f"in the last run {count} stayed in 16 bit: {why}" for why, count in stayed.items())
+    said = stayed(attending)
     processors = (getattr(module, "processor", None) for module in model.modules())
     names = {getattr(one, "_attention_backend", None) for one in processors} - {None}
     if names:

@@ -47,7 +47,7 @@ def _decide(name: str, layers: list[LayerPlan], model: nn.Module, kind: str) -> 
         size = _head_size(name, keys, model)
         reason = (head_size_refusal(kind, size) if size else None) or ""
     runs = UNQUANTIZED if reason else kind
-    return AttentionPlan(name, keys[0].block, runs, reason or "long self-attention of the video tokens")
+    return AttentionPlan(name, keys[0].block, runs, reason or "long self-attention of the video tokens", keys[0].name)
 
 
 def _obstacle(keys: list[LayerPlan], queries: set[str]) -> str:

@@ -88,6 +88,8 @@ class AttentionPlan:
     block: str
     runs: str
     reason: str
+    keys: str = ""
+    """The linear that makes its keys."""
 
     @property
     def pattern(self) -> str:

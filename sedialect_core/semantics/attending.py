@@ -3,7 +3,8 @@
 What a call cannot be is decided from shapes, types and settings alone: nothing waits for a GPU, and compiled graphs hold.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
@@ -104,6 +105,12 @@ class Attending:
         if self.kind == "fp8" and call.mask is not None:
             return "masked, which FlashAttention-3 has no room for"
         return attention_support.head_size_refusal(self.kind, query.shape[3]) or ""
+
+
+def stayed(attending: Iterable[Attending]) -> tuple[str, ...]:
+    """How many attentions stayed in 16 bit in the last run outside of compiled graphs, and why, in sentences."""
+    reasons = Counter(one.last for one in attending if one.last)
+    return tuple(f"in the last run {count} stayed in 16 bit: {why}" for why, count in reasons.items())
 
 
 def key_mask(call: Call, pair_mask: bool = False) -> torch.Tensor | None:
