@@ -47,6 +47,8 @@ def make_plan(
     plan = Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
     plan = with_attention(plan, model)
     if not plan.quantized and not any(one.runs != UNQUANTIZED for one in plan.attentions):
+        if config.attention_alone:
+            raise ModelError(f"{name} has no attention that could run in {config.attention!r}: {_why_none(plan)}")
         raise ModelError(f"{name} has no layer to quantize: {_commonest_reason(layers)}")
     return guided(plan)
 
@@ -164,6 +166,12 @@ def _precision(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...])
 def _kept_in_fp32(model: nn.Module) -> tuple[str, ...]:
     """Path components that diffusers keeps in float32 for this class."""
     return tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+
+
+def _why_none(plan: Plan) -> str:
+    """What attention there is, and why it stays as it is."""
+    told = [f"{count} of {name}: {reason}" for (name, _, reason), count in plan.attention_groups().items()]
+    return "; ".join(told) or "none of its modules is known to attend"
 
 
 def _commonest_reason(layers: tuple[LayerPlan, ...]) -> str:

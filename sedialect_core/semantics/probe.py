@@ -111,6 +111,7 @@ class Running:
 
 
 RUNNING = Running()
+HOOK_ID = -1  # torch's own are not negative
 
 
 class Enter:
@@ -136,7 +137,17 @@ class Leave:
 
 def treat_module(module: nn.Module, treatment: Treatment) -> list[RemovableHandle]:
     """Have this attention module's calls treated."""
-    return [module.register_forward_pre_hook(Enter(treatment)), module.register_forward_hook(Leave(), always_call=True)]
+    enter = module.register_forward_pre_hook(Enter(treatment))
+    leave = module.register_forward_hook(Leave(), always_call=True)
+    # torch numbers hooks, and graphs are compiled for the number of one that is always called: a graph for every block.
+    for handle, owned in (
+        (enter, (module._forward_pre_hooks,)),
+        (leave, (module._forward_hooks, module._forward_hooks_always_called)),
+    ):
+        for hooks in owned:
+            hooks[HOOK_ID] = hooks.pop(handle.id)  # type: ignore[index]
+        handle.id = HOOK_ID
+    return [enter, leave]
 
 
 Reader = Callable[..., Seen | None]
