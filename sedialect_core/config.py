@@ -79,6 +79,12 @@ class SeDialectConfig(Settings):
         return replace(self, **settings)
 
     @property
+    def label(self) -> str:
+        """What tells it from 16 bit, in a few words: the precision, and how attention runs."""
+        attention = f"attention {self.attention}" if self.attention != UNQUANTIZED else ""
+        return ", ".join(filter(None, ("" if self.attention_alone else self.precision, attention)))
+
+    @property
     def attention_alone(self) -> bool:
         """Whether no layer is to be quantized, and attention is to run in fewer bits."""
         precisions = {self.precision, *(precision for _, precision in self.layer_precisions)}

@@ -178,7 +178,7 @@ class CompareTab:
     def _finished(self, done: Finished) -> list[Any]:
         left, right, *_ = done.files
         series = done.measured.series
-        precision = f"{done.config.precision}{', calibrated' if done.calibrated else ''}"
+        precision = f"{done.config.label}{', calibrated' if done.calibrated else ''}"
         labels = ("16 bit", f"{precision} SemanticDialect")  # narrow players cut the end
         player = shown(left, right, labels, done.fps, len(series[0]["values"]), series)
         caption = f"{done.request.prompt} (seed {done.request.seed}, {done.request.steps} steps)"

@@ -19,6 +19,7 @@ from sedialect.sedialect_core.errors import ModelError
 from sedialect.sedialect_core.integrations.semantics import ATTENDING, reguide
 from sedialect.sedialect_core.semantics import attending, probe
 
+feature = pytest.mark.feature
 ALONE = {"precision": "16bit", "attention": "8bit"}
 # Some of the classes that have long self-attention.
 RUNNING = (
@@ -226,6 +227,8 @@ def test_what_flash_attention_gets_is_the_input_in_fp8():
     assert ((back - x)[~bad].abs() <= x[~bad].abs() / 16 + descale.amax() / 512).all()
 
 
+@feature("Attention in 8 bit: torch.compile", "first", "With protected steps there are two graphs.")
+@feature("Attention in 8 bit: torch.compile", "after", refused=True)
 @pytest.mark.parametrize(("settings", "graphs"), [({}, 1), ({"protected_steps": (1, 1)}, 2)])
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_compiled_model_is_one_graph_or_two_where_steps_are_protected(settings, graphs, alone):
@@ -237,6 +240,41 @@ def test_a_compiled_model_is_one_graph_or_two_where_steps_are_protected(settings
     for _ in range(2):
         assert torch.equal(generate(pipe, arguments, steps=5), wanted)
     assert counter.frame_count == graphs
+    plain, _ = build("wan")
+    plain.transformer.compile(backend="eager")
+    with pytest.raises(ModelError, match="is compiled; call enable_sedialect.. before torch.compile"):
+        plain.enable_sedialect(progress=False, **ALONE)
+
+
+@torch.no_grad()
+def test_compiled_blocks_of_a_kind_are_one_graph():
+    model, inputs = tiny_models.TINY["WanTransformer3DModel"]()
+    quantize_model(model, SeDialectConfig(**ALONE))
+    wanted, counter = model(**inputs)[0], CompileCounter()
+    model.compile_repeated_blocks(backend=counter, fullgraph=True)
+    assert torch.equal(model(**inputs)[0], wanted) and counter.frame_count == 1
+
+
+def group_offload(pipe):
+    pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+def model_offload(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+@pytest.mark.parametrize(
+    "order", [pytest.param(o, marks=feature("Attention in 8 bit: offloading", o)) for o in ("first", "after")]
+)
+@pytest.mark.parametrize("offload", [group_offload, model_offload])
+def test_offloading_changes_nothing(offload, order):
+    plain, arguments = build("wan")
+    wanted = generate(plain.enable_sedialect(**ALONE), arguments)
+    pipe, _ = build("wan")
+    for step in (offload, lambda p: p.enable_sedialect(**ALONE))[:: 1 if order == "after" else -1]:
+        step(pipe)
+    assert torch.equal(generate(pipe, arguments), wanted)
+    assert set(attended(pipe.transformer).values()) == {""}
 
 
 def test_protected_steps_run_in_16_bit():
@@ -263,6 +301,7 @@ def test_the_probe_sees_the_same_queries_and_keys():
     assert torch.equal(*received) and bool(received[0].any())
 
 
+@feature("Attention in 8 bit: attention backends", "after", "What was set runs the attention that stays in 16 bit.")
 def test_a_backend_that_was_set_runs_the_rest(monkeypatch):
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
@@ -331,6 +370,7 @@ dist.destroy_process_group()
 """
 
 
+@feature("Attention in 8 bit: context parallel (Ulysses, Ring)", "first", "Two processes over gloo, Wan.")
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 def test_two_processes_compute_what_one_does(kind, tmp_path):
     command = [sys.executable, "-P", "-c", PARALLEL]
