@@ -110,7 +110,8 @@ class Bench:
         timing = time_calls(lambda x: run(*x), self._inputs, self.device)
         memory = peak_memory(lambda: run(*self._inputs[0]), self.device)
         assert self._level is not None
-        outputs = (run(*self._inputs[0]), run(*self._inputs[0][:2], self._level))
+        query, key, value = self._inputs[0]
+        outputs = (run(query, key, value), run(query, key, self._level))
         errors = [self._error(output, wanted) for output, wanted in zip(outputs, self._wanted, strict=True)]
         rate = {"TFLOP/s": self.case.operations / timing.median / 1e9}
         return timing.numbers() | rate | {"error": errors[0], "error, equal values": errors[1]} | memory

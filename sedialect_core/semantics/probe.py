@@ -140,13 +140,10 @@ def treat_module(module: nn.Module, treatment: Treatment) -> list[RemovableHandl
     enter = module.register_forward_pre_hook(Enter(treatment))
     leave = module.register_forward_hook(Leave(), always_call=True)
     # torch numbers hooks, and graphs are compiled for the number of one that is always called: a graph for every block.
-    for handle, owned in (
-        (enter, (module._forward_pre_hooks,)),
-        (leave, (module._forward_hooks, module._forward_hooks_always_called)),
-    ):
-        for hooks in owned:
-            hooks[HOOK_ID] = hooks.pop(handle.id)  # type: ignore[index]
-        handle.id = HOOK_ID
+    owned: list[tuple[RemovableHandle, Any]] = [(enter, module._forward_pre_hooks), (leave, module._forward_hooks)]
+    for handle, hooks in (*owned, (leave, module._forward_hooks_always_called)):
+        hooks[HOOK_ID] = hooks.pop(handle.id)
+    enter.id = leave.id = HOOK_ID
     return [enter, leave]
 
 
