@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 PARTS = {
     "kernels": "encoding, decoding and products alone, beside what the GPU can do; by layer",
+    "attention": "attention kernels alone, with their errors against float64; by model",
     "layers": "linear layers with every arm; by model",
     "blocks": "transformer blocks of diffusers with every arm",
     "models": "step time and peak memory of a whole transformer",

@@ -175,6 +175,8 @@ def _report(estimator: "Estimator", found: list["Footprint"]) -> str:
         ]
     )
     lines += ["", *_aligned([("", "4 bit", "16 bit", "bits a weight", "an activation"), *_layers(found)])]
+    if attention := _attention(found):
+        lines += ["", *_aligned([("attention", "runs in", "modules", "why"), *attention])]
     lines += ["", "fits a card of, GB: everything on it / text encoder offloaded"]
     lines += _aligned(
         [
@@ -199,6 +201,16 @@ def _layers(found: list["Footprint"]) -> list[tuple[str, ...]]:
         for name, plan in footprint.plans.items():
             counts = (str(len(plan.quantized)), str(len(plan.left_alone)))
             rows.append((f"{footprint.label}: {name}", *counts, f"{plan.weight_bits:.3f}", f"{plan.activation_bits:.3f}"))
+    return rows
+
+
+def _attention(found: list["Footprint"]) -> list[tuple[str, ...]]:
+    """Where attention is asked to run in fewer bits: how each kind of module does, and why."""
+    rows: list[tuple[str, ...]] = []
+    for footprint in found:
+        for name, plan in footprint.plans.items():
+            for (pattern, runs, reason), count in plan.attention_groups().items():
+                rows.append((f"{footprint.label}: {name}", runs, f"{count} x {pattern}", reason))
     return rows
 
 

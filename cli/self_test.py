@@ -5,14 +5,17 @@ import time
 
 import torch
 
-from ..kernels.dispatch import implementation
+from ..kernels.attention_support import attention_implementation
+from ..kernels.dispatch import Implementation, implementation
 from ..sedialect_core.codec import encode
 from ..sedialect_core.environment import device_name, package_versions
 from ..sedialect_core.formatbook import Formatbook, builtin_names
 from ..sedialect_core.linear import SeDialectLinear
 from ..sedialect_core.plan.report import quality_advice
+from ..sedialect_core.settings.table import ATTENTIONS, UNQUANTIZED
 from ..sedialect_core.video.compute_dtype import choose_dtype
 
+ATTENTION_LIBRARIES = "fa3-fwd flash-attn-3 flash-attn sageattention xformers"
 LIBRARIES = "sedialect torch triton diffusers transformers accelerate peft safetensors huggingface-hub av"
 # Relative squared errors of a Gaussian weight: what the reference gives (tests hold it), with room for the draw.
 EXPECTED_ERROR = {16: 0.0070, 32: 0.0085}
@@ -22,6 +25,8 @@ def examine() -> tuple[list[tuple[str, str]], bool]:
     """Rows of label and finding, and whether the self-test passed on every device."""
     rows = [("python", f"{platform.python_version()} on {platform.platform()}")]
     rows += [(name, found or "not installed") for name, found in package_versions(LIBRARIES.split()).items()]
+    kernels = package_versions(ATTENTION_LIBRARIES.split()).items()
+    rows.append(("attention", ", ".join(f"{name} {found or 'not installed'}" for name, found in kernels)))
     rows.append(("formatbooks", ", ".join(builtin_names())))
     sound = True
     for device in devices():
@@ -32,12 +37,18 @@ def examine() -> tuple[list[tuple[str, str]], bool]:
         rows += [
             (device, describe(device)),
             ("  path", f"{name}: {reason}"),
+            *(("  " + kind, f"attention: {found.name}: {found.reason}") for kind, found in attention_paths(device)),
             ("  dtype", computes),
             ("  self-test", verdict),
         ]
         if advice := quality_advice(device):
             rows.append(("  advice", advice))
     return rows, sound
+
+
+def attention_paths(device: str) -> list[tuple[str, Implementation]]:
+    """What attention in fewer bits would run on, and why, by the setting's values."""
+    return [(kind, attention_implementation(kind, torch.device(device))) for kind in ATTENTIONS if kind != UNQUANTIZED]
 
 
 def devices() -> list[str]:

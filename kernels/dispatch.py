@@ -47,8 +47,8 @@ def implementation(
     kernels = "Triton kernels encode and decode"
     if refused.triton is not None:
         kernels = f"plain torch encodes and decodes (no Triton kernels: {refused.triton})"
-    for (_, number), outcome in list(_FAILED.items()):  # other threads may add to it
-        if number == gpu_number(device):
+    for (what, number), outcome in list(_FAILED.items()):  # other threads may add to it
+        if number == gpu_number(device) and "attention" not in what:
             kernels += f" (but {outcome})"
     product, note = "FP8", ""
     if precision == "w4a16":
@@ -77,8 +77,8 @@ def attempt(what: str, instead: str, device: torch.device, fast: Callable[[], Re
     Args:
         what: the fast way, and `instead`, what takes its place, in the words of warning and reports.
     """
-    failed = (what, gpu_number(device))
-    if failed not in _FAILED:
+    entry = (what, gpu_number(device))
+    if entry not in _FAILED:
         try:
             if device.index in (None, torch.cuda.current_device()):
                 return fast()
@@ -91,13 +91,18 @@ def attempt(what: str, instead: str, device: torch.device, fast: Callable[[], Re
                 raise
             lines = str(error).strip().splitlines() or [""]
             cause = f"{type(error).__name__}: {lines[0]}"
-            _FAILED[failed] = f"{instead} for {what.removeprefix('the ')}, since that failed: {cause}"
+            _FAILED[entry] = f"{instead} for {what.removeprefix('the ')}, since that failed: {cause}"
             warnings.warn(
                 f"{what} failed on {device} ({cause}); {instead} does its work from now on, several times slower",
                 RuntimeWarning,
                 stacklevel=2,
             )
     return slow()
+
+
+def failed(what: str, device: torch.device) -> str | None:
+    """What takes the place of `what` on this GPU, and why, where it has failed; None where it has not."""
+    return _FAILED.get((what, gpu_number(device)))
 
 
 def explain_memory(error: torch.OutOfMemoryError, what: str, count: int, remedy: str = SMALLER) -> torch.OutOfMemoryError:

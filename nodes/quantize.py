@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.formatbook import Formatbook
 from .comfy import model as comfy_model
+from .comfy.attention_alone import attention_alone
 from .progress import Progress
 from .settings import config_from, setting_inputs
 from .sockets import CATEGORY, CalibrationSocket, FormatbookSocket
@@ -52,5 +53,7 @@ class SeDialectQuantize(io.ComfyNode):
     ) -> io.NodeOutput:
         """Quantize layer by layer; the run may be cancelled between two of them."""
         config = config_from(preset, settings, skip)
+        if config.attention_alone:
+            return io.NodeOutput(attention_alone(model, config))
         with Progress("quantizing") as progress:
             return io.NodeOutput(comfy_model.quantize(model, config, formatbook, progress, calibration))

@@ -7,6 +7,7 @@ from comfy_api.latest import io, ui
 from ..sedialect_core.charts.dialects import Use
 from ..sedialect_core.errors import ModelError
 from .comfy import model as comfy_model
+from .comfy.attention_alone import alone_report
 from .pictures import chart, saliency
 from .progress import Progress
 from .sockets import CATEGORY
@@ -45,6 +46,9 @@ class SeDialectReport(io.ComfyNode):
     def execute(cls, model: Any, samples: Any = None) -> io.NodeOutput:
         """Make it; `samples` only say that a run has ended."""
         known = comfy_model.quantized(model)
+        if known is None and (attention := alone_report(model)) is not None:
+            empty = saliency(None, "No layer is quantized: only attention runs in fewer bits.")
+            return io.NodeOutput(str(attention), empty, empty, ui=ui.PreviewText(str(attention)))
         if known is None:
             raise ModelError("this MODEL is not quantized by SeDialect; connect SeDialect Quantize or SeDialect Load")
         with Progress("reading the model"):

@@ -51,7 +51,7 @@ class Comparison:
         """What is printed below the progress bars."""
         before, after = (sum(getattr(m, name) for m in self.report.models) for name in ("bytes_before", "bytes_after"))
         rows = [
-            ("", "16 bit", self.config.precision),
+            ("", "16 bit", self.config.label),
             ("weights, effective bits", "16", f"{self.weight_bits:.2f}"),
             ("activations, effective bits", "16", f"{self.activation_bits:.2f}"),
             ("transformer memory, MB", megabytes(before), megabytes(after)),
@@ -135,7 +135,7 @@ def write_comparison(comparison: Comparison, folder: Path, fps: int) -> list[Pat
     """
     original, quantized = comparison.original.frames, comparison.quantized.frames
     bits = f"{comparison.weight_bits:.2f} bit weights, {comparison.activation_bits:.2f} bit activations"
-    label = f"{comparison.config.precision}: {bits}, {comparison.fidelity.psnr:.1f} dB"
+    label = f"{comparison.config.label}: {bits}, {comparison.fidelity.psnr:.1f} dB"
     with staging(folder) as staged:
         write_mp4(staged / "16-bit.mp4", original, fps)
         write_mp4(staged / "quantized.mp4", quantized, fps)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from .errors import ConfigError
 from .settings import Settings, entries
+from .settings.table import UNQUANTIZED
 
 CONFIG_VERSION = 1
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
@@ -76,6 +77,18 @@ class SeDialectConfig(Settings):
         if settings.get("formatbook", self.formatbook) != self.formatbook:
             settings.setdefault("formatbook_digest", "")  # the old one was of the old book
         return replace(self, **settings)
+
+    @property
+    def label(self) -> str:
+        """What tells it from 16 bit, in a few words: the precision, and how attention runs."""
+        attention = f"attention {self.attention}" if self.attention != UNQUANTIZED else ""
+        return ", ".join(filter(None, ("" if self.attention_alone else self.precision, attention)))
+
+    @property
+    def attention_alone(self) -> bool:
+        """Whether no layer is to be quantized, and attention is to run in fewer bits."""
+        precisions = {self.precision, *(precision for _, precision in self.layer_precisions)}
+        return precisions == {UNQUANTIZED} and self.attention != UNQUANTIZED
 
     def precision_of(self, name: str) -> str:
         """Precision of the layer called `name`, before its role and shape are looked at."""

@@ -33,6 +33,7 @@ PLAIN: dict[str, Any] = {
     "refresh_every": 5,
     "refresh_at": (),
     "protected_steps": (0, 0),
+    "attention": "16bit",
 }
 # What weights meet that are rotated, calibrated, or both.
 WAYS: dict[str, dict[str, Any]] = {
@@ -73,6 +74,7 @@ def arms() -> tuple[Arm, ...]:
         *_equalization(),
         *_rotation(),
         *_calibration(),
+        *_attention(),
     )
 
 
@@ -224,6 +226,24 @@ def _calibration() -> tuple[Arm, ...]:
         _ours("universal-32, w4a4, calibrated", group, calibrated=True, formatbook=UNIVERSAL),
         _ours("universal-32, w4a4, calibrated, rotated by 64", group, calibrated=True, formatbook=UNIVERSAL, rotation=64),
         _ours("universal-32, w4a4, 100 %, calibrated", group, calibrated=True, **all_terms),
+    )
+
+
+def _attention() -> tuple[Arm, ...]:
+    """What attention in fewer bits adds: to 16 bit, and to presets."""
+    group, kinds = "attention", ("8bit", "fp8")
+    return (
+        *(_ours(f"16 bit, attention {kind}", group, precision="16bit", attention=kind) for kind in kinds),
+        *(
+            _ours(f"preset {name}, attention {kind}", group, **PRESETS[name], attention=kind)
+            for name in ("quality", "default")
+            for kind in kinds
+        ),
+        *(
+            _ours(f"preset {name}, calibrated, attention {kind}", group, calibrated=True, **PRESETS[name], attention=kind)
+            for name in ("quality", "default")
+            for kind in kinds
+        ),
     )
 
 

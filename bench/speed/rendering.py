@@ -28,6 +28,8 @@ def render(parts: dict[str, Part]) -> dict[str, str]:
         match name:
             case "kernels":
                 tables[name] = kernels(part)
+            case "attention":
+                tables[name] = attentions(part)
             case "layers":
                 tables[name] = layers(part, parts.get("kernels"))
             case "blocks":
@@ -86,6 +88,19 @@ def floor_ms(kernels: Part | None, moved: float, operations: float, arm: str) ->
     rates = rates or [rate for rate in [kernels.number(DEVICE, BF16_PEAK, "TFLOP/s")] if rate]
     floors = [moved / copy / 1e6 if copy else 0, operations / max(rates) / 1e9 if rates else 0]
     return max(floors) or None
+
+
+def attentions(part: Part) -> str:
+    """Each kernel beside the first of its case."""
+    rows = []
+    for row in part.rows:
+        first = next(other for other in part.rows if other.case == row.case)
+        errors = [_number(row, name, ".1e") for name in ("error", "error, equal values")]
+        memory = _scaled(row, "peak bytes beyond", GIGA, ".2f")
+        gain = _ratio(first.numbers.get("ms"), row.numbers.get("ms"))
+        rows.append([row.case, row.arm, row.mode, _ms(row), gain, _number(row, "TFLOP/s", ".0f"), *errors, memory, row.note])
+    columns = ["attention", "kernel", "", "ms", "x the first", "TFLOP/s", "error", "error, equal values", "more, GB", ""]
+    return table(columns, rows)
 
 
 def layers(part: Part, kernels: Part | None) -> str:

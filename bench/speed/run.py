@@ -10,6 +10,7 @@ import torch
 
 from ...sedialect_core.errors import InputError
 from .arms import Arm, choose_arms
+from .attentions import ATTENTIONS, QUICK_ATTENTIONS, measure_attentions
 from .block_kinds import BLOCKS, QUICK_BLOCKS
 from .blocks import measure_blocks
 from .enabling import measure_enabling
@@ -24,7 +25,7 @@ from .trials import Trials
 
 KERNEL_LAYERS = ("wan-14b out", "wan-14b feed-forward up", "wan-14b feed-forward down", "wan-1.3b out")
 # In the order of measuring, with their shares of the seconds that are left. What costs little stands before what compiles.
-SHARES = {"kernels": 1.5, "layers": 4.0, "enabling": 1.0, "blocks": 3.5, "models": 4.0}
+SHARES = {"kernels": 1.5, "attention": 1.0, "layers": 4.0, "enabling": 1.0, "blocks": 3.5, "models": 4.0}
 Case = TypeVar("Case")
 
 
@@ -70,8 +71,10 @@ def _measure(name: str, cases: Any, trials: Trials, arms: tuple[Arm, ...], to_co
     match name:
         case "kernels":
             measure_kernels(trials, cases, quick)
+        case "attention":
+            measure_attentions(trials, cases, bool(to_compile))
         case "layers":
-            measure_layers(trials, cases, arms, to_compile)
+            measure_layers(trials, cases, tuple(arm for arm in arms if arm.has_layers), to_compile)
         case "blocks":
             measure_blocks(trials, cases, arms, to_compile)
         case "models":
@@ -83,9 +86,11 @@ def _measure(name: str, cases: Any, trials: Trials, arms: tuple[Arm, ...], to_co
 def _choose(choice: Choice) -> dict[str, tuple[Any, ...]]:
     """The cases of each part. Layers are chosen by their model."""
     layers, blocks, models = (QUICK_LAYERS, QUICK_BLOCKS, QUICK_MODELS) if choice.quick else (LAYERS, BLOCKS, MODELS)
+    attentions = QUICK_ATTENTIONS if choice.quick else ATTENTIONS
     kernels = layers if choice.quick else tuple(layer for layer in layers if str(layer) in KERNEL_LAYERS)
     known: dict[str, dict[str, list[Any]]] = {
         "kernels": _by_name((str(layer), layer) for layer in kernels),
+        "attention": _by_name((attention.model, attention) for attention in attentions),
         "layers": _by_name((layer.model, layer) for layer in layers),
         "blocks": _by_name((kind.name, kind) for kind in blocks),
         "models": _by_name((model.name, model) for model in models),

@@ -14,16 +14,19 @@ from ...kernels.guidance import RowGuidance
 from ...kernels.transform import UNCHANGED, InputTransform
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook
+from ...sedialect_core.inspection import family_of
 from ...sedialect_core.linear import Guide
 from ...sedialect_core.plan.layers import Plan
 from ...sedialect_core.plan.tokens import is_guided, key_linears, needs_profile
+from ...sedialect_core.semantics.attending import Attending
 from ...sedialect_core.semantics.guides import TokenGuide, guide_for, is_told, watched_block
 from ...sedialect_core.semantics.hook import fixed_layout
-from ...sedialect_core.settings.table import BY_ATTENTION
+from ...sedialect_core.settings.table import BY_ATTENTION, UNQUANTIZED
 from . import layout
 from .tokens import Tokens
 
 TOKENS = "sedialect_tokens"  # the attribute of a model of ComfyUI's
+PLACE = "_sedialect_place"  # and of its network
 
 
 class Settings(NamedTuple):
@@ -68,18 +71,30 @@ class RowGuide:
 
 
 def attach(model: Any, plan: Plan) -> None:
-    """Give the encoded layers of a model of ComfyUI's their guides, as the plan says."""
-    if not is_guided(plan.config):
+    """Give the encoded layers of a model of ComfyUI's their guides, and have its attention run, as the plan says."""
+    if not is_guided(plan.config) and not plan.attentions:
         return
-    with torch.inference_mode(False):
-        tokens = Tokens(plan, fixed_layout(plan.token_layout))
     network = model.diffusion_model
+    tokens = told_tokens(network, plan)
     if needs_profile(plan.config):
         for block, name in key_linears(plan.layers, plan.token_layout).items():
             tokens.watched[block] = watched_block(block, plan, tokens)
-            network.get_submodule(name).register_forward_pre_hook(tokens.enter_block(block))
+            tokens.place.follow(network, block, name)
     _guide_layers(network, plan, tokens)
     setattr(model, TOKENS, tokens)
+
+
+def told_tokens(network: torch.nn.Module, plan: Plan) -> Tokens:
+    """What a network is told of its tokens, with the attention that is to run in fewer bits."""
+    with torch.inference_mode(False):
+        tokens = Tokens(plan, fixed_layout(plan.token_layout))
+    tokens.place = network.__dict__.setdefault(PLACE, tokens.place)
+    pair_mask = family_of(network).pair_mask
+    for entry in plan.attentions:
+        if entry.runs != UNQUANTIZED:
+            tokens.attending[entry.block] = Attending(entry.runs, tokens.flags, pair_mask)
+            tokens.place.follow(network, entry.block, entry.keys)
+    return tokens
 
 
 def _guide_layers(network: torch.nn.Module, plan: Plan, tokens: Tokens) -> None:
@@ -127,9 +142,15 @@ def run_guided(
     **more: Any,
 ) -> Any:
     """A wrapper for ComfyUI's APPLY_MODEL; the executor knows which model it is that runs."""
-    model, options = executor.class_obj, transformer_options or {}
-    tokens = tokens_of(model)
+    tokens, options = tokens_of(executor.class_obj), transformer_options or {}
     if tokens is None:
         return executor(x, t, c_concat, c_crossattn, control, options, **more)
-    with tokens.forward(tuple(x.shape), x.device, options, model.model_sampling) as told:
-        return executor(x, t, c_concat, c_crossattn, control, told, **more)
+    return run_told(tokens, executor, x, t, c_concat, c_crossattn, control, options, **more)
+
+
+def run_told(
+    tokens: Tokens, executor: Any, x: torch.Tensor, t: Any, concat: Any, cross: Any, control: Any, options: Any, **more: Any
+) -> Any:
+    """The forward, told of its tokens."""
+    with tokens.forward(tuple(x.shape), x.device, options or {}, executor.class_obj.model_sampling) as told:
+        return executor(x, t, concat, cross, control, told, **more)

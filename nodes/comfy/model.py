@@ -34,7 +34,8 @@ from ...sedialect_core.formatbook.fitting import fit_book
 from ...sedialect_core.formatbook.matching import find_book, weights_digest
 from ...sedialect_core.plan.layers import LayerPlan, Plan
 from ...sedialect_core.plan.report import ModelReport, implementations, report_of
-from ...sedialect_core.plan.rules import make_plan, recorded_plan
+from ...sedialect_core.plan.rules import check_quantizes, make_plan, recorded_plan
+from ...sedialect_core.quantize.checks import check_attention
 from ...sedialect_core.quantize.weights import WeightEncoder, exponents_by_weights, groups_of
 from . import layout
 from .calibration import COMPONENT
@@ -93,7 +94,9 @@ def quantize(
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
     if calibration is not None:
         calibration.check_models({COMPONENT: network})
+    check_attention(config)
     plan = make_plan(network, config, linear_types=linear_types(network))
+    check_quantizes(plan)
     notes: tuple[str, ...] = ()
     if book is None:
         book, _, notes = find_book(network, config.formatbook, config.block_size)
@@ -167,7 +170,10 @@ def read_tensors(path: str) -> dict[str, torch.Tensor]:
 
 def report(patcher: Any, known: Quantized) -> ModelReport:
     """The report of a quantized MODEL on the device where it will run."""
-    found = report_of("diffusion_model", patcher.model.diffusion_model, known.plan, known.bytes_before)
+    tokens = tokens_of(patcher.model)
+    seen = () if tokens is None else tokens.attention_seen()
+    network = patcher.model.diffusion_model
+    found = report_of("diffusion_model", network, known.plan, known.bytes_before, patcher.load_device, seen)
     after = comfy.model_management.module_size(patcher.model)
     return replace(found, bytes_after=after, implementation=implementations(patcher.load_device, known.plan))
 

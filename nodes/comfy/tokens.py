@@ -1,8 +1,9 @@
 """What a network is told of its tokens, forward by forward.
 
 `transformer_options`, which ComfyUI hands to every forward, say which sigma it is at and which conditionings it carries;
-attention is seen through the one place that ComfyUI has for it, in front of whatever another node has put there. Forwards of
-different conditionings, windows and sizes have rooms of their own, so that it does not matter which of them are batched.
+attention is seen, and run in fewer bits, through the one place that ComfyUI has for it, in front of whatever another node
+has put there. Forwards of different conditionings, windows and sizes have rooms of their own, so that it does not matter
+which of them are batched.
 """
 
 import warnings
@@ -18,10 +19,12 @@ from ...sedialect_core.inspection import TokenLayout
 from ...sedialect_core.inspection.placement import Placement
 from ...sedialect_core.plan.layers import Plan
 from ...sedialect_core.semantics.attended import AttendedTokens
+from ...sedialect_core.semantics.attending import Attending, stayed
 from ...sedialect_core.semantics.grouping import Windows, windows_of
 from ...sedialect_core.semantics.probe import Seen, Watched
 from ...sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
 from ...sedialect_core.semantics.steps import due
+from .attention import attend
 from .steps import Step, step_of
 
 OVERRIDE = "optimized_attention_override"  # the entry of transformer_options that attention is called through
@@ -46,6 +49,26 @@ class Room:
 
 
 @dataclass
+class Place:
+    """Where in a network the forward is, told by hooks on its layers: models that share the network share them, too."""
+
+    block: str | None = None
+    """Whose keys have just been made."""
+    hooked: set[str] = field(default_factory=set)
+    """Layers that tell."""
+
+    def follow(self, network: torch.nn.Module, block: str, layer: str) -> None:
+        """Learn from the layer that makes the keys of a block's self-attention that the next attention is this block's."""
+
+        def enter(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            self.block = block
+
+        if layer not in self.hooked:
+            self.hooked.add(layer)
+            network.get_submodule(layer).register_forward_pre_hook(enter)
+
+
+@dataclass
 class Map:
     """Saliency of the video tokens of a run, float32 [T, H, W], and what its numbers are."""
 
@@ -63,6 +86,9 @@ class Tokens:
     blocks: dict[str, BlockState] = field(default_factory=dict)
     groups: list[GroupState] = field(default_factory=list)
     watched: dict[str, Watched] = field(default_factory=dict)
+    attending: dict[str, Attending] = field(default_factory=dict)
+    """Of the blocks whose attention runs in fewer bits."""
+    place: Place = field(default_factory=Place)
     attended: list[tuple[str, AttendedTokens]] = field(default_factory=list)
     """What guides read of what attention showed, with its block."""
     rooms: dict[Any, Room] = field(default_factory=dict)
@@ -72,8 +98,6 @@ class Tokens:
     """Whether this forward has reached a guided layer; caches leave forwards out."""
     counting: bool = False
     """Whether the tokens chosen in this forward are counted."""
-    entered: str | None = None
-    """The block whose keys have just been made."""
     seen: set[str] = field(default_factory=set)
     """Blocks whose attention was seen in this forward."""
     map: Map | None = None
@@ -99,6 +123,10 @@ class Tokens:
         self.map = self._map() or self.map
         self.restart()
 
+    def attention_seen(self) -> tuple[str, ...]:
+        """What the last run showed of the attention that is to run in fewer bits."""
+        return stayed(self.attending.values())
+
     @contextmanager
     def forward(
         self, shape: tuple[int, ...], device: torch.device, options: Mapping[str, Any], sampling: Any
@@ -116,13 +144,13 @@ class Tokens:
             room = self._enter(shape, device, options, step)
             self._tell(step, room)
         told = dict(options)
-        if self.flags.profile:
-            told[OVERRIDE] = self._watching(options.get(OVERRIDE))
+        if self.flags.profile or self.attending:
+            told[OVERRIDE] = self._override(options.get(OVERRIDE))
         try:
             yield told
             self._look_back(step.number, room, options)
         finally:
-            self.samples, self.ran, self.counting, self.entered = 0, False, False, None
+            self.samples, self.ran, self.counting, self.place.block = 0, False, False, None
             self.flags.profile.fill_(False)
             self.flags.assign.fill_(False)
             self.seen.clear()
@@ -190,7 +218,9 @@ class Tokens:
         return due(step.number, last, config.refresh_every, config.refresh_at, step.total)
 
     def _tell(self, step: Step, room: Room | None) -> None:
-        self.flags.protected.fill_(step.is_protected(*self.plan.config.protected_steps))
+        protected = step.is_protected(*self.plan.config.protected_steps)
+        self.flags.protected.fill_(protected)
+        self.flags.protected_now = protected and bool(self.attending)
         self.flags.profile.fill_(room is not None and self._is_due(step, room.profiled))
         self.flags.assign.fill_(room is not None and room.grouping)
 
@@ -217,21 +247,17 @@ class Tokens:
             )
             warnings.warn(self.unseen, stacklevel=2)
 
-    def enter_block(self, name: str) -> Callable[..., None]:
-        """A hook for the linear that makes the keys of a block's self-attention: the next attention is this block's."""
-
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.entered = name
-
-        return hook
-
-    def _watching(self, previous: Callable[..., Any] | None) -> Callable[..., Any]:
-        """An attention override that looks, and then does what would be done without it."""
+    def _override(self, previous: Callable[..., Any] | None) -> Callable[..., Any]:
+        """An attention override that looks, runs what it can in fewer bits, and leaves the rest to who would run it."""
+        watched = self.watched if self.flags.profile else {}
 
         def attention(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            name, self.entered = self.entered, None
-            if name is not None and self._see(self.watched[name], *args, **kwargs):
+            name, self.place.block = self.place.block, None
+            if name in watched and self._see(watched[name], *args, **kwargs):
                 self.seen.add(name)
+            output = attend(self.attending[name], *args, **kwargs) if name in self.attending else None
+            if output is not None:
+                return output
             return function(*args, **kwargs) if previous is None else previous(function, *args, **kwargs)
 
         return attention

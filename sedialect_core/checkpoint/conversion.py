@@ -19,7 +19,7 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..plan.layers import LayerPlan, Plan
-from ..plan.rules import make_plan
+from ..plan.rules import check_quantizes, make_plan
 from ..progress import shown_bar
 from ..quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
 from ..storage.atomic import check_room, replacing, write_text
@@ -137,6 +137,7 @@ class _Task:
         self.book = named_book(job.config)
         self.settings = replace(job.config, formatbook=self.book.name, formatbook_digest=self.book.digest)
         self.plan = make_plan(self.model, self.settings)
+        check_quantizes(self.plan)
         self.digest = job.digest(component)
         self.layers = {f"{layer.name}.weight": layer for layer in self.plan.quantized}
         self.groups = {layer.name: group for group in groups_of(self.plan.quantized) for layer in group}

@@ -208,6 +208,7 @@ DIFFUSERS_FAMILIES: tuple[Family, ...] = (
         ("HunyuanVideo15Transformer3DModel",),
         (BlockKind(("transformer_blocks",), DUAL),),
         TokenLayout("video_text", patch=(1, 1, 1)),
+        pair_mask=True,
     ),
     Family(
         "HunyuanVideo FramePack",

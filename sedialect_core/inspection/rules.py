@@ -67,6 +67,8 @@ class Family:
     telltales: tuple[str, ...] = ()
     tiled_if: tuple[str, str] | None = None
     """A config entry and its value that the layout's tiles depend on."""
+    pair_mask: bool = False
+    """Whether its attention masks [B, 1, N, N] are valid tokens by valid tokens, so that they say no more than which are."""
 
     @property
     def lists(self) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from ..inspection import TokenLayout
 from ..plan.layers import Plan
 from ..plan.report import model_bytes
 from ..quantize.apply import quantize_layers
-from ..quantize.checks import check_ready
-from .state import Enabled, mark_quantized
+from ..quantize.checks import check_attends, check_ready
+from .state import Enabled, mark_attending, mark_quantized
 
 
 def quantize_model(
@@ -37,7 +37,8 @@ def quantize_model(
         >>> plan = quantize_model(transformer, SeDialectConfig.preset("compact"))
         >>> print(plan)
     """
-    check_ready(type(module).__name__, module)
+    alone = config is not None and config.attention_alone
+    (check_attends if alone else check_ready)(type(module).__name__, module)
     before = model_bytes(module)
     plan = quantize_layers(module, config, token_layout, progress=progress)
     mark_with_quantizer(module, Enabled(plan, before))
@@ -45,7 +46,11 @@ def quantize_model(
 
 
 def mark_with_quantizer(model: nn.Module, state: Enabled) -> None:
-    """Mark a model that was quantized in memory; a model of diffusers gets a quantizer, as if one had loaded it."""
+    """Mark a model that was quantized in memory; a model of diffusers gets a quantizer, as if one had loaded it. A model of
+    which attention alone was changed stays what it was."""
+    if not state.plan.quantized:
+        mark_attending(model, state)
+        return
     if not hasattr(model, "register_to_config"):
         mark_quantized(model, state, None)
         return

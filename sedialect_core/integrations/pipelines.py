@@ -17,10 +17,10 @@ from ..linear import SeDialectLinear
 from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
 from ..quantize.apply import quantize_layers, set_submodule
-from ..quantize.checks import check_ready, check_restorable
+from ..quantize.checks import check_attends, check_ready, check_restorable
 from .lora import fused_into_codes
 from .models import mark_with_quantizer
-from .semantics import follow
+from .semantics import attention_seen, follow, reguide
 from .state import Enabled, mark_plain
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def enable_sedialect(
 ) -> Any:
     """Quantize the pipeline's video transformers in place, both of Wan 2.2 included. Returns the pipeline.
 
+    With `precision="16bit"` and an `attention` no layer is touched, and only attention changes, in quantized models, too.
+
     Args:
         config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
         calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
@@ -59,20 +61,24 @@ def enable_sedialect(
     Example:
         >>> pipe.enable_sedialect(preset="quality", keep_original=True)
         >>> pipe.enable_sedialect(calibration="self", rotation=64)
+        >>> pipe.enable_sedialect(precision="16bit", attention="8bit")
     """
     if config is not None and preset is not None:
         raise ModelError("pass either a config or a preset, not both")
     config = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
     models = denoisers(pipe)
     for name, model in models.items():
-        check_ready(name, model)
+        (check_attends if config.attention_alone else check_ready)(name, model)
     cache = None
     if calibration is not None:
         from ..calibration.moments import calibration_of
 
         cache = calibration_of(pipe, calibration, config, progress)
     for name, model in models.items():
-        _enable(name, model, config, keep_original, progress, cache)
+        if config.attention_alone and getattr(model, "is_quantized", False) and hasattr(model, "_sedialect"):
+            reguide(model, attention=config.attention)
+        else:
+            _enable(name, model, config, keep_original, progress, cache)
         follow(pipe, model)
     return pipe
 
@@ -108,7 +114,10 @@ def sedialect_report(pipe: Any) -> "PipelineReport":
     states = ((name, model, _state(name, model)) for name, model in found)
     runs_on = getattr(pipe, "_execution_device", None)
     return PipelineReport(
-        tuple(report_of(name, model, state.plan, state.bytes_before, runs_on) for name, model, state in states)
+        tuple(
+            report_of(name, model, state.plan, state.bytes_before, runs_on, attention_seen(model))
+            for name, model, state in states
+        )
     )
 
 

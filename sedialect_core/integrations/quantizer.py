@@ -31,7 +31,7 @@ from ..errors import InputError, ModelError
 from ..formatbook import Formatbook
 from ..linear import SeDialectLinear
 from ..plan.layers import Plan
-from ..plan.rules import make_plan, recorded_plan
+from ..plan.rules import check_quantizes, make_plan, recorded_plan
 from ..quantize.apply import set_submodule
 from ..quantize.weights import WeightEncoder
 from .grouped_weights import GroupedWeights
@@ -171,6 +171,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         bias may arrive before it or after, in another thread even."""
         assert self.book is not None
         self.plan = make_plan(model, self.quantization_config)
+        check_quantizes(self.plan)
         self.record = Record.of(self.plan, self.book)
         place_layers(model, replace(self.record, equalized={}), self.quantization_config.candidates, self.compute_dtype)
         for layer in self.plan.quantized:
@@ -259,6 +260,11 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self._model = weakref.ref(model)
         mark_quantized(model, Enabled(self.plan, bytes_unquantized(model), loaded=True), self)
         return model
+
+    def change(self, model: nn.Module, plan: Plan, settings: Mapping[str, Any]) -> None:
+        """Have other settings saved, of those that do not concern the weights."""
+        self.plan, self.quantization_config = plan, self.quantization_config.override(**settings)
+        self.register(model)
 
     def register(self, model: nn.Module) -> None:
         """Enter the settings into the model's config, from where `save_pretrained` writes them."""

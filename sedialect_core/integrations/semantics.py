@@ -10,30 +10,58 @@ from torch import nn
 
 from ..config import SeDialectConfig
 from ..errors import ConfigError, ModelError
+from ..inspection import family_of
 from ..linear import Guide, SeDialectLinear
+from ..plan.attention import with_attention
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import guided
 from ..plan.tokens import attention_modules, is_guided, needs_profile
+from ..quantize.checks import check_attention
+from ..semantics.attending import Attending, stayed
 from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
-from ..semantics.probe import remove, watch_module, watch_torch_and_diffusers
-from ..settings.table import LIVE
+from ..semantics.probe import Treatment, remove, treat_module, watch_torch_and_diffusers
+from ..settings.table import LIVE, UNQUANTIZED
 
-HOOK, HANDLES = "_sedialect_steps", "_sedialect_hooks"  # attributes of a model
+HOOK, HANDLES, ATTENDING = "_sedialect_steps", "_sedialect_hooks", "_sedialect_attending"  # attributes of a model
 
 
 def attach(model: nn.Module, plan: Plan) -> None:
-    """Give the model's layers their guides, and have its attention watched, as the plan says. Whatever was attached goes."""
+    """Give the model's layers their guides, and have its attention watched, or run in fewer bits, as the plan says. Whatever
+    was attached goes."""
     detach(model)
-    config = plan.config
-    if not is_guided(config):
-        return
-    hook = StepHook(config, fixed_layout(plan.token_layout), _parameters(model))
-    handles = [model.register_forward_pre_hook(hook, with_kwargs=True)]
-    if needs_profile(config):
+    hook = StepHook(plan.config, fixed_layout(plan.token_layout), _parameters(model))
+    handles = []
+    if is_guided(plan.config):
+        handles.append(model.register_forward_pre_hook(hook, with_kwargs=True))
+        setattr(model, HOOK, hook)
+    treatments = _treatments(model, plan, hook)
+    if treatments:
         watch_torch_and_diffusers()
+    for name, treatment in treatments.items():
+        handles += treat_module(model.get_submodule(name), treatment)
+    if is_guided(plan.config):
+        _guide(model, plan, hook)
+    if handles:
+        setattr(model, HANDLES, handles)
+    if attending := {name: one.attending for name, one in treatments.items() if one.attending is not None}:
+        setattr(model, ATTENDING, attending)
+
+
+def _treatments(model: nn.Module, plan: Plan, hook: StepHook) -> dict[str, Treatment]:
+    """What is done with the attention of the model, by the names of its modules."""
+    found: dict[str, Treatment] = {}
+    if needs_profile(plan.config):
         for block, name in attention_modules(plan.layers, plan.token_layout).items():
-            handles += watch_module(model.get_submodule(name), watched_block(block, plan, hook))
+            found[name] = Treatment(watched_block(block, plan, hook))
+    pair_mask = family_of(model).pair_mask
+    for entry in plan.attentions:
+        if entry.runs != UNQUANTIZED:
+            found.setdefault(entry.name, Treatment()).attending = Attending(entry.runs, hook.flags, pair_mask)
+    return found
+
+
+def _guide(model: nn.Module, plan: Plan, hook: StepHook) -> None:
     guides: dict[object, Guide] = {}
     for entry, layer in _guided_layers(model, plan):
         key = (
@@ -47,14 +75,13 @@ def attach(model: nn.Module, plan: Plan) -> None:
         if key not in guides:
             guides[key] = guide_for(entry, layer, plan, hook)
         layer.guide = guides[key]
-    setattr(model, HOOK, hook)
-    setattr(model, HANDLES, handles)
 
 
 def detach(model: nn.Module) -> None:
     """Take guides and hooks off a model."""
     remove(model.__dict__.pop(HANDLES, ()))
     model.__dict__.pop(HOOK, None)
+    model.__dict__.pop(ATTENDING, None)
     for module in model.modules():
         if isinstance(module, SeDialectLinear):
             module.guide = None
@@ -64,7 +91,7 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     """Change what a quantized model does with its tokens; its weights stay as they are.
 
     Args:
-        settings: those of `SeDialectConfig` that only matter while the model runs: `salient_ratio`, `semantic`, …
+        settings: those of `SeDialectConfig` that only matter while the model runs: `salient_ratio`, `attention`, …
 
     Returns:
         The new plan.
@@ -83,13 +110,31 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
             raise ConfigError(f"{name} cannot be changed in a quantized model; there are {', '.join(LIVE)}")
     config: SeDialectConfig = state.plan.config.override(**settings)
     layers = tuple(replace(layer, salient="", grouped=False) for layer in state.plan.layers)
-    plan = guided(replace(state.plan, config=config, layers=layers, notes=()))
+    check_attention(config)
+    plan = with_attention(guided(replace(state.plan, config=config, layers=layers, notes=())), model)
     pipeline = schedule_pipeline(model)
     attach(model, plan)
     state.plan = plan
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.change(model, plan, settings)
     if pipeline is not None:
         follow(pipeline, model)
     return plan
+
+
+def attention_seen(model: nn.Module) -> tuple[str, ...]:
+    """What there is to say of a model's attention besides its plan: what the last run showed, and which backend is set."""
+    attending = [one for one in model.__dict__.get(ATTENDING, {}).values() if isinstance(one, Attending)]
+    if not attending:
+        return ()
+    said = stayed(attending)
+    processors = (getattr(module, "processor", None) for module in model.modules())
+    names = {getattr(one, "_attention_backend", None) for one in processors} - {None}
+    if names:
+        chosen = ", ".join(sorted(str(getattr(name, "value", name)) for name in names))
+        said += (f"backend {chosen}, which was set, runs the attention that stays in 16 bit, and none of the rest",)
+    return said
 
 
 def follow(pipeline: Any, model: nn.Module) -> None:

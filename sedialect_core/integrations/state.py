@@ -1,7 +1,7 @@
 """The marks by which diffusers, and we, know that a model is quantized: set and taken off in one place."""
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
 
@@ -44,6 +44,12 @@ def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
     for name, value in marks.items():
         setattr(model, name, value)
     share_inputs(_readers(model, state.plan))
+    attach(model, state.plan)
+
+
+def mark_attending(model: nn.Module, state: Enabled) -> None:
+    """Have attention run as the plan says, in a model whose layers stay as they are: it is cast and saved like any other."""
+    model._sedialect = replace(state, keeps_originals=True)  # type: ignore[assignment]
     attach(model, state.plan)
 
 

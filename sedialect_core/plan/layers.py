@@ -1,5 +1,6 @@
 """A plan: what will be done to which layer, and why. Pure data, made before anything is touched."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class LayerPlan:
     @property
     def pattern(self) -> str:
         """The name with stars for numbers: layers that do the same in every block have the same."""
-        return ".".join("*" if part.isdigit() else part for part in self.name.split("."))
+        return starred(self.name)
 
     @property
     def explanation(self) -> str:
@@ -80,8 +81,33 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class AttentionPlan:
+    """One module that attends: how its calls run, "8bit", "fp8" or "16bit", and why."""
+
+    name: str
+    block: str
+    runs: str
+    reason: str
+    keys: str = ""
+    """The linear that makes its keys."""
+
+    @property
+    def pattern(self) -> str:
+        """As of `LayerPlan`."""
+        return starred(self.name)
+
+
+def starred(name: str) -> str:
+    """The name with stars for numbers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+@dataclass(frozen=True)
 class Plan:
-    """All linear layers of a model, in model order, the settings they were decided by, and what else there is to say."""
+    """All linear layers of a model, in model order, the settings they were decided by, and what else there is to say.
+
+    attentions  the modules that attend, where they are asked to run in fewer bits; else there are none
+    """
 
     model: str
     family: str
@@ -89,6 +115,7 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     token_layout: TokenLayout
     notes: tuple[str, ...] = ()
+    attentions: tuple[AttentionPlan, ...] = ()
 
     @property
     def quantized(self) -> tuple[LayerPlan, ...]:
@@ -105,6 +132,8 @@ class Plan:
         lines = [f"{self.model} ({self.family}): {len(self.quantized)} of {len(self.layers)} linear layers in 4 bit"]
         for count, name, shape, precision, reason in self.groups():
             lines.append(f"  {count:4d} x {name:<44} {shape:>16}  {precision:<7} {reason}")
+        for (name, runs, reason), count in self.attention_groups().items():
+            lines.append(f"  {count:4d} x {name:<44} {'attention':>16}  {runs.replace('16bit', '16 bit'):<7} {reason}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def groups(self) -> list[tuple[int, str, str, str, str]]:
@@ -115,6 +144,10 @@ class Plan:
             key = (layer.pattern, shape, layer.precision or "16 bit", layer.explanation)
             counts[key] = counts.get(key, 0) + 1
         return [(count, *key) for key, count in counts.items()]
+
+    def attention_groups(self) -> dict[tuple[str, str, str], int]:
+        """How many attentions share everything but the block's number: name, how they run and why."""
+        return Counter((one.pattern, one.runs, one.reason) for one in self.attentions)
 
     @property
     def weight_bits(self) -> float:
@@ -129,5 +162,7 @@ class Plan:
 
 
 def _mean(pairs: list[tuple[float, int]]) -> float:
-    """Mean of the first entries, weighted by the second."""
+    """Mean of the first entries, weighted by the second; 16 of none: bits of what is left alone."""
+    if not pairs:
+        return 16.0
     return sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)

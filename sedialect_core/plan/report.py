@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ...kernels.attention_support import attention_implementation
 from ...kernels.dispatch import Implementation, implementation, refusals
 from ..config import SeDialectConfig
 from .layers import LayerPlan, Plan
@@ -28,18 +29,26 @@ class ModelReport:
     activation_bits: float
     implementation: str
     advice: str = ""
+    attention: tuple[str, ...] = ()
+    """How attention runs, where it is asked to in fewer bits."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each line."""
+        model = ("model", f"{self.component}: {self.plan.model} ({self.plan.family})")
+        attention = [("attention", said) for said in self.attention]
+        if not self.plan.quantized:
+            layers = f"{len(self.plan.layers)}, all left as they are"
+            return [model, ("layers", layers), *attention, *protected_rows(self.plan)]
         left = len(self.plan.left_alone)
         return [
-            ("model", f"{self.component}: {self.plan.model} ({self.plan.family})"),
+            model,
             ("layers", f"{len(self.plan.quantized)} in {self.plan.config.precision}, {left} left in 16 bit"),
             ("weights", f"{self.weight_bits:.3f} bits in the quantized layers (block size {self.plan.config.block_size})"),
             ("activations", f"{self.activation_bits:.3f} bits into them"),
             ("memory", f"{megabytes(self.bytes_before)} -> {megabytes(self.bytes_after)} MB for the whole model"),
             *equalized_rows(self.plan),
             *token_rows(self.plan),
+            *attention,
             ("formatbook", self.plan.config.formatbook),
             ("runs on", self.implementation),
             *([("advice", self.advice)] if self.advice else []),
@@ -52,12 +61,18 @@ class ModelReport:
 
 
 def report_of(
-    component: str, model: nn.Module, plan: Plan, bytes_before: int, runs_on: torch.device | None = None
+    component: str,
+    model: nn.Module,
+    plan: Plan,
+    bytes_before: int,
+    runs_on: torch.device | None = None,
+    attention_said: tuple[str, ...] = (),
 ) -> ModelReport:
     """The report of a model that `plan` was carried out on.
 
     Args:
         runs_on: where a model that is offloaded to the CPU runs.
+        attention_said: what more there is to say of attention.
     """
     device = next(model.parameters()).device
     if device.type in ("cpu", "meta") and runs_on is not None:  # offloaded between calls
@@ -71,7 +86,18 @@ def report_of(
         activation_bits=plan.activation_bits,
         implementation=implementations(device, plan),
         advice=quality_advice(device, plan.config) or "",
+        attention=(*attention_words(plan, device), *attention_said),
     )
+
+
+def attention_words(plan: Plan, device: torch.device) -> tuple[str, ...]:
+    """How attention runs, where it is asked to in fewer bits: how much of it, and on what."""
+    if not plan.attentions:
+        return ()
+    kind = plan.config.attention
+    count = sum(one.runs == kind for one in plan.attentions)
+    name, reason = attention_implementation(kind, device)
+    return (f"{count} of {len(plan.attentions)} in {kind} on {device}, {name}: {reason}",)
 
 
 def implementations(device: torch.device, plan: Plan) -> str:
@@ -120,7 +146,6 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
     renewed = f"every {config.refresh_every} steps" if config.refresh_every else "never"
     if config.refresh_at:
         renewed = f"at {', '.join(f'{part:.0%}' for part in config.refresh_at)} of the steps"
-    first, last = config.protected_steps
     rows = []
     if salient:
         rows.append(
@@ -129,9 +154,16 @@ def token_rows(plan: Plan) -> list[tuple[str, str]]:
     if grouped:
         shared = f"a {config.semantic_sharing} for groups in windows of {window} tokens"
         rows.append(("shared", f"{shared}, renewed {renewed}, {grouped} layers"))
-    if first or last:
-        rows.append(("protected", f"the first {first} and the last {last} steps run in w4a8"))
-    return rows
+    return rows + protected_rows(plan)
+
+
+def protected_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Which steps run in more bits, where any do."""
+    first, last = plan.config.protected_steps
+    kinds = ["in w4a8"] if plan.quantized else []
+    kinds += ["with attention in 16 bit"] if plan.attentions else []
+    run = f"the first {first} and the last {last} steps run {' and '.join(kinds)}"
+    return [("protected", run)] if (first or last) and kinds else []
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -9,6 +9,8 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+from ..settings.table import UNQUANTIZED
+from .attention import with_attention
 from .layers import LayerPlan, Plan
 from .tokens import attention_modules, check_layout, decide, is_guided
 
@@ -42,9 +44,26 @@ def make_plan(
     sites = find_linears(model, linear_types=linear_types)
     layers = tuple(_decide(site, config, _kept_in_fp32(model)) for site in sites)
     name = type(model).__name__
-    if not any(layer.precision for layer in layers):
+    plan = Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
+    plan = with_attention(plan, model)
+    if not plan.quantized and not any(one.runs != UNQUANTIZED for one in plan.attentions):
+        if config.attention_alone:
+            raise ModelError(f"{name} has no attention that could run in {config.attention!r}: {_why_none(plan)}")
         raise ModelError(f"{name} has no layer to quantize: {_commonest_reason(layers)}")
-    return guided(Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model)))
+    return guided(plan)
+
+
+def check_quantizes(plan: Plan) -> None:
+    """Refuse to store a model of which nothing is quantized.
+
+    Raises:
+        ModelError: that is so.
+    """
+    if not plan.quantized:
+        raise ModelError(
+            f"precision is {UNQUANTIZED!r}, which quantizes no layer of {plan.model}, so there is nothing to store; load "
+            f"the model as it is, and call enable_sedialect(precision={UNQUANTIZED!r}, attention={plan.config.attention!r})"
+        )
 
 
 def guided(plan: Plan) -> Plan:
@@ -87,7 +106,8 @@ def recorded_plan(
     rotated, by = rotations or {}, equalized or {}
     done = (replace(one, rotation=rotated.get(one.name, 0), equalized=by.get(one.name, "")) for one in decided)
     layers = tuple(_recorded(layer, block_size, precisions.get(layer.name)) for layer in done)
-    return guided(Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model)))
+    plan = Plan(type(model).__name__, family_of(model).name, config, layers, layout_of(model))
+    return guided(with_attention(plan, model))
 
 
 def _recorded(today: LayerPlan, block_size: int, precision: str | None) -> LayerPlan:
@@ -131,18 +151,27 @@ def _precision(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...])
     part = next((part for part in site.name.split(".") if part in kept), None)
     if part is not None:
         return None, f"the model keeps {part!r} in float32"
+    precision = config.precision_of(site.name)
+    if precision == UNQUANTIZED and site.role in (*ROTATED_ROLES, "modulation"):
+        return None, "16 bit by the settings"
     if site.role == "modulation":
         if config.modulation == "keep":
             return None, "modulation, kept by the settings"
         return config.modulation, "modulation: one row a sample, so its activations cost nothing"
     if site.role in ROLE_REASONS:
         return None, ROLE_REASONS[site.role]
-    return config.precision_of(site.name), f"{site.role.replace('_', ' ')} of a transformer block"
+    return precision, f"{site.role.replace('_', ' ')} of a transformer block"
 
 
 def _kept_in_fp32(model: nn.Module) -> tuple[str, ...]:
     """Path components that diffusers keeps in float32 for this class."""
     return tuple(getattr(model, "_keep_in_fp32_modules", None) or ())
+
+
+def _why_none(plan: Plan) -> str:
+    """What attention there is, and why it stays as it is."""
+    told = [f"{count} of {name}: {reason}" for (name, _, reason), count in plan.attention_groups().items()]
+    return "; ".join(told) or "none of its modules is known to attend"
 
 
 def _commonest_reason(layers: tuple[LayerPlan, ...]) -> str:

@@ -16,6 +16,7 @@ from ..linear import SeDialectLinear
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import make_plan
 from ..progress import Watch, following
+from .checks import check_attention
 from .weights import Calibration, WeightEncoder, groups_of
 
 ENCODING_BYTES = (
@@ -46,7 +47,11 @@ def quantize_layers(
         ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
         FormatbookError: there is no such formatbook. Nothing has been changed then.
     """
-    plan = make_plan(module, config or SeDialectConfig(), token_layout)
+    config = config or SeDialectConfig()
+    plan = make_plan(module, config, token_layout, linear_types=_linear_types(module, config))
+    check_attention(plan.config)
+    if not plan.quantized:  # attention alone
+        return plan
     _check_weights(module, plan)
     book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
     plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
@@ -80,6 +85,13 @@ def quantize_layers(
                 done[layer.name] = layer
                 watch.on_count(sum(layer.weights for layer in done.values()))
     return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers))
+
+
+def _linear_types(module: nn.Module, config: SeDialectConfig) -> tuple[type[nn.Module], ...]:
+    """What counts as a linear: torch's own; where attention alone is changed, other quantizers' as well."""
+    if not config.attention_alone:
+        return (nn.Linear,)
+    return tuple({type(part) for part in module.modules() if isinstance(part, nn.Linear)} | {nn.Linear})
 
 
 def _encoding_device(weight: torch.Tensor, wanted: torch.device | str | None, *, calibrated: bool) -> torch.device:

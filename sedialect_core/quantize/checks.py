@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from ...kernels import flash3
+from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..linear import SeDialectLinear
 
@@ -14,6 +16,28 @@ def check_ready(name: str, model: nn.Module) -> None:
     """
     for reason, remedy in filter(None, (check(model) for check in CHECKS)):
         raise ModelError(f"{name} {reason}; {remedy}")
+
+
+def check_attends(name: str, model: nn.Module) -> None:
+    """Refuse to change the attention of a compiled model: its graphs would not see the change.
+
+    Raises:
+        ModelError: that is so.
+    """
+    if found := _compiled(model):
+        raise ModelError(f"{name} {found[0]}; {found[1]}")
+
+
+def check_attention(config: SeDialectConfig) -> None:
+    """Refuse attention in FP8 where the kernel for it is not installed.
+
+    Raises:
+        ModelError: that is so; the message has the line that installs it.
+    """
+    if config.attention == "fp8":
+        found, why = flash3.kernel()
+        if found is None:
+            raise ModelError(f"attention is 'fp8', and {why}")
 
 
 def check_restorable(name: str, model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
 from ..plan.tokens import counts_steps
+from ..settings.table import UNQUANTIZED
 from . import probe
 from .grouping import windows_of
 from .state import BlockState, Extents, Flags, GroupState
@@ -112,7 +113,9 @@ class StepHook:
             self.profiles = bool(self.blocks) and self._is_due()
         flags.profile.fill_(self.profiles)
         flags.assign.fill_(bool(self.groups) and self.profiled)
-        flags.protected.fill_(self._is_protected())
+        protected = self._is_protected()
+        flags.protected.fill_(protected)
+        flags.protected_now = protected and self.config.attention != UNQUANTIZED
         if self.profiled and not self.warned:
             self._check_seen()
 

@@ -1,9 +1,10 @@
-"""Seeing queries and keys of every softmax attention, after norms and rotary embeddings, without changing any result.
+"""Seeing queries and keys of every softmax attention, after norms and rotary embeddings, and running it otherwise.
 
 Models reach softmax attention by `torch.nn.functional.scaled_dot_product_attention`, by the backends of diffusers'
 dispatcher, or by a function of their own, which is then named to `watch_function`. Each is replaced once by a function that
 calls the original first and then tells the block whose attention module is running, if any: for all other models it does
-nothing.
+nothing. Where the module's attention is to run in fewer bits, the first two are asked to instead of the original; what is
+seen is the same.
 """
 
 import functools
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..inspection.placement import Placement
 from . import operators
+from .attending import Attending, Call
 from .state import BlockState, Flags
 
 
@@ -81,38 +83,47 @@ class Watched:
         return keys >= video > 0 and (queries == keys or (queries == video and self.placement.others))
 
 
+@dataclass
+class Treatment:
+    """What is done with the calls of one attention module: they are looked at, or run in fewer bits, or both."""
+
+    watched: Watched | None = None
+    attending: Attending | None = None
+
+
 class Running:
     """The attention module that is being called, by thread: another thread's model is none of its business."""
 
     def __init__(self) -> None:
-        self.watched: Watched | None = None
+        self.treatment: Treatment | None = None
         self.thread = 0
 
-    def current(self) -> Watched | None:
-        """The attention whose module is running in this thread; traced code belongs to one thread."""
-        if self.watched is None or torch.compiler.is_compiling():
-            return self.watched
-        return self.watched if self.thread == threading.get_ident() else None
+    def current(self) -> Treatment | None:
+        """Of the attention whose module is running in this thread; traced code belongs to one thread."""
+        if self.treatment is None or torch.compiler.is_compiling():
+            return self.treatment
+        return self.treatment if self.thread == threading.get_ident() else None
 
     def forget(self) -> None:
         """No attention is running in this thread, whatever an exception left behind."""
         if self.thread == threading.get_ident():
-            self.watched = None
+            self.treatment = None
 
 
 RUNNING = Running()
+HOOK_ID = -1  # torch's own are not negative
 
 
 class Enter:
-    """Before an attention module: what is seen from now on is this block's."""
+    """Before an attention module: what is called from now on is this block's."""
 
-    def __init__(self, watched: Watched | None) -> None:
-        self.watched = watched
+    def __init__(self, treatment: Treatment | None) -> None:
+        self.treatment = treatment
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.watched is not None:
-            self.watched.samples_seen = 0
-        RUNNING.watched = self.watched
+        if self.treatment is not None and self.treatment.watched is not None:
+            self.treatment.watched.samples_seen = 0
+        RUNNING.treatment = self.treatment
         if not torch.compiler.is_compiling():
             RUNNING.thread = threading.get_ident()
 
@@ -121,15 +132,23 @@ class Leave:
     """After an attention module, also where it failed."""
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        RUNNING.watched = None
+        RUNNING.treatment = None
 
 
-def watch_module(module: nn.Module, watched: Watched) -> list[RemovableHandle]:
-    """Have this attention module's calls noted."""
-    return [module.register_forward_pre_hook(Enter(watched)), module.register_forward_hook(Leave(), always_call=True)]
+def treat_module(module: nn.Module, treatment: Treatment) -> list[RemovableHandle]:
+    """Have this attention module's calls treated."""
+    enter = module.register_forward_pre_hook(Enter(treatment))
+    leave = module.register_forward_hook(Leave(), always_call=True)
+    # torch numbers hooks, and graphs are compiled for the number of one that is always called: a graph for every block.
+    owned: list[tuple[RemovableHandle, Any]] = [(enter, module._forward_pre_hooks), (leave, module._forward_hooks)]
+    for handle, hooks in (*owned, (leave, module._forward_hooks_always_called)):
+        hooks[HOOK_ID] = hooks.pop(handle.id)
+    enter.id = leave.id = HOOK_ID
+    return [enter, leave]
 
 
 Reader = Callable[..., Seen | None]
+Attender = Callable[..., Any]  # gets an `Attending` and the arguments of a call; None where the original is to run
 _ORIGINALS: dict[tuple[int, str], tuple[Any, Any]] = {}  # owner and name -> owner and original
 
 
@@ -143,22 +162,26 @@ def watch_function(owner: Any, name: str, read: Reader) -> None:
     Example:
         >>> watch_function(opensora.models.mmdit.layers, "attention", lambda q, k, v, pe: Seen(*apply_rope(q, k, pe)))
     """
+    _replace(owner, name, read)
+
+
+def _replace(owner: Any, name: str, read: Reader, attend: Attender | None = None) -> None:
     if (id(owner), name) in _ORIGINALS:
         return
     original = owner[name] if isinstance(owner, dict) else getattr(owner, name)
     _ORIGINALS[id(owner), name] = (owner, original)
-    _put(owner, name, _watching(original, read))
+    _put(owner, name, _watching(original, read, attend))
 
 
 def watch_torch_and_diffusers() -> None:
     """Watch `scaled_dot_product_attention` and, where diffusers is there, every backend of its dispatcher."""
-    watch_function(functional, "scaled_dot_product_attention", _read_sdpa)
+    _replace(functional, "scaled_dot_product_attention", _read_sdpa, _attend_sdpa)
     try:
         from diffusers.models.attention_dispatch import _AttentionBackendRegistry
     except ImportError:
         return
     for backend in list(_AttentionBackendRegistry._backends):
-        watch_function(_AttentionBackendRegistry._backends, backend, _read_backend)
+        _replace(_AttentionBackendRegistry._backends, backend, _read_backend, _attend_backend)
 
 
 def unwatch_functions() -> None:
@@ -175,21 +198,68 @@ def _put(owner: Any, name: str, function: Any) -> None:
         setattr(owner, name, function)
 
 
-def _watching(original: Callable[..., Any], read: Reader) -> Callable[..., Any]:
+def _watching(original: Callable[..., Any], read: Reader, attend: Attender | None) -> Callable[..., Any]:
     @functools.wraps(original)
     def attention(*args: Any, **kwargs: Any) -> Any:
-        watched = RUNNING.current()
-        if watched is None:
+        treatment = RUNNING.current()
+        if treatment is None:
             return original(*args, **kwargs)
-        RUNNING.watched = None  # a backend may call torch's function in turn
-        output = original(*args, **kwargs)
-        RUNNING.watched = watched
-        seen = read(*args, **kwargs)
-        if seen is not None:
+        watched, attending = treatment.watched, treatment.attending
+        output = None
+        if attend is None:  # a model's own function: what it calls in turn may still run in fewer bits
+            RUNNING.treatment = Treatment(None, attending)
+        else:
+            RUNNING.treatment = None  # a backend may call torch's function in turn
+            output = attend(attending, *args, **kwargs) if attending is not None else None
+        if output is None:
+            output = original(*args, **kwargs)
+        RUNNING.treatment = treatment
+        seen = read(*args, **kwargs) if watched is not None else None
+        if watched is not None and seen is not None:
             watched.see(seen)
         return output
 
     return attention
+
+
+def _attend_sdpa(
+    attending: Attending,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor | None:
+    """Arguments of `scaled_dot_product_attention`."""
+    return attending(Call(query, key, value, attn_mask, scale, dropout_p > 0, is_causal))
+
+
+def _attend_backend(
+    attending: Attending,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    _parallel_config: Any = None,
+    **others: Any,
+) -> torch.Tensor | None:
+    """Arguments of a diffusers backend, [B, N, H, D], whose mask may be one of keys alone, [B, N], or flex attention's."""
+    if return_lse:
+        return None
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+    call = Call(query, key, value, attn_mask, scale, dropout_p > 0, is_causal, keys_alone=True)
+    if _parallel_config is not None:
+        return attending.in_parallel(call, _parallel_config)
+    output = attending(call)
+    return None if output is None else output.transpose(1, 2)
 
 
 def _read_sdpa(

@@ -93,6 +93,8 @@ class Flags:
     """The same where the model runs."""
     protected: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
     """This step is a protected one, bool [1], where the model runs: kernels read it."""
+    protected_now: bool = False
+    """The same on the host, where attention runs in fewer bits: a compiled graph is made for each of both."""
     video_tokens: int = 0
     """Of the grid of this forward; 0 where it is not told."""
     windows: Windows = field(default_factory=lambda: Windows(torch.empty(0).long(), torch.empty(0, 0).long()))

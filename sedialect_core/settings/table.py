@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from .entry import BASIC, Option, entries, setting
 from .values import Book, Choice, LayerPrecisions, Number, Numbers, Patterns, Switch, Text
 
-PRECISIONS = ("w4a4", "w4a8", "w4a16")
+PRECISIONS = ("w4a4", "w4a8", "w4a16")  # of quantized layers
+UNQUANTIZED = "16bit"
+ATTENTIONS = (UNQUANTIZED, "8bit", "fp8")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
 CANDIDATES = ("max", "all")
@@ -34,11 +36,10 @@ class Settings:
 
     precision: str = setting(
         "w4a4",
-        Choice(PRECISIONS),
+        Choice((*PRECISIONS, UNQUANTIZED)),
         "Precision",
         "Bits of weights and activations in the transformer blocks. w4a4 is the method; w4a8 is closer to 16 bit, and as "
-        "fast on GPUs with FP8; w4a16 encodes the weights only.",
-        option=None,
+        "fast on GPUs with FP8; w4a16 encodes the weights only; 16bit leaves the layers as they are, for attention alone.",
         node=BASIC,
         web=FORMATS,
     )
@@ -191,7 +192,7 @@ class Settings:
         (0, 0),
         Numbers(0, parts=("first", "last")),
         "Steps with 8-bit activations",
-        "Number of steps at the start and at the end of sampling that run with 8-bit activations.",
+        "Number of steps at the start and at the end of sampling that run with 8-bit activations, and attention in 16 bit.",
         live=True,
         node=BASIC,
         web=OTHERWISE,
@@ -242,12 +243,21 @@ class Settings:
     )
     layer_precisions: tuple[tuple[str, str], ...] = setting(
         (),
-        LayerPrecisions(PRECISIONS),
+        LayerPrecisions((*PRECISIONS, UNQUANTIZED)),
         "Precision of some layers",
         "Regular expressions with a precision each; the first that matches a layer's name decides.",
         option=None,
         node="",
         web=OTHERWISE,
+    )
+    attention: str = setting(
+        UNQUANTIZED,
+        Choice(ATTENTIONS),
+        "Attention",
+        "How the long self-attention of the video tokens runs: 16bit; 8bit, with INT8 scores and 8-bit values, which is "
+        "faster; or fp8, by FlashAttention-3, faster still and further from 16 bit.",
+        live=True,
+        web=FORMATS,
     )
 
 

@@ -98,6 +98,9 @@ def modules(base: Any) -> dict[str, ModuleType]:
     version.__version__ = "0.33.0"
     model = ModuleType("sedialect.nodes.comfy.model")  # the one import that needs ComfyUI itself
     model.quantized = lambda patcher: getattr(patcher, "known", None)
+    alone = ModuleType("sedialect.nodes.comfy.attention_alone")
+    alone.attention_alone = lambda patcher, config: patcher
+    alone.alone_report = lambda patcher: getattr(patcher, "alone", None)
     calibration = ModuleType("sedialect.nodes.comfy.calibration")
     text = ModuleType("sedialect.nodes.comfy.text")
     text.shown = []  # what a node's line has said
@@ -108,6 +111,7 @@ def modules(base: Any) -> dict[str, ModuleType]:
         "folder_paths": paths,
         "comfyui_version": version,
         "sedialect.nodes.comfy.model": model,
+        "sedialect.nodes.comfy.attention_alone": alone,
         "sedialect.nodes.comfy.calibration": calibration,
         "sedialect.nodes.comfy.text": text,
     }

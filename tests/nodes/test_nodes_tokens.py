@@ -8,13 +8,17 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from sedialect import Formatbook, SeDialectConfig
+from sedialect.kernels import attention_support
 from sedialect.kernels.guidance import UNGUIDED
 from sedialect.nodes.comfy import layout
+from sedialect.nodes.comfy.attention import attend
 from sedialect.nodes.comfy.guides import attach, run_guided, tokens_of
 from sedialect.nodes.comfy.steps import step_of
 from sedialect.nodes.comfy.tokens import ROOMS
 from sedialect.sedialect_core.errors import ModelError
 from sedialect.sedialect_core.plan.rules import make_plan
+from sedialect.sedialect_core.semantics.attending import Attending
+from sedialect.sedialect_core.semantics.state import Flags
 
 layout.register()
 SIGMAS = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -333,12 +337,19 @@ def test_rows_in_the_order_of_cosmos_are_chosen_for_each_sample():
     assert set(guide(five).salient.tolist()) == set(guide(five.flatten(1, 3)).salient.tolist())
 
 
+@pytest.fixture
+def short_attention(monkeypatch):
+    """Attention in 8 bit takes the sequences and heads of these small models."""
+    monkeypatch.setattr(attention_support, "LEAST_TOKENS", 16)
+    monkeypatch.setattr(attention_support, "HEAD_SIZES", (WIDTH // HEADS,))
+
+
 @pytest.mark.parametrize(
     "settings",
-    [BY_NORM, BY_ATTENTION, GROUPS, {"protected_steps": (1, 1)}],
-    ids=["norm", "attention", "groups", "protected"],
+    [BY_NORM, BY_ATTENTION, GROUPS, {"protected_steps": (1, 1)}, {"protected_steps": (1, 1), "attention": "8bit"}],
+    ids=["norm", "attention", "groups", "protected", "8bit"],
 )
-def test_a_compiled_network_has_one_graph_that_looks_and_one_that_does_not(settings):
+def test_a_compiled_network_has_one_graph_that_looks_and_one_that_does_not(settings, short_attention):
     torch._dynamo.reset()
     plain, compiled, counter = Model(**settings), Model(**settings), CompileCounter()
     network = compiled.diffusion_model
@@ -354,3 +365,66 @@ def test_a_compiled_network_has_one_graph_that_looks_and_one_that_does_not(setti
     assert [room.profiled for room in compiled.tokens.rooms.values()] == [
         room.profiled for room in plain.tokens.rooms.values()
     ]
+
+
+def output_of(step=1, previous=None, **settings):
+    """What a model gives, and how often the attention of another node ran in it."""
+    model, ran = Model(**settings), []
+
+    def other(function, *args, **kwargs):
+        ran.append(args[1].shape[1])
+        return function(*args, **kwargs)
+
+    return model, model(step, **{"optimized_attention_override": other}), ran
+
+
+@pytest.mark.usefixtures("short_attention")
+def test_long_self_attention_runs_in_8_bit_and_the_rest_as_another_node_has_it():
+    _, exact, ran = output_of()
+    assert ran == [48, TEXT] * 2
+    model, output, ran = output_of(attention="8bit")
+    assert ran == [TEXT] * 2, "the other node has the cross-attention"
+    assert 1e-5 < (output - exact).norm() / exact.norm() < 0.06  # mostly of activations that round to other 4 bits
+    assert [one.last for one in model.tokens.attending.values()] == ["", ""] and not model.tokens.attention_seen()
+
+
+@pytest.mark.usefixtures("short_attention")
+def test_protected_steps_have_attention_in_16_bit():
+    settings = {"attention": "8bit", "protected_steps": (1, 0)}
+    _, _, ran = output_of(0, **settings)
+    assert ran == [48, TEXT] * 2
+    _, _, ran = output_of(1, **settings)
+    assert ran == [TEXT] * 2
+
+
+@pytest.mark.usefixtures("short_attention")
+def test_attention_in_8_bit_is_seen_as_before():
+    plain, fast = Model(**BY_ATTENTION), Model(**BY_ATTENTION, attention="8bit")
+    plain(0), fast(0)
+    rooms = [next(iter(model.tokens.rooms.values())) for model in (plain, fast)]
+    states = [room.blocks["blocks.0"].received for room in rooms]
+    assert torch.equal(*states) and bool(states[0].any())
+
+
+def test_short_attention_stays_in_16_bit_and_says_so():
+    model, _, ran = output_of(attention="8bit")
+    assert ran == [48, TEXT] * 2
+    assert model.tokens.attention_seen() == ("in the last run 2 stayed in 16 bit: fewer than 512 tokens",)
+    told = {one.name: (one.runs, one.reason) for one in model.plan.attentions}
+    assert told["blocks.0.self_attn"][0] == "8bit" and told["blocks.0.cross_attn"] == (
+        "16bit",
+        "cross-attention to text tokens",
+    )
+
+
+def test_arguments_of_comfyuis_attention_are_read(short_attention):
+    attending = Attending("8bit", Flags())
+    q, k, v = (torch.randn(2, 40, WIDTH) for _ in range(3))
+    flat = attend(attending, q, k, v, HEADS)
+    heads_first = [part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (q, k, v)]
+    whole = attend(attending, *heads_first, HEADS, skip_reshape=True, skip_output_reshape=True)
+    assert torch.equal(flat, whole.transpose(1, 2).flatten(2))
+    assert attend(attending, q, k, v, HEADS, scale=0.1) is not None and attending.last == ""
+    assert attend(attending, q, k, v, HEADS, low_precision_attention=False) is None and "precision" in attending.last
+    assert attend(attending, q, k, v, HEADS, mask=torch.zeros(2, 40, 40)) is None and "masked" in attending.last
+    assert attend(attending, q, k, v, HEADS, mask=torch.ones(2, 1, 40, dtype=torch.bool)) is not None

@@ -169,7 +169,7 @@ class Service:
                 frames = sample(pipe, models, request, config.precision, run).frames
             shapes = Formatbook.resolve(config.formatbook).shapes
             also = " with saliency and groups" if config != finished.config else ""
-            title = f"{config.precision}{also}: {request.prompt}"
+            title = f"{config.label}{also}: {request.prompt}"
             inside = Inside(title, trace, thumbnails(frames, trace), request.steps, shapes)
             self.insides.put(session, inside)
             return inside

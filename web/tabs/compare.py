@@ -179,7 +179,7 @@ class CompareTab:
     def _finished(self, done: Finished) -> list[Any]:
         left, right, *_ = done.files
         series = done.measured.series
-        precision = done.config.precision
+        precision = done.config.label
         if done.calibration != NOT_CALIBRATED:
             precision += f", {CALIBRATIONS[done.calibration].lower()}"
         labels = ("16 bit", f"{precision} SemanticDialect")  # narrow players cut the end
