@@ -2,13 +2,14 @@
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
+from .storage.patterns import MAX_PATTERNS, check_pattern, finds
 
 CONFIG_VERSION = 1
 # Settings that only matter while the model runs: they can change without encoding weights anew.
@@ -126,27 +127,39 @@ class SeDialectConfig:
     protected_steps: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
-        object.__setattr__(self, "skip", tuple(self.skip))
-        object.__setattr__(self, "layer_precisions", tuple((str(p), str(v)) for p, v in self.layer_precisions))
+        self._check_kinds()
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("block_size", self.block_size, BLOCK_SIZES)
         _one_of("candidates", self.candidates, ("max", "all"))
         _one_of("modulation", self.modulation, MODULATIONS)
         _one_of("rotation", self.rotation, ROTATIONS)
         if type(self.equalize) is not bool:
-            raise ConfigError(f"equalize is {self.equalize!r}; it is True or False")
+            raise ConfigError(f"equalize is {shown(self.equalize)}; it is True or False")
         self._check_semantics()
         for pattern, precision in self.layer_precisions:
-            _one_of(f"layer_precisions[{pattern!r}]", precision, PRECISIONS)
-        for pattern in (*self.skip, *(pattern for pattern, _ in self.layer_precisions)):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}") from None
+            _one_of(f"layer_precisions[{shown(pattern)}]", precision, PRECISIONS)
         length = len(json.dumps(self.to_dict()))
         if length > MAX_CHARACTERS:
             raise ConfigError(f"these settings take {length} of at most {MAX_CHARACTERS} characters; use shorter patterns")
+
+    def _check_kinds(self) -> None:
+        """Lists, paths and texts as what they must be: settings may come from a file, with anything in their place."""
+        if isinstance(self.formatbook, os.PathLike):
+            object.__setattr__(self, "formatbook", os.fspath(self.formatbook))
+        for name in ("formatbook", "formatbook_digest"):
+            if not isinstance(getattr(self, name), str) or len(getattr(self, name)) > MAX_CHARACTERS:
+                raise ConfigError(
+                    f"{name} is {shown(getattr(self, name))}; give a text of at most {MAX_CHARACTERS} characters"
+                )
+        for name in ("skip", "layer_precisions", "refresh_at", "semantic_window", "semantic_spacing", "protected_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple) or len(value) > MAX_PATTERNS:
+                raise ConfigError(f"{name} is {shown(value)}; give a list of at most {MAX_PATTERNS} values")
+        if any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in self.layer_precisions):
+            raise ConfigError(f"layer_precisions is {shown(self.layer_precisions)}; give pairs (pattern, precision)")
+        object.__setattr__(self, "skip", tuple(check_pattern(pattern) for pattern in self.skip))
+        pairs = tuple((check_pattern(pattern), value) for pattern, value in self.layer_precisions)
+        object.__setattr__(self, "layer_precisions", pairs)
 
     def _check_semantics(self) -> None:
         for name, length in (("semantic_window", 3), ("semantic_spacing", 3), ("protected_steps", 2)):
@@ -154,7 +167,7 @@ class SeDialectConfig:
             object.__setattr__(self, name, values)
             least = 1 if name == "semantic_window" else 0
             if len(values) != length or any(type(value) is not int or value < least for value in values):
-                raise ConfigError(f"{name} is {values}; give {length} integers of at least {least}")
+                raise ConfigError(f"{name} is {shown(values)}; give {length} integers of at least {least}")
         self._check_schedule()
         _one_of("salient_by", self.salient_by, SALIENCES)
         _one_of("semantic_sharing", self.semantic_sharing, SHARINGS)
@@ -162,21 +175,21 @@ class SeDialectConfig:
         for name, low in (("salient_ratio", 0), ("semantic_quantile", 0), ("semantic_similarity", -1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= 1:
-                raise ConfigError(f"{name} is {value!r}; it lies between {low} and 1")
+                raise ConfigError(f"{name} is {shown(value)}; it lies between {low} and 1")
         if type(self.semantic) is not bool:
-            raise ConfigError(f"semantic is {self.semantic!r}; it is True or False")
+            raise ConfigError(f"semantic is {shown(self.semantic)}; it is True or False")
         if self.semantic and self.semantic_window == (1, 1, 1):
             raise ConfigError("semantic_window is (1, 1, 1), which holds nothing but the anchor; make it larger")
 
     def _check_schedule(self) -> None:
         if type(self.refresh_every) is not int or self.refresh_every < 0:
-            raise ConfigError(f"refresh_every is {self.refresh_every!r}; give a number of steps, or 0")
+            raise ConfigError(f"refresh_every is {shown(self.refresh_every)}; give a number of steps, or 0")
         if type(self.profile_megabytes) is not int or self.profile_megabytes < 1:
-            raise ConfigError(f"profile_megabytes is {self.profile_megabytes!r}; give an integer of at least 1")
+            raise ConfigError(f"profile_megabytes is {shown(self.profile_megabytes)}; give an integer of at least 1")
         object.__setattr__(self, "refresh_at", tuple(self.refresh_at))
         for part in self.refresh_at:
             if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
-                raise ConfigError(f"refresh_at holds {part!r}; its parts of the schedule lie between 0 and 1")
+                raise ConfigError(f"refresh_at holds {shown(part)}; its parts of the schedule lie between 0 and 1")
 
     @classmethod
     def preset(cls, name: str = "default", **overrides: Any) -> "SeDialectConfig":
@@ -186,7 +199,7 @@ class SeDialectConfig:
             ConfigError: no preset has this name, or an override is unknown.
         """
         if name not in PRESETS:
-            raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+            raise ConfigError(f"no preset {shown(name)}; there are {', '.join(PRESETS)}")
         return cls().override(**{**PRESETS[name], **overrides})
 
     def override(self, **settings: Any) -> "SeDialectConfig":
@@ -198,18 +211,18 @@ class SeDialectConfig:
         known = [field.name for field in fields(self)]
         for name in settings:
             if name not in known:
-                raise ConfigError(f"no setting {name!r}; there are {', '.join(known)}")
+                raise ConfigError(f"no setting {shown(name)}; {_nearest(name, known)}docs/format.md lists them all")
         if settings.get("formatbook", self.formatbook) != self.formatbook:
             settings.setdefault("formatbook_digest", "")  # the old one was of the old book
         return replace(self, **settings)
 
     def precision_of(self, name: str) -> str:
         """Precision of the layer called `name`, before its role and shape are looked at."""
-        return next((value for pattern, value in self.layer_precisions if re.search(pattern, name)), self.precision)
+        return next((value for pattern, value in self.layer_precisions if finds(pattern, name)), self.precision)
 
     def skips(self, name: str) -> str | None:
         """The pattern by which the layer called `name` stays 16 bit, or None."""
-        return next((pattern for pattern in self.skip if re.search(pattern, name)), None)
+        return next((pattern for pattern in self.skip if finds(pattern, name)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the version of this form and the name that diffusers looks for."""
@@ -231,16 +244,26 @@ class SeDialectConfig:
         Raises:
             ConfigError: the version or the method is another one, or a key is unknown.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"the settings are {shown(data)}, not an object; take config.json from where the weights are")
         settings = dict(data)
         method = settings.pop("quant_method", cls.quant_method)
         if method != cls.quant_method:
-            raise ConfigError(f"settings of the quantizer {method!r}, not of {cls.quant_method.value!r}")
+            raise ConfigError(f"settings of the quantizer {shown(method)}, not of {cls.quant_method.value!r}")
         version = settings.pop("version", None)
-        if version != CONFIG_VERSION:
-            raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")
+        if type(version) is not int or version != CONFIG_VERSION:
+            raise ConfigError(
+                f"settings of version {shown(version)}; this sedialect reads {CONFIG_VERSION}: update sedialect"
+            )
         return cls().override(**settings)
 
 
+def _nearest(name: object, known: list[str]) -> str:
+    """What was meant, perhaps."""
+    near = get_close_matches(str(name)[:60], known, 1)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
 def _one_of(name: str, value: object, possible: tuple[object, ...]) -> None:
-    if value not in possible:
-        raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, possible))}")
+    if not any(type(value) is type(choice) and value == choice for choice in possible):
+        raise ConfigError(f"{name} is {shown(value)}; choose one of {', '.join(map(str, possible))}")
