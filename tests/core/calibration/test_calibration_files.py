@@ -18,7 +18,7 @@ from sedialect import SeDialectConfig, SeDialectLinear, encode, quantize_model
 from sedialect.kernels.rotation import rotate_rows
 from sedialect.sedialect_core import config
 from sedialect.sedialect_core.checkpoint import format as checkpoint
-from sedialect.sedialect_core.checkpoint.format import RECORD
+from sedialect.sedialect_core.checkpoint.record import RECORD
 from sedialect.sedialect_core.errors import ConfigError, InputError
 
 ROTATED = SeDialectConfig(rotation=16)

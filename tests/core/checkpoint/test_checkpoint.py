@@ -20,7 +20,7 @@ from tiny_pipelines import PIPELINES, build, generate
 from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
-from sedialect.sedialect_core.checkpoint.format import RECORD
+from sedialect.sedialect_core.checkpoint.record import RECORD, record_digest
 from sedialect.sedialect_core.errors import ConfigError, EncodeError, FormatbookError, InputError, ModelError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v1"
@@ -365,7 +365,9 @@ def rewrite(folder: Path, change) -> None:
 
 
 def record(state: dict, **changes) -> None:
+    """Change the record as a program would that knows of its digest."""
     data = json.loads(state[RECORD].numpy().tobytes()) | changes
+    data["digest"] = record_digest(data)
     state[RECORD] = torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)
 
 
@@ -398,7 +400,7 @@ DAMAGE = {
         InputError,
         "format version 3; this sedialect reads 1: update sedialect",
     ),
-    "incomplete": (lambda s, _: record(s, layers=None), InputError, "is damaged .*download it again"),
+    "incomplete": (lambda s, _: record(s, layers=None), InputError, "is damaged: 'layers' is None, .*download it again"),
     "precision": (lambda s, _: record(s, layers={"w1a1": ["x"]}), InputError, "a precision that does not exist"),
     "layer": (lambda s, _: record(s, layers={"w4a4": ["blocks.9"]}), ModelError, "lists the layer 'blocks.9', which Wan"),
     "book": (

@@ -6,9 +6,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from sedialect import Formatbook, SeDialectConfig
-from sedialect.sedialect_core.checkpoint.format import Record
+from sedialect.sedialect_core.checkpoint.record import Record
 
 ROOT = Path(__file__).parents[3]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "web/docs").rglob("*.md"))]
@@ -54,5 +55,6 @@ def test_the_format_page_lists_every_setting_with_its_default():
 
 def test_the_format_page_lists_every_key_of_the_record():
     record = Record("Model", 16, Formatbook.builtin(), {"layer": "w4a4"}, {"layer": 64}, {"layer": "weights"})
+    record = record.sealed({"layer.weight": torch.zeros(2, 8, dtype=torch.uint8)})
     written = json.loads(record.to_tensor().numpy().tobytes())
     assert {key.strip("`") for key, _ in cells("Checkpoint")} == written.keys()
