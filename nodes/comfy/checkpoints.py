@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from ...sedialect_core.checkpoint.format import SCALE, read_headers
 from ...sedialect_core.checkpoint.integrity import check_covered, check_undamaged
@@ -27,7 +26,7 @@ from ...sedialect_core.checkpoint.wan_names import (
 )
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import ConfigError, InputError, ModelError, shortened, shown
-from ...sedialect_core.storage.atomic import replacing, staging
+from ...sedialect_core.storage.atomic import staging, write_tensors
 from ...sedialect_core.storage.reading import parse_object, read_object
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
@@ -95,9 +94,7 @@ def write_file(path: Path, checkpoint: Checkpoint) -> Path:
         InputError: the folder cannot be written, or the disk is full.
     """
     metadata = {"format": "pt", **checkpoint.record.metadata(), "config": checkpoint.settings}
-    with replacing(path) as temporary:
-        _save(checkpoint.tensors, checkpoint.record, temporary, metadata)
-    return path
+    return _save(checkpoint.tensors, checkpoint.record, path, metadata)
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint, config: SeDialectConfig) -> Path:
@@ -184,9 +181,9 @@ def _check_digests(record: Record, found: Mapping[str, torch.Tensor], path: str)
         check_undamaged(damaged, dict.fromkeys(found, path))
 
 
-def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> None:
+def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> Path:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file({**whole, RECORD: record.sealed(whole).to_tensor()}, path, metadata=metadata)
+    return write_tensors(path, {**whole, RECORD: record.sealed(whole).to_tensor()}, metadata)
 
 
 def _shards(path: Path) -> list[Path]:

@@ -85,7 +85,7 @@ class Record:
 
     def sealed(self, tensors: Mapping[str, torch.Tensor]) -> "Record":
         """The same with the digests of all tensors that are written beside it."""
-        return replace(self, digests={key: tensor_digest(tensor) for key, tensor in tensors.items() if key != RECORD})
+        return replace(self, digests={key: tensor_digest(tensors[key]) for key in sorted(tensors.keys() - {RECORD})})
 
     def to_tensor(self) -> torch.Tensor:
         """The record as the bytes of its JSON form, uint8 [n]."""
