@@ -190,7 +190,9 @@ class CompareTab:
         asked, (preset, keep, calibrated, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
         settings = dict(zip(self.settings, rest, strict=True))
         try:
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep, calibrated):
+            for news in self.service.compare(
+                self.service.listeners.session_of(request), asked, preset, settings, keep, calibrated
+            ):
                 yield self._finished(news) if isinstance(news, Finished) else self._running(news, settings["precision"])
         except SeDialectError as error:
             yield self._ended(last, markup.message(f"This did not work: {error}", "error"))
@@ -229,7 +231,7 @@ class CompareTab:
         return [status, shown, *[gr.skip()] * 7, gr.update(interactive=True), gr.update(interactive=False)]
 
     def _stop(self, request: gr.Request) -> None:
-        self.service.stop(request.session_hash or "", COMPARE)
+        self.service.stop(self.service.listeners.session_of(request), COMPARE)
 
 
 def setting_field(name: str, label: str, info: str) -> Any:
