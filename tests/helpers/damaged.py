@@ -37,7 +37,7 @@ def change_record(state: State, **changes: Any) -> None:
 
 
 def put_record(state: State, text: str) -> None:
-    state[RECORD] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+    state[RECORD] = torch.tensor(list(text.encode()), dtype=torch.uint8)
 
 
 def change_settings(folder: Path, **changes: Any) -> None:
