@@ -24,6 +24,13 @@ def add_to(commands: Any) -> None:
     app.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be reached from other machines")
     app.add_argument("--port", type=int, default=7860)
     app.add_argument("--share", action="store_true", help="a public address through Gradio's servers")
+    app.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which a proxy serves the page; a page bound to this machine alone is refused under other names",
+    )
     app.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add_dtype(app, "of the 16-bit video")
     app.add_argument(
@@ -42,5 +49,5 @@ def run(parsed: argparse.Namespace) -> int:
 
     changes = tuple((name, getattr(parsed, name)) for name in ("fps", *BOUNDS) if getattr(parsed, name) is not None)
     where = parsed.host, parsed.port, parsed.share, parsed.device, parsed.dtype
-    launch(Settings(parsed.model, *where, parsed.calibration, changes))
+    launch(Settings(parsed.model, *where, parsed.calibration, tuple(parsed.allowed_host), changes))
     return 0

@@ -12,9 +12,10 @@ from . import doctor as examining
 from . import formatbook as formatbooks
 from . import plan as planning
 from . import quantize as quantizing
+from . import verify as verifying
 
 FAILED = 2
-COMMANDS = (comparing, planning, quantizing, measuring, formatbooks, serving, examining)
+COMMANDS = (comparing, planning, quantizing, measuring, formatbooks, verifying, serving, examining)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

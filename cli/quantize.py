@@ -12,7 +12,10 @@ from .compare import add_config, config_of
 
 if TYPE_CHECKING:
     from ..sedialect_core.calibration.cache import CalibrationCache
+    from ..sedialect_core.checkpoint.conversion import Job
+    from ..sedialect_core.checkpoint.source import Source
     from ..sedialect_core.config import SeDialectConfig
+    from ..sedialect_core.plan.layers import Plan
 
 STORED = "bfloat16"
 SIZES = ("height", "width", "num_frames")
@@ -74,9 +77,10 @@ def _add_calibration(quantize: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Quantize, write the card, and push where asked. A run that was stopped goes on where it was."""
     from ..sedialect_core.checkpoint.card import model_card
-    from ..sedialect_core.checkpoint.conversion import Job, convert, publish
+    from ..sedialect_core.checkpoint.conversion import Job, publish
     from ..sedialect_core.checkpoint.source import find_source
     from ..sedialect_core.storage import hub
+    from ..sedialect_core.storage.locking import only_one
     from ..sedialect_core.video.sampling import pick_device
 
     config = config_of(parsed)
@@ -87,28 +91,20 @@ def run(parsed: argparse.Namespace) -> int:
     size = _bytes(parsed.max_shard_size)
     job = Job(config, parsed.output, parsed.dtype or STORED, pick_device(parsed.device), size)
     source = find_source(parsed.model, parsed.component, parsed.variant)
-    place = job.staging
-    try:
-        if parsed.calibrate or _glances(parsed):
-            place = _calibration_folder(parsed)
-            cache = _calibrate(parsed, config)
-            place = job.staging
-            calibrations = {part.name: cache.component(part.name) for part in source.components}
-            job = replace(job, calibrations=calibrations, calibrated_on=cache.describe())
-        plans = convert(source.components, job)
-    except KeyboardInterrupt:
-        print(f"\nsedialect: interrupted; run the command again and it goes on from {place}", file=sys.stderr)
-        return 2
-    base = parsed.base_model or (None if Path(parsed.model).exists() else parsed.model)
-    card = model_card(
-        plans,
-        base_model=base,
-        pipeline=source.pipeline,
-        base_card=source.card,
-        repository=parsed.push_to,
-        quality_table=table,
-    )
-    publish(job, card)
+    with only_one(parsed.output):
+        plans = _written(parsed, source, job)
+        if plans is None:
+            return 2
+        base = parsed.base_model or (None if Path(parsed.model).exists() else parsed.model)
+        card = model_card(
+            plans,
+            base_model=base,
+            pipeline=source.pipeline,
+            base_card=source.card,
+            repository=parsed.push_to,
+            quality_table=table,
+        )
+        publish(job, card)
     for plan in plans.values():
         print(f"{plan.model}: {len(plan.quantized)} of {len(plan.layers)} linears at {plan.weight_bits:.3f} bits a weight")
     print(f"written: {job.output}")
@@ -120,6 +116,26 @@ def run(parsed: argparse.Namespace) -> int:
 def _glances(parsed: argparse.Namespace) -> bool:
     """Whether a glance is all that is asked for."""
     return str(parsed.calibration) == "glance"
+
+
+def _written(parsed: argparse.Namespace, source: "Source", job: "Job") -> "dict[str, Plan] | None":
+    """Calibrate where that is asked for, and write the models; None where the user has interrupted it."""
+    from ..sedialect_core.checkpoint.conversion import convert
+    from ..sedialect_core.storage.locking import only_one
+
+    place = job.staging
+    try:
+        if parsed.calibrate or _glances(parsed):
+            place = _calibration_folder(parsed)
+            with only_one(place):
+                cache = _calibrate(parsed, job.config)
+            place = job.staging
+            calibrations = {part.name: cache.component(part.name) for part in source.components}
+            job = replace(job, calibrations=calibrations, calibrated_on=cache.describe())
+        return convert(source.components, job)
+    except KeyboardInterrupt:
+        print(f"\nsedialect: interrupted; run the command again and it goes on from {place}", file=sys.stderr)
+        return None
 
 
 def _check_calibration(parsed: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import triton.language as tl
 from .integers import INTEGER_LIFT
 from .reference import LIFT
 
-# Where scattered loads are laid out as tiles of the blocks' elements first are: up to Triton 3.6, and where it is interpreted.
+# Whether scattered loads are laid out with the elements of a block first: up to Triton 3.6, and where it is interpreted.
 LIES_WELL = tl.constexpr(triton.knobs.runtime.interpret or triton.__version__.startswith("3.6."))
 MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a number below 2^22 with it is a float without a fraction
 

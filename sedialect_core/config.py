@@ -1,15 +1,16 @@
 """The settings: one frozen, printable value, checked when it is made."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 from .settings import Settings, entries
 from .settings.table import UNQUANTIZED
+from .storage.patterns import finds
 
 CONFIG_VERSION = 1
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header
@@ -61,7 +62,7 @@ class SeDialectConfig(Settings):
             ConfigError: no preset has this name, or an override is unknown.
         """
         if name not in PRESETS:
-            raise ConfigError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
+            raise ConfigError(f"no preset {shown(name)}; there are {', '.join(PRESETS)}")
         return cls().override(**{**PRESETS[name], **overrides})
 
     def override(self, **settings: Any) -> "SeDialectConfig":
@@ -73,7 +74,7 @@ class SeDialectConfig(Settings):
         known = [field.name for field in fields(self)]
         for name in settings:
             if name not in known:
-                raise ConfigError(f"no setting {name!r}; there are {', '.join(known)}")
+                raise ConfigError(f"no setting {shown(name)}; {_nearest(name, known)}docs/format.md lists them all")
         if settings.get("formatbook", self.formatbook) != self.formatbook:
             settings.setdefault("formatbook_digest", "")  # the old one was of the old book
         return replace(self, **settings)
@@ -92,11 +93,11 @@ class SeDialectConfig(Settings):
 
     def precision_of(self, name: str) -> str:
         """Precision of the layer called `name`, before its role and shape are looked at."""
-        return next((value for pattern, value in self.layer_precisions if re.search(pattern, name)), self.precision)
+        return next((value for pattern, value in self.layer_precisions if finds(pattern, name)), self.precision)
 
     def skips(self, name: str) -> str | None:
         """The pattern by which the layer called `name` stays 16 bit, or None."""
-        return next((pattern for pattern in self.skip if re.search(pattern, name)), None)
+        return next((pattern for pattern in self.skip if finds(pattern, name)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, with the version of this form and the name that diffusers looks for."""
@@ -118,11 +119,21 @@ class SeDialectConfig(Settings):
         Raises:
             ConfigError: the version or the method is another one, or a key is unknown.
         """
+        if not isinstance(data, Mapping):
+            raise ConfigError(f"the settings are {shown(data)}, not an object; take config.json from where the weights are")
         settings = dict(data)
         method = settings.pop("quant_method", cls.quant_method)
         if method != cls.quant_method:
-            raise ConfigError(f"settings of the quantizer {method!r}, not of {cls.quant_method.value!r}")
+            raise ConfigError(f"settings of the quantizer {shown(method)}, not of {cls.quant_method.value!r}")
         version = settings.pop("version", None)
-        if version != CONFIG_VERSION:
-            raise ConfigError(f"settings of version {version!r}; this sedialect reads {CONFIG_VERSION}: update sedialect")
+        if type(version) is not int or version != CONFIG_VERSION:
+            raise ConfigError(
+                f"settings of version {shown(version)}; this sedialect reads {CONFIG_VERSION}: update sedialect"
+            )
         return cls().override(**settings)
+
+
+def _nearest(name: object, known: list[str]) -> str:
+    """What was meant, perhaps."""
+    near = get_close_matches(str(name)[:60], known, 1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -1,6 +1,7 @@
 """The Gradio app: `sedialect app`, or this file run as a script from a clone, as a Hugging Face Space does."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,10 @@ NEEDED = ("gradio", "starlette", "torch", "diffusers", "transformers", "av", "PI
 SESSIONS = 64  # visitors whose last results are remembered
 THREADS = 40  # for everything that is quick
 MAX_UPLOAD = 1  # bytes: the page takes no files, and Gradio's upload route is open all the same
+SHARED = (
+    "sedialect: --share leads everybody who has the address to this machine's page: they may make videos with it, one after "
+    "another, and see their own results. No password is asked; docs/security.md says what is open"
+)
 FOLDER = "GRADIO_TEMP_DIR"  # where Gradio looks for the folder that it shows files of
 
 
@@ -32,6 +37,8 @@ class Settings:
     """None leaves it to a measurement of the device: `compute_dtype`."""
     calibration: str | None = None
     """The folder of one of this model, as `sedialect quantize --calibrate` leaves it."""
+    names: tuple[str, ...] = ()
+    """Hosts that the page may be asked for by, besides those of the machine that it is bound to."""
     offer: tuple[tuple[str, Any], ...] = ()
     """Changes to the model's `Offer`, by name: bounds, defaults, frames a second."""
 
@@ -69,13 +76,14 @@ def serve(settings: Settings) -> Served:
         from .page import build
         from .parts.theme import STYLE, theme
         from .player import routes
-        from .server.guard import Guard
+        from .server.guard import Guard, allowed_names
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in NEEDED:
             raise
         raise InputError(f"the app needs {error.name}; install it: pip install 'sedialect[app]'") from None
     check_codec()
     service = make_service(settings)
+    names = allowed_names(settings.host, settings.share, settings.names)
     before = os.environ.get(FOLDER)
     _show_files_of(str(service.results.root))
     page = build(service).queue(max_size=2 * service.offer.waiting, default_concurrency_limit=2)
@@ -96,7 +104,7 @@ def serve(settings: Settings) -> Served:
             run_history=False,
             ssr_mode=False,
             pwa=False,
-            app_kwargs={"routes": routes(), "middleware": [Middleware(Guard)]},
+            app_kwargs={"routes": routes(), "middleware": [Middleware(Guard, names=names)]},
         )
     except OSError as error:
         service.results.remove_all()
@@ -114,17 +122,25 @@ def _show_files_of(folder: str | None) -> None:
 
 
 def launch(settings: Settings) -> None:
-    """Serve the page until the process is interrupted.
+    """Serve the page until the process is interrupted or asked to end (SIGTERM); visitors' results are removed then.
 
     Raises:
         InputError: as `serve`.
     """
+    signal.signal(signal.SIGTERM, _end)
     served = serve(settings)
+    if settings.share:
+        print(SHARED, file=sys.stderr)
     print(f"sedialect: {served.address}", file=sys.stderr, flush=True)
     try:
         served.page.block_thread()
     finally:
         served.close()
+
+
+def _end(*_: object) -> None:
+    """Leave as Ctrl-C does, through every `finally`."""
+    raise SystemExit(0)
 
 
 def make_service(settings: Settings) -> "Service":

@@ -40,4 +40,5 @@ def build(service: Service) -> gr.Blocks:
             service.left(request.session_hash or "")
 
         page.unload(leave)
+    service.listeners.attach(page)
     return page

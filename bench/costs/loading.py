@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...sedialect_core.checkpoint.format import Record, place_layers
+from ...sedialect_core.checkpoint.format import place_layers
+from ...sedialect_core.checkpoint.record import Record
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.formatbook import Formatbook

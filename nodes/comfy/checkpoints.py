@@ -8,13 +8,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from ...sedialect_core.checkpoint.format import RECORD, SCALE, Record, read_headers
+from ...sedialect_core.checkpoint.format import SCALE, read_headers
+from ...sedialect_core.checkpoint.integrity import check_covered, check_undamaged
+from ...sedialect_core.checkpoint.record import RECORD, Record, tensor_digest
 from ...sedialect_core.checkpoint.wan_names import (
     config_of,
     names_of_authors,
@@ -24,14 +25,16 @@ from ...sedialect_core.checkpoint.wan_names import (
     to_diffusers,
 )
 from ...sedialect_core.config import SeDialectConfig
-from ...sedialect_core.errors import InputError, ModelError
-from ...sedialect_core.storage.atomic import replacing, staging
+from ...sedialect_core.errors import ConfigError, InputError, ModelError, shortened, shown
+from ...sedialect_core.storage.atomic import staging, write_tensors
+from ...sedialect_core.storage.reading import parse_object, read_object
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 COMFY_QUANT = ".comfy_quant"  # ComfyUI's own note beside each quantized weight that its save node writes
 SETTINGS = "sedialect_settings"  # among the tensors of a MODEL: the metadata entry `config`, for whoever keeps no metadata
 OURS = "sedialect"  # in that entry, beside what ComfyUI looks for: our own settings
 INDEX = ".safetensors.index.json"
+MOST_DIGITS = 5  # of the number of files that a model is split into
 Read = Callable[[str], dict[str, torch.Tensor]]
 
 
@@ -56,13 +59,16 @@ def read_checkpoint(path: str, read: Read) -> Checkpoint:
     files, key, record, metadata = _look(path)
     prefix = key.removesuffix(RECORD)
     found = {name: tensor for file in files for name, tensor in read(str(file)).items()}
+    _check_digests(record, found, path)
+    record = replace(record, digests={})  # of these names, and of tensors that nothing was added to
     tensors = {
         name.removeprefix(prefix): tensor
         for name, tensor in found.items()
         if name.startswith(prefix) and name != key and not name.endswith(COMFY_QUANT)
     }
     said = tensors.pop(SETTINGS, None)
-    settings = metadata.get("config", "") if said is None else said.numpy().tobytes().decode()
+    settings = metadata.get("config", "") if said is None else said.numpy().tobytes()
+    settings = json.dumps(parse_object(settings, f"{path}: {SETTINGS!r}")) if settings else ""
     if names_of_diffusers(tensors):
         tensors = {to_authors(name): tensor for name, tensor in tensors.items()}
         record = record.renamed(to_authors)
@@ -88,9 +94,7 @@ def write_file(path: Path, checkpoint: Checkpoint) -> Path:
         InputError: the folder cannot be written, or the disk is full.
     """
     metadata = {"format": "pt", **checkpoint.record.metadata(), "config": checkpoint.settings}
-    with replacing(path) as temporary:
-        _save(checkpoint.tensors, checkpoint.record, temporary, metadata)
-    return path
+    return _save(checkpoint.tensors, checkpoint.record, path, metadata)
 
 
 def write_folder(folder: Path, checkpoint: Checkpoint, config: SeDialectConfig) -> Path:
@@ -128,9 +132,11 @@ def config_in(settings: str, record: Record) -> SeDialectConfig:
         settings: the metadata entry `config`, or "".
 
     Raises:
-        ConfigError: a newer sedialect wrote them.
+        ConfigError: a newer sedialect wrote them, or they are damaged.
     """
     said = json.loads(settings).get(OURS) if settings else None
+    if said is not None and not isinstance(said, dict):
+        raise ConfigError(f"the settings in the file are {shown(said)}, not an object; take the file from where it was made")
     config = SeDialectConfig.from_dict(said) if said else SeDialectConfig()
     return config.override(block_size=record.block_size, formatbook=record.formatbook.name)
 
@@ -167,9 +173,17 @@ def _look(path: str) -> tuple[list[Path], str, Record, dict[str, str]]:
     return files, key, record, metadata
 
 
-def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> None:
+def _check_digests(record: Record, found: Mapping[str, torch.Tensor], path: str) -> None:
+    """Compare all tensors with the record's digests; files that other programs have written have none."""
+    if record.digests:
+        check_covered(record, found, path)
+        damaged = [key for key, digest in record.digests.items() if tensor_digest(found[key]) != digest]
+        check_undamaged(damaged, dict.fromkeys(found, path))
+
+
+def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> Path:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file({**whole, RECORD: record.to_tensor()}, path, metadata=metadata)
+    return write_tensors(path, {**whole, RECORD: record.sealed(whole).to_tensor()}, metadata)
 
 
 def _shards(path: Path) -> list[Path]:
@@ -177,6 +191,8 @@ def _shards(path: Path) -> list[Path]:
     stem, _, count = path.name.removesuffix(".safetensors").rpartition("-of-")
     if not stem or not count.isdigit():
         return [path]
+    if len(count) > MOST_DIGITS:
+        raise InputError(f"{path.name} calls itself one of {shown(count)} files; rename it, or download the model again")
     files = [path.with_name(f"{stem[:-5]}{number:05d}-of-{count}.safetensors") for number in range(1, int(count) + 1)]
     if lost := [file for file in files if not file.is_file()]:
         raise InputError(f"{lost[0]} is missing beside {path.name}; download all {int(count)} files of the model")
@@ -189,7 +205,9 @@ def _settings_beside(path: Path) -> str:
     if not beside.is_file():
         return ""
     try:
-        config: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        config = read_object(beside)
         return json.dumps({"transformer": settings_of(config), OURS: config.get("quantization_config")})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{beside} does not describe a Wan model ({error!r}); take it from where the weights are") from None
+    except (InputError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{beside} does not describe a Wan model ({shortened(error)}); take it from where the weights are"
+        ) from None

@@ -7,7 +7,7 @@ import comfy.quant_ops
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ...sedialect_core.checkpoint.format import Record
+from ...sedialect_core.checkpoint.record import Record
 from ...sedialect_core.codec import DTYPES
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import ModelError

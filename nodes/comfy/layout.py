@@ -16,7 +16,8 @@ from ...kernels import ops
 from ...kernels.guidance import UNGUIDED, RowGuidance
 from ...kernels.reference import EncodedRows
 from ...kernels.transform import InputTransform
-from ...sedialect_core.checkpoint.format import Record, check_exponents
+from ...sedialect_core.checkpoint.integrity import check_exponents, check_meta, check_scale
+from ...sedialect_core.checkpoint.record import Record
 from ...sedialect_core.codec import EncodedTensor, encode
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook
@@ -132,6 +133,7 @@ def wrap_all(weights: dict[str, Any], record: Record) -> None:
 
     Raises:
         ModelError: one is missing or has the wrong shape.
+        InputError: dialect ids, row scales or exponents are out of range.
     """
     settings = {"book": record.formatbook, "candidates": "max"}
     for name, precision in record.precisions.items():
@@ -143,6 +145,8 @@ def wrap_all(weights: dict[str, Any], record: Record) -> None:
         rows, columns = codes.shape[0], codes.shape[1] * 2 // record.block_size
         if meta.shape != (rows, columns) or scale.shape != (rows, 4) or {t.dtype for t in found} != {torch.uint8}:
             raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
+        check_meta(meta, record.formatbook, repr(keys[1]))
+        check_scale(scale, repr(keys[2]))
         bias = weights.get(f"{name}.bias")
         dtype = torch.bfloat16 if bias is None else bias.dtype
         kinds = {"precision": precision, "rotation": record.rotations.get(name, 0)}

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from ...kernels.transform import InputTransform, transform_weight
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.calibration.capture import WEIGHT_ROWS, add_weight, spread_rows
-from ...sedialect_core.checkpoint.format import RECORD, Record
+from ...sedialect_core.checkpoint.record import RECORD, Record
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook

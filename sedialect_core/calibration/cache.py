@@ -6,26 +6,30 @@ safetensors file for each input. It grows input by input; what is there is whole
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, shortened, shown
 from ..formatbook.matching import weights_digest
 from ..quantize.weights import Calibration, InputStatistics
-from ..storage.atomic import replacing, write_text
+from ..storage.atomic import write_tensors, write_text
+from ..storage.reading import Fields, check_regular, read_object
 
 FORMAT_VERSION = 1
 INDEX = "calibration.json"
 AGAIN = "calibrate again, into another folder"
 TENSORS = ("moment", "peak", "rows")
 RESOLUTION = ("height", "width", "num_frames")
+FINGERPRINT = ("weights", "model", "model_class", "prompts", "prompt_count", "date")
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,109}")  # of which no path is made that leaves its folder
+MAX_INPUTS, MAX_LAYERS, MAX_WIDTH = 20_000, 20_000, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -82,18 +86,21 @@ class CalibrationCache:
             InputError: there is no calibration, or it is damaged or of another version.
         """
         path = Path(folder) / INDEX
-        try:
-            data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = data["format_version"]
-            inputs = tuple(Input(**{**entry, "layers": tuple(entry["layers"])}) for entry in data["inputs"])
-            found = cls(dict(data["fingerprint"]), tuple(data["resolution"]), inputs, Path(folder))
-        except OSError as error:
-            raise InputError(f"{folder} holds no calibration ({error.strerror}: {INDEX}); pass the folder of one") from None
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is damaged ({error}); {AGAIN}") from None
+        if not path.exists():
+            raise InputError(f"{folder} holds no calibration (no {INDEX} is there); pass the folder of one")
+        said = Fields(read_object(path, remedy=AGAIN), str(path), AGAIN)
+        version = said.get("format_version", int)
         if version != FORMAT_VERSION:
             raise InputError(f"{path} is of version {version!r}; this sedialect reads {FORMAT_VERSION}: update sedialect")
-        return found
+        inputs = tuple(_input(entry, said) for entry in said.items("inputs", dict, most=MAX_INPUTS))
+        if len({entry.name for entry in inputs}) < len(inputs):
+            raise said.wrong("two inputs have one name")
+        fingerprint, resolution = said.get("fingerprint", dict), said.get("resolution", list)
+        if any(type(fingerprint.get(key)) is not str for key in FINGERPRINT):
+            raise said.wrong(f"its fingerprint lacks a text of {', '.join(FINGERPRINT)}")
+        if len(resolution) != len(RESOLUTION) or any(type(size) not in (int, type(None)) for size in resolution):
+            raise said.wrong(f"'resolution' is {shown(resolution)}")
+        return cls(fingerprint, tuple(resolution), inputs, Path(folder))
 
     def opened(self) -> "CalibrationCache":
         """This one, begun; or the one in its folder, if that is the same.
@@ -204,6 +211,20 @@ class CalibrationCache:
         return self.folder / f"{entry.name}.safetensors"
 
 
+def _input(entry: dict[str, Any], index: Fields) -> Input:
+    """An input as the index has it. Component and layer become the name of a file, and so must be plain names."""
+    said = Fields(entry, f"{index.where}: an entry of 'inputs'", AGAIN)
+    said.only(*(field.name for field in fields(Input)))
+    component, layers = said.text("component"), said.items("layers", str, most=MAX_LAYERS)
+    for name in (component, *layers):
+        if PLAIN.fullmatch(name) is None:
+            raise said.wrong(f"{shown(name)} is no name of a component or layer")
+    width = said.get("width", int)
+    if not layers or not 1 <= width <= MAX_WIDTH:
+        raise said.wrong(f"it has no layers, or {width:,} channels; 1 to {MAX_WIDTH:,} are possible")
+    return Input(component, tuple(layers), width, said.text("stream"), said.get("diagonal", bool, False))
+
+
 class _Component(Mapping[str, InputStatistics]):
     """Statistics of one component, read when they are asked for."""
 
@@ -227,11 +248,7 @@ def save_statistics(path: Path, statistics: InputStatistics) -> None:
         InputError: the folder cannot be written, or the disk is full.
     """
     tensors = {name: getattr(statistics, name).cpu().contiguous() for name in TENSORS}
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata={"count": str(statistics.count)})
-        except SafetensorError as error:
-            raise InputError(f"cannot write {path} ({error}); choose a place with free space") from None
+    write_tensors(path, tensors, {"count": str(statistics.count)})
 
 
 def load_statistics(path: Path, entry: Input) -> InputStatistics:
@@ -249,11 +266,11 @@ def load_statistics(path: Path, entry: Input) -> InputStatistics:
 def _opened(path: Path, entry: Input) -> Iterator[Any]:
     """A file of statistics, its header checked."""
     try:
-        with safe_open(path, framework="pt") as opened:
+        with safe_open(check_regular(path), framework="pt") as opened:
             shapes = [opened.get_slice(name).get_shape() for name in TENSORS]
             int((opened.metadata() or {})["count"])
             if shapes[:2] != [entry.moment_shape, [entry.width]]:
                 raise ValueError(f"a moment of {shapes[0]}, not of {entry.width} channels")
             yield opened
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove it and calibrate again") from None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({shortened(error)}); remove it and calibrate again") from None

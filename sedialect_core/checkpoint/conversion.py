@@ -1,11 +1,13 @@
 """From a model's folder to a quantized one, tensor by tensor: neither the old model nor the new one is ever whole in memory.
 
 Work is done in a hidden folder beside the output, part by part, and a killed run goes on behind the last whole part. The
-output appears in one move when everything in it is there.
+output appears in one move when everything in it is there. One process at a time works on an output: `only_one`.
 """
 
 import hashlib
 import json
+import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,21 +15,29 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from ..config import SeDialectConfig
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, shortened, shown
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import check_quantizes, make_plan
 from ..progress import shown_bar
 from ..quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
-from ..storage.atomic import check_room, replacing, write_text
-from .format import RECORD, Record, Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
+from ..storage.atomic import check_room, sync, write_tensors, write_text
+from ..storage.reading import Fields, parse_object
+from .format import Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
+from .integrity import check_undamaged, damaged_keys
+from .record import RECORD, Record, tensor_digest
 from .source import WEIGHTS, Component
 
 DTYPES = ("bfloat16", "float16", "float32")
+MAX_SIZE = 10_000_000  # of any number in a config.json of a model
+MAX_BLOCKS = 1000  # of one that says how often something is repeated
+REPEATED = re.compile(r"layers|blocks|depth|num_single|num_refiner")
+QUOTES = "'\""
 ENCODED = "sedialect_encoded"  # in the header of a file: what became of the layers in it
+DIGESTS = "sedialect_digests"  # and the digests of its tensors
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ def publish(job: Job, card: str) -> None:
         if job.output.exists():
             job.output.rmdir()
         job.staging.rename(job.output)
+        sync(job.output.absolute().parent)
     except OSError as error:
         raise InputError(f"cannot move {job.staging} to {job.output}: {error.strerror or error}; move it by hand") from None
 
@@ -106,25 +117,43 @@ def skeleton(config: Mapping[str, Any], where: str) -> nn.Module:
     """A model of the class that a config.json names, without weights. The class is diffusers' own, never a repository's.
 
     Raises:
-        InputError: diffusers has no such model, or the model is quantized already.
+        InputError: diffusers has no such model, the model is quantized already, or sizes make no model.
     """
     import diffusers
     from accelerate import init_empty_weights
 
-    name = str(config.get("_class_name"))
-    cls = getattr(diffusers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):
+    name = config.get("_class_name")
+    cls = getattr(diffusers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin) and cls is not diffusers.ModelMixin):
         raise InputError(
-            f"{where} is a {name}, which is no model of diffusers {diffusers.__version__}; is it the right folder?"
+            f"{where} is a {shown(name).strip(QUOTES)}, which is no model of diffusers {diffusers.__version__}; is it the "
+            "right folder?"
         )
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{where} is quantized already ({config['quantization_config'].get('quant_method')}); take the original"
-        )
+    if settings := config.get("quantization_config"):
+        method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
+        raise InputError(f"{where} is quantized already ({shown(method).strip(QUOTES)}); take the original")
+    check_sizes(config, where)
     build: Any = cls
-    with init_empty_weights():
-        model: nn.Module = build.from_config(dict(config))
+    try:
+        with init_empty_weights():
+            model: nn.Module = build.from_config(dict(config))
+    except Exception as error:  # noqa: BLE001  # whatever a constructor makes of values that it did not expect
+        raise InputError(f"{where}: config.json makes no {name} ({shortened(error)}); download it again") from None
     return model
+
+
+def check_sizes(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a config.json that would build for hours, or a model that no machine holds.
+
+    Raises:
+        InputError: that is so.
+    """
+    for key, value in config.items():
+        sizes = value if isinstance(value, list) else [value]
+        most = MAX_BLOCKS if REPEATED.search(key) else MAX_SIZE
+        for size in sizes:
+            if isinstance(size, int) and abs(size) > most:
+                raise InputError(f"{where}: {shown(key)} is {shown(value)} in config.json; at most {most:,} is possible")
 
 
 class _Task:
@@ -145,6 +174,7 @@ class _Task:
         self.encoder = WeightEncoder(self.book, self.settings.candidates, calibration, f"{self.where}: ")
         self.ahead: dict[str, EncodedLayer] = {}  # encoded with a layer that reads the same input, before its turn
         self.done: dict[str, LayerPlan] = {}
+        self.digests: dict[str, str] = {}
         self.source = _check_source(component, self.model, self.where)
         self.dtype: torch.dtype = getattr(torch, job.dtype)
         self.staging = job.staging / folder
@@ -158,8 +188,13 @@ class _Task:
         files = sorted(folder.glob(f"{WEIGHTS}*.safetensors"))
         if not files or read_headers(files)[1].get("sedialect_job") != self.digest:
             raise InputError(f"{folder} holds other files already; choose another --output, or remove it")
-        check_contents(read_contents(files), self.model)
+        self._check_whole(files)
         self._recall(files)
+
+    def _check_whole(self, files: list[Path]) -> None:
+        contents = read_contents(files)
+        check_contents(contents, self.model)
+        check_undamaged(damaged_keys(contents.record, contents.file_of), contents.file_of)
 
     def carried_out(self) -> Plan:
         """The plan, with what became of each layer."""
@@ -173,10 +208,35 @@ class _Task:
         Raises:
             InputError: they are of other settings, or of another model.
         """
-        found = sorted(self.staging.glob(f"{WEIGHTS}*.safetensors"))
-        if found and any(read_headers([path])[1].get("sedialect_job") != self.digest for path in found):
-            raise InputError(f"{self.staging} holds unfinished work with other settings or weights; remove it to start anew")
+        found = []
+        for path in sorted(self.staging.glob(f"{WEIGHTS}*.safetensors")):
+            try:
+                said = read_headers([path])[1]
+            except InputError:
+                break  # what comes behind a damaged part is made again with it
+            if said.get("sedialect_job") != self.digest:
+                raise InputError(
+                    f"{self.staging} holds unfinished work with other settings or weights; remove it to start anew"
+                )
+            found.append(path)
         return found
+
+    def _sound_parts(self) -> list[Path]:
+        """Finished parts whose tensors are as they were written; from the first damaged one on, parts are removed."""
+        sound = []
+        for path in self.parts():
+            digests = parse_object(read_headers([path])[1].get(DIGESTS, "{}"), f"{path}: {DIGESTS!r}")
+            with safe_open(path, framework="pt") as opened:
+                keys = set(opened.keys()) - {RECORD}
+                if keys != digests.keys() or any(tensor_digest(opened.get_tensor(key)) != digests[key] for key in keys):
+                    break
+            self.digests |= digests
+            sound.append(path)
+        for path in sorted(self.staging.glob(f"{WEIGHTS}*.safetensors")):
+            if path not in sound:
+                LOG.warning("%s is damaged, or stands behind a damaged file; it is made again", path)
+                path.unlink()
+        return sound
 
     def bytes_left(self) -> int:
         """How much is still to be written."""
@@ -184,27 +244,48 @@ class _Task:
         return sum(self._size(key, stored) for key, stored in self.source.items() if key not in done)
 
     def run(self) -> None:
-        """Write what is missing, then index, names and config.json."""
+        """Write what is missing, then index, names and config.json.
+
+        Raises:
+            InputError: what is there cannot be finished, or the disk is full.
+        """
         if (self.staging / "config.json").exists():
+            self._check_finished()
             return
         self.staging.mkdir(parents=True, exist_ok=True)
         for path in self.staging.glob(f".{WEIGHTS}*"):
             path.unlink()  # half a part, left by a run that was killed
-        parts = self.parts()
+        parts = self._sound_parts()
         self._recall(parts)
         done = set(read_headers(parts)[0])
         todo = [key for key in self.source if key not in done]
+        if RECORD in done and todo:
+            raise InputError(f"{self.staging} says that it is complete, and lacks {todo[0]!r}; remove it to start anew")
         for tensors in self._batches(todo) if RECORD not in done else ():
             number = len(parts) + 1
             parts.append(self._write(tensors, self.staging / f"{WEIGHTS}-{number:05d}.safetensors"))
         self._finish(parts)
 
+    def _check_finished(self) -> None:
+        """Look over a component that an earlier run has finished."""
+        files = sorted(self.staging.glob(f"{WEIGHTS}*.safetensors"))
+        try:
+            self.parts()
+            self._check_whole(files)
+        except (InputError, ModelError) as error:
+            raise InputError(f"{self.staging} cannot be finished ({error}); remove it to start anew") from None
+        self._recall(files)
+
     def _recall(self, files: Iterable[Path]) -> None:
         """What became of the layers in these files, by their headers."""
         for path in files:
-            told = json.loads(read_headers([path])[1].get(ENCODED, "{}"))
-            for name, changes in told.items():
-                self.done[name] = replace(self.layers[f"{name}.weight"], **changes)
+            where = f"{path}: {ENCODED!r}"
+            for name, changes in parse_object(read_headers([path])[1].get(ENCODED, "{}"), where).items():
+                layer, said = self.layers.get(f"{name}.weight"), Fields(changes, where)
+                if layer is None or said.data.keys() != layer.outcome.keys():
+                    raise said.wrong(f"it tells of {shown(name)} what cannot be")
+                outcome = {key: said.get(key, type(value)) for key, value in layer.outcome.items()}
+                self.done[name] = replace(layer, **outcome)
 
     def _batches(self, todo: list[str]) -> Iterator[dict[str, torch.Tensor]]:
         """Encoded tensors, as many as one part holds; the record, which says what became of all, comes last."""
@@ -218,7 +299,7 @@ class _Task:
                 if sum(tensor.nbytes for tensor in batch.values()) >= self.job.part_bytes:
                     yield batch
                     batch = {}
-        yield {**batch, RECORD: Record.of(self.carried_out(), self.book).to_tensor()}
+        yield {**batch, RECORD: torch.empty(0, dtype=torch.uint8)}  # filled in when it is written
 
     def _encoded(self, key: str) -> dict[str, torch.Tensor]:
         """What is stored for a tensor of the source."""
@@ -253,11 +334,13 @@ class _Task:
 
     def _write(self, tensors: dict[str, torch.Tensor], path: Path) -> Path:
         told = {layer.name: self.done[layer.name].outcome for key, layer in self.layers.items() if key in tensors}
-        about = Record.of(self.carried_out(), self.book).metadata()
-        metadata = {"format": "pt", **about, "sedialect_job": self.digest, ENCODED: json.dumps(told)}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-        return path
+        record = Record.of(self.carried_out(), self.book)
+        digests = {key: tensor_digest(tensor) for key, tensor in tensors.items() if key != RECORD}
+        self.digests |= digests
+        if RECORD in tensors:
+            tensors = {**tensors, RECORD: replace(record, digests=dict(sorted(self.digests.items()))).to_tensor()}
+        ours = {"sedialect_job": self.digest, ENCODED: json.dumps(told), DIGESTS: json.dumps(digests)}
+        return write_tensors(path, tensors, {"format": "pt", **record.metadata(), **ours})
 
     def _finish(self, parts: list[Path]) -> None:
         """Look over what was written, name it as diffusers does, and close with config.json, whose presence says done."""

@@ -1,14 +1,14 @@
 """What a quantized model's files hold, byte by byte, and the checks before the first of them is believed.
 
-Everything a reader needs travels in the tensors, because loaders and converters drop the rest: one uint8 tensor, `RECORD`,
-holds as JSON the formatbook and each quantized layer's precision. The safetensors metadata repeats what people and the Hub
-want to see. Nothing here knows diffusers, and nothing is ever unpickled.
+Everything a reader needs travels in the tensors, because loaders and converters drop the rest: what is said of all of them
+in `RECORD`. The safetensors metadata repeats what people and the Hub want to see. Nothing here knows diffusers, and nothing
+is ever unpickled.
 """
 
-import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,154 +16,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from ...kernels.transform import LARGEST_EXPONENT
 from ..config import SeDialectConfig
-from ..errors import FormatbookError, InputError, ModelError
+from ..errors import FormatbookError, InputError, ModelError, shortened, shown
 from ..formatbook import Formatbook
 from ..linear import SeDialectLinear
-from ..plan.layers import Plan
 from ..quantize.apply import set_submodule
-from ..settings.table import BLOCK_SIZES, PRECISIONS, ROTATIONS
+from ..storage.reading import check_regular
+from .integrity import check_codes, check_covered
+from .record import DAMAGED, RECORD, Record
 
-FORMAT_VERSION = 1
-RECORD = "sedialect_record"
 SCALE = ".weight_scale"
 EQUALIZER = ".weight_equalizer"
-STATISTICS = ("weights", "inputs")  # by which exponents are chosen
 FLOATS = ("F64", "F32", "F16", "BF16")
-DAMAGED = "download it again, or have it written again"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a checkpoint says about itself.
-
-    Args:
-        model: the class that it was written from; for messages only, since classes get renamed.
-        precisions: of each quantized layer, by name.
-        rotations: sizes of the Hadamard blocks, of each rotated layer, by name.
-        equalized: by which statistics the exponents were chosen, "weights" or "inputs", of each equalized layer, by name.
-    """
-
-    model: str
-    block_size: int
-    formatbook: Formatbook
-    precisions: Mapping[str, str]
-    rotations: Mapping[str, int] = field(default_factory=dict)
-    equalized: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, plan: Plan, formatbook: Formatbook) -> "Record":
-        """The record of a model that `plan` was carried out on; layers that peft had wrapped go by their own names."""
-        layers = {layer.name.replace(".base_layer", ""): layer for layer in plan.quantized}
-        precisions = {name: layer.precision or "" for name, layer in layers.items()}
-        rotations = {name: layer.rotation for name, layer in layers.items() if layer.rotation}
-        equalized = {name: layer.equalized for name, layer in layers.items() if layer.equalized}
-        return cls(plan.model, plan.config.block_size, formatbook, precisions, rotations, equalized)
-
-    def of_layers(self, names: Collection[str]) -> "Record":
-        """The record of these layers alone: projections that were fused and unfused again are gone.
-
-        Raises:
-            ModelError: one of them is not recorded, so that its precision is unknown.
-        """
-        for name in names:
-            if name not in self.precisions:
-                raise ModelError(
-                    f"the layer {name!r} was quantized outside of sedialect's plan; quantize the whole model anew"
-                )
-        return replace(
-            self,
-            precisions={name: value for name, value in self.precisions.items() if name in names},
-            rotations={name: value for name, value in self.rotations.items() if name in names},
-            equalized={name: value for name, value in self.equalized.items() if name in names},
-        )
-
-    def renamed(self, rename: Callable[[str], str]) -> "Record":
-        """The same for layers of other names."""
-        return replace(
-            self,
-            precisions={rename(name): value for name, value in self.precisions.items()},
-            rotations={rename(name): value for name, value in self.rotations.items()},
-            equalized={rename(name): value for name, value in self.equalized.items()},
-        )
-
-    def to_tensor(self) -> torch.Tensor:
-        """The record as the bytes of its JSON form, uint8 [n]."""
-        data: dict[str, Any] = {
-            "format_version": FORMAT_VERSION,
-            "model": self.model,
-            "block_size": self.block_size,
-            "formatbook": self.formatbook.to_dict(),
-            "formatbook_digest": self.formatbook.digest,
-            "layers": _names_by_value(self.precisions),
-        }
-        if self.rotations:
-            data["rotations"] = _names_by_value(self.rotations)
-        if self.equalized:
-            data["equalized"] = _names_by_value(self.equalized)
-        return torch.frombuffer(bytearray(json.dumps(data, separators=(",", ":")).encode()), dtype=torch.uint8)
-
-    @classmethod
-    def from_tensor(cls, tensor: torch.Tensor, where: str) -> "Record":
-        """The record that a file holds; errors call the file `where`.
-
-        Raises:
-            InputError: it is damaged, or of a version that this sedialect does not read.
-        """
-        key = f"{where}: {RECORD!r}"
-        try:
-            data: dict[str, Any] = json.loads(tensor.numpy().tobytes())
-            version = data["format_version"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{key} is damaged ({error}); {DAMAGED}") from None
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{key} is of format version {version!r}; this sedialect reads {FORMAT_VERSION}: update sedialect"
-            )
-        try:
-            book = Formatbook.from_dict(data["formatbook"])
-            precisions = {str(name): precision for precision, names in data["layers"].items() for name in names}
-            rotations = {str(name): int(size) for size, names in data.get("rotations", {}).items() for name in names}
-            equalized = {str(name): str(by) for by, names in data.get("equalized", {}).items() for name in names}
-            record = cls(str(data["model"]), data["block_size"], book, precisions, rotations, equalized)
-            digest = data["formatbook_digest"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f"{key} is damaged ({error}); {DAMAGED}") from None
-        record._check(key, digest)
-        return record
-
-    def _check(self, key: str, digest: str) -> None:
-        if self.block_size not in BLOCK_SIZES or not self.precisions or set(self.precisions.values()) - set(PRECISIONS):
-            raise InputError(f"{key} names a block size or a precision that does not exist; {DAMAGED}")
-        if set(self.rotations.values()) - set(ROTATIONS[1:]) or self.rotations.keys() - self.precisions.keys():
-            raise InputError(f"{key} names a rotation or a rotated layer that does not exist; {DAMAGED}")
-        if set(self.equalized.values()) - set(STATISTICS) or self.equalized.keys() - self.precisions.keys():
-            raise InputError(f"{key} names an equalized layer or statistics that do not exist; {DAMAGED}")
-        self.check_digest(digest, key)
-
-    def check_digest(self, digest: str, where: str) -> None:
-        """Compare the book with a digest that stands at `where`; an empty one is no claim.
-
-        Raises:
-            InputError: it is another book's.
-        """
-        if digest and digest != self.formatbook.digest:
-            raise InputError(
-                f"{where} gives the formatbook digest {digest[:12]}…, but the book in {RECORD!r} has "
-                f"{self.formatbook.digest[:12]}…; the files do not belong together: {DAMAGED}"
-            )
-
-    def metadata(self) -> dict[str, str]:
-        """What the header of each file says, for people and for the Hub's viewer."""
-        counts = {p: sum(value == p for value in self.precisions.values()) for p in PRECISIONS}
-        return {
-            "sedialect_version": str(FORMAT_VERSION),
-            "sedialect_block_size": str(self.block_size),
-            "sedialect_formatbook": self.formatbook.name,
-            "sedialect_formatbook_digest": self.formatbook.digest,
-            "sedialect_layers": ", ".join(f"{count} {precision}" for precision, count in counts.items() if count),
-        }
+MAX_TENSORS = 200_000
 
 
 @dataclass(frozen=True)
@@ -182,6 +47,11 @@ class Contents:
     tensors: Mapping[str, Stored]
     record: Record
     metadata: Mapping[str, str]
+
+    @cached_property
+    def file_of(self) -> dict[str, str]:
+        """The file of every key."""
+        return {key: stored.file for key, stored in self.tensors.items()}
 
 
 def named_book(config: SeDialectConfig) -> Formatbook:
@@ -208,22 +78,33 @@ def read_headers(files: Iterable[str | Path]) -> tuple[dict[str, Stored], dict[s
     """Names, dtypes and shapes of all tensors in safetensors files, and their metadata together; no weight is read.
 
     Raises:
-        InputError: a file is no safetensors file, or is cut off.
+        InputError: a file is no safetensors file, is cut off, or has a key that another one has.
     """
     tensors: dict[str, Stored] = {}
     metadata: dict[str, str] = {}
     for file in map(str, files):
         if not file.endswith(".safetensors"):
             raise InputError(f"{file} is no safetensors file, and sedialect reads no other")
+        check_regular(file)
         try:
             with safe_open(file, framework="pt") as opened:
                 metadata |= opened.metadata() or {}
-                for key in opened.keys():  # noqa: SIM118  # no mapping
-                    part = opened.get_slice(key)
-                    tensors[key] = Stored(file, part.get_dtype(), tuple(part.get_shape()))
+                found = _stored(opened, file)
         except (OSError, SafetensorError) as error:
-            raise InputError(f"{file} cannot be read ({error}); {DAMAGED}") from None
+            raise InputError(f"{file} cannot be read ({shortened(error)}); {DAMAGED}") from None
+        if twice := found.keys() & tensors.keys():
+            key = min(twice)
+            raise InputError(f"{file}: the key {shown(key)} stands in {Path(tensors[key].file).name} as well; {DAMAGED}")
+        tensors |= found
     return tensors, metadata
+
+
+def _stored(opened: Any, file: str) -> dict[str, Stored]:
+    keys = opened.keys()
+    if len(keys) > MAX_TENSORS:
+        raise InputError(f"{file} holds {len(keys):,} tensors; at most {MAX_TENSORS:,} are possible; {DAMAGED}")
+    parts = {key: opened.get_slice(key) for key in keys}
+    return {key: Stored(file, part.get_dtype(), tuple(part.get_shape())) for key, part in parts.items()}
 
 
 def read_contents(files: Iterable[str | Path]) -> Contents:
@@ -236,7 +117,10 @@ def read_contents(files: Iterable[str | Path]) -> Contents:
     tensors, metadata = read_headers(names)
     if RECORD not in tensors:
         raise InputError(f"{', '.join(names)}: the key {RECORD!r} is missing, so this is no checkpoint of sedialect's")
-    file = tensors[RECORD].file
+    stored = tensors[RECORD]
+    file = stored.file
+    if stored.dtype != "U8" or len(stored.shape) != 1:
+        raise InputError(f"{file}: {RECORD!r} is {stored.dtype} {list(stored.shape)}, not a row of bytes; {DAMAGED}")
     with safe_open(file, framework="pt") as opened:
         record = Record.from_tensor(opened.get_tensor(RECORD), file)
     record.check_digest(metadata.get("sedialect_formatbook_digest", ""), f"the header of {file}")
@@ -252,6 +136,7 @@ def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] 
 
     Raises:
         ModelError: a key is missing, superfluous, or has another shape or type; the first is named, with its file.
+        InputError: ids, scales or exponents are out of range, or the record's digests are of other keys.
     """
     record, tensors = contents.record, contents.tensors
     expected = _expected(record, model)
@@ -277,26 +162,9 @@ def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] 
                 f"{stored.file}: {key!r} is {stored.dtype} {list(stored.shape)}, but {wanted.kind} {list(wanted.shape)} was "
                 f"expected; {origin}"
             )
-    _check_exponents(contents)
-
-
-def _check_exponents(contents: Contents) -> None:
-    for name in contents.record.equalized:
-        key = name + EQUALIZER
-        file = contents.tensors[key].file
-        with safe_open(file, framework="pt") as opened:
-            check_exponents(opened.get_tensor(key), f"{file}: {key!r}")
-
-
-def check_exponents(exponents: torch.Tensor, where: str) -> None:
-    """Compare an equalizer with what one may be.
-
-    Raises:
-        InputError: an exponent is too large.
-    """
-    most = int(exponents.to(torch.int32).abs().max())
-    if most > LARGEST_EXPONENT:
-        raise InputError(f"{where} holds the exponent {most}, and they go to {LARGEST_EXPONENT}; {DAMAGED}")
+    if record.digests:
+        check_covered(record, tensors, file)
+    check_codes(record, contents.file_of)
 
 
 def check_settings(contents: Contents, config: SeDialectConfig) -> None:
@@ -372,13 +240,6 @@ def _expected(record: Record, model: nn.Module) -> dict[str, _Wanted]:
         if name in record.equalized:
             expected[name + EQUALIZER] = _Wanted("exponents", (linear.in_features,))
     return expected
-
-
-def _names_by_value(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for name, value in values.items():
-        names.setdefault(str(value), []).append(name)
-    return names
 
 
 def _more(keys: list[str]) -> str:

@@ -1,16 +1,18 @@
 """Where the models to be quantized come from: a folder, or the Hub, from which only what is needed is fetched."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..inspection import is_transformer
 from ..storage import hub
+from ..storage.reading import read_bytes, read_object
 
 WEIGHTS = "diffusion_pytorch_model"
+MAX_TEXT = 1 << 20  # bytes of a card
+AGAIN = "download it again"
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,16 @@ def find_source(model: str, component: str | None = None, variant: str | None = 
             raise InputError(f"{model} is no pipeline (it has no model_index.json), so it has no {component}")
         return Source((_component(place, "", variant),), None, place.text("README.md"))
     names = [name for name, entry in index.items() if is_transformer(name) and isinstance(entry, list) and all(entry)]
+    pipeline = index.get("_class_name")
+    if not isinstance(pipeline, str | None):
+        raise InputError(f"{model}: model_index.json names the class {shown(pipeline)}; {AGAIN}")
     if not names:
-        raise InputError(f"{model} is a {index.get('_class_name')} without a transformer; sedialect quantizes no UNets")
+        raise InputError(f"{model} is a {pipeline} without a transformer; sedialect quantizes no UNets")
     if component is not None and component not in names:
         raise InputError(f"{model} has no component {component!r} to quantize; there are {', '.join(names)}")
     chosen = [component] if component is not None else names
     components = tuple(_component(place, name, variant) for name in chosen)
-    return Source(components, index.get("_class_name"), place.text("README.md"))
+    return Source(components, pipeline, place.text("README.md"))
 
 
 class Place:
@@ -96,7 +101,7 @@ class Place:
     def text(self, name: str) -> str | None:
         """A file's text, or None where it is missing."""
         try:
-            return self.find(name).read_text(encoding="utf-8")
+            return read_bytes(self.find(name), MAX_TEXT).decode()
         except (InputError, UnicodeDecodeError):
             return None
 
@@ -106,16 +111,11 @@ class Place:
         Raises:
             InputError: it is there and holds anything else.
         """
-        text = self.text(name)
-        if text is None:
-            return None
         try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"{self.model}: {name} is no JSON ({error}); download it again") from None
-        if not isinstance(data, dict):
-            raise InputError(f"{self.model}: {name} holds a {type(data).__name__}, not an object; download it again")
-        return data
+            path = self.find(name)
+        except InputError:
+            return None
+        return read_object(path, remedy=AGAIN)
 
 
 def _component(place: Place, name: str, variant: str | None) -> Component:
@@ -129,7 +129,15 @@ def _component(place: Place, name: str, variant: str | None) -> Component:
     found = place.find(index, f"{prefix}{WEIGHTS}{middle}.safetensors")
     if found.suffix == ".safetensors":
         return Component(name, config, (found,))
-    shards = sorted(set((place.json(index) or {}).get("weight_map", {}).values()))
+    shards = _shards(place.json(index) or {})
     if not shards or any("/" in shard or not shard.endswith(".safetensors") for shard in map(hub.check_file_name, shards)):
-        raise InputError(f"{place.model}: {index} lists no safetensors files beside it; download it again")
+        raise InputError(f"{place.model}: {index} lists no safetensors files beside it; {AGAIN}")
     return Component(name, config, tuple(place.find(prefix + shard) for shard in shards))
+
+
+def _shards(index: Mapping[str, Any]) -> list[str]:
+    """The files that an index lists, or none where it lists anything else."""
+    files = index.get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        return []
+    return sorted(set(files.values()))

@@ -8,16 +8,17 @@ A dialect's id is `shapes * (15 - maximum) + shape`.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatbookError, InputError
+from ..errors import FormatbookError, InputError, shown
 from ..storage.atomic import write_text
 from ..storage.hub import is_repo_id
+from ..storage.reading import Fields, read_object
 from . import storage
 from .storage import FORMAT_VERSION
 
@@ -30,6 +31,11 @@ MAGNITUDES = 8
 MAXIMA = tuple(range(15, 7, -1))
 _LIBRARY = Path(__file__).parent / "library"
 MAX_SHAPES = 4  # 32 dialects: the id has 5 bits, and four block errors fit one 64-bit table entry
+MAX_SUBS = 2**MAX_SHAPES - 1  # there are no more sets of shapes
+MAX_NAME, MAX_DESCRIPTION = 200, 10_000  # characters
+MAX_FILE = 1 << 20  # bytes of a formatbook.json
+WRITE_AGAIN = "write the book again with save()"
+KEYS = ("format_version", "name", "description", "dialects", "sub_formatbooks")
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Dialect:
     def __post_init__(self) -> None:
         hu = self.half_units
         if len(hu) != MAGNITUDES or not all(type(value) is int for value in hu):
-            raise FormatbookError(f"dialect {list(hu)} must be {MAGNITUDES} integers in half-units")
+            raise FormatbookError(f"dialect {shown(list(hu))} must be {MAGNITUDES} integers in half-units")
         if hu[0] != 0:
             raise FormatbookError(f"dialect {list(hu)} starts at {hu[0]}; the first magnitude must be 0")
         if any(low >= high for low, high in pairwise(hu)):
@@ -91,6 +97,11 @@ class Formatbook:
     fingerprint: Mapping[str, str] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if len(self.dialects) > MAX_SHAPES * len(MAXIMA) or len(self.sub_formatbooks) > MAX_SUBS:
+            raise FormatbookError(
+                f"formatbook {shown(self.name)} has {len(self.dialects):,} dialects and {len(self.sub_formatbooks):,} "
+                f"sub-formatbooks; at most {MAX_SHAPES * len(MAXIMA)} and {MAX_SUBS} are possible"
+            )
         counts = {maximum: sum(d.maximum == maximum for d in self.dialects) for maximum in MAXIMA}
         shapes = max(counts.values(), default=0)
         if not 1 <= shapes <= MAX_SHAPES:
@@ -109,11 +120,13 @@ class Formatbook:
     def _check_sub_formatbook(self, sub: tuple[int, ...], shapes: int) -> None:
         if not sub or any(type(shape) is not int or not 0 <= shape < shapes for shape in sub):
             raise FormatbookError(
-                f"formatbook {self.name!r}: sub-formatbook {list(sub)} lacks a maximum, for it names no shape or one that "
-                f"the book does not have; list shapes 0 to {shapes - 1}"
+                f"formatbook {shown(self.name)}: sub-formatbook {shown(list(sub))} lacks a maximum, for it names no "
+                f"shape or one that the book does not have; list shapes 0 to {shapes - 1}"
             )
         if list(sub) != sorted(set(sub)):
-            raise FormatbookError(f"formatbook {self.name!r}: sub-formatbook {list(sub)} must ascend without repeats")
+            raise FormatbookError(
+                f"formatbook {shown(self.name)}: sub-formatbook {shown(list(sub))} must ascend without repeats"
+            )
 
     @property
     def shapes(self) -> int:
@@ -148,29 +161,27 @@ class Formatbook:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "Formatbook":
+    def from_dict(cls, data: Mapping[str, Any]) -> "Formatbook":
         """A book from its JSON form.
 
         Raises:
             FormatbookError: a key is missing or of the wrong kind, or the version is newer than this library knows.
         """
-        try:
-            version = data["format_version"]
-            if version != FORMAT_VERSION:
-                raise FormatbookError(
-                    f"formatbook format_version {version!r} is not {FORMAT_VERSION}, the one this sedialect reads; "
-                    "update sedialect"
-                )
-            return cls(
-                name=str(data["name"]),
-                dialects=tuple(_dialect(entry) for entry in data["dialects"]),
-                sub_formatbooks=tuple(tuple(sub) for sub in data["sub_formatbooks"]),
-                description=str(data.get("description", "")),
-            )
-        except (KeyError, TypeError) as error:
+        said = Fields(data, "the formatbook", WRITE_AGAIN, FormatbookError)
+        version = said.get("format_version", int)
+        if version != FORMAT_VERSION:
             raise FormatbookError(
-                f"not a formatbook: {error}; expected format_version, name, dialects, sub_formatbooks"
-            ) from None
+                f"formatbook format_version {shown(version)} is not {FORMAT_VERSION}, the one this sedialect reads; "
+                "update sedialect"
+            )
+        said.only(*KEYS)
+        dialects = said.items("dialects", dict, most=MAX_SHAPES * len(MAXIMA))
+        return cls(
+            name=said.text("name", most=MAX_NAME),
+            dialects=tuple(_dialect(entry) for entry in dialects),
+            sub_formatbooks=tuple(tuple(sub) for sub in said.items("sub_formatbooks", list, most=MAX_SUBS)),
+            description=said.text("description", "", most=MAX_DESCRIPTION),
+        )
 
     @classmethod
     def builtin(cls, name: str = "universal-32") -> "Formatbook":
@@ -191,11 +202,9 @@ class Formatbook:
             FormatbookError: the file is absent, is no JSON, or breaks a rule.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise FormatbookError(f"cannot read the formatbook {str(path)!r}: {error}") from None
-        if not isinstance(data, dict):
-            raise FormatbookError(f"formatbook {str(path)!r} holds a {type(data).__name__}; expected a JSON object")
+            data = read_object(path, MAX_FILE, WRITE_AGAIN)
+        except InputError as error:
+            raise FormatbookError(f"cannot read the formatbook: {error}") from None
         try:
             return cls.from_dict(data)
         except FormatbookError as error:
@@ -287,8 +296,9 @@ class Formatbook:
 
 
 def _dialect(entry: dict[str, Any]) -> Dialect:
-    half_units: Sequence[int] = entry["half_units"]
-    return Dialect(tuple(half_units), published=bool(entry.get("published", False)))
+    said = Fields(entry, "a dialect of the formatbook", WRITE_AGAIN, FormatbookError)
+    said.only("half_units", "published")
+    return Dialect(tuple(said.get("half_units", list)), published=said.get("published", bool, False))
 
 
 @cache

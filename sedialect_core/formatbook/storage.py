@@ -9,14 +9,16 @@ README.md                the card
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatbookError
+from ..errors import FormatbookError, InputError, shortened, shown
 from ..storage import hub
 from ..storage.atomic import replacing, write_text
+from ..storage.reading import check_regular, parse_object, read_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,8 @@ JSON_FILE = "formatbook.json"
 TENSOR_FILE = "formatbook.safetensors"
 FINGERPRINT_FILE = "fingerprint.json"
 CARD_FILE = "README.md"
+MAX_FINGERPRINT = 1 << 16  # bytes
+MAX_NUMBERS = 256  # in one tensor of a book: 32 dialects of 8
 TAGS = ["sedialect", "formatbook", "4-bit", "quantization"]
 
 
@@ -237,27 +241,30 @@ def _tensors(path: Path, source: str) -> "tuple[dict[str, torch.Tensor], dict[st
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(check_regular(path), framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
             version = metadata.get("format_version")
             if version != str(FORMAT_VERSION):
                 raise FormatbookError(
-                    f"formatbook {source!r}: {TENSOR_FILE} has format_version {version!r}, not {FORMAT_VERSION}, the one "
-                    "this sedialect reads; update sedialect"
+                    f"formatbook {source!r}: {TENSOR_FILE} has format_version {shown(version)}, not {FORMAT_VERSION}, the "
+                    "one this sedialect reads; update sedialect"
                 )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118  # no mapping
-    except (SafetensorError, OSError) as error:
-        raise FormatbookError(f"formatbook {source!r}: {TENSOR_FILE} is damaged: {error}; get it again") from None
+            names = file.keys()
+            if len(names) > 3 or any(math.prod(file.get_slice(name).get_shape()) > MAX_NUMBERS for name in names):
+                raise FormatbookError(f"formatbook {source!r}: {TENSOR_FILE} holds more than a book's numbers; get it again")
+            return {name: file.get_tensor(name) for name in names}, metadata
+    except (SafetensorError, OSError, InputError) as error:
+        raise FormatbookError(f"formatbook {source!r}: {TENSOR_FILE} is damaged: {shortened(error)}; get it again") from None
 
 
 def _fingerprint(path: Path, digest: str, source: str) -> dict[str, str]:
     try:
-        content = path.read_bytes()
-        data: Any = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise FormatbookError(f"formatbook {source!r}: {FINGERPRINT_FILE} cannot be read: {error}; get it again") from None
+        content = read_bytes(path, MAX_FINGERPRINT)
+        data = parse_object(content, FINGERPRINT_FILE)
+    except InputError as error:
+        raise FormatbookError(f"formatbook {source!r}: {FINGERPRINT_FILE} cannot be read: {error}") from None
     if hashlib.sha256(content).hexdigest() != digest:
         raise FormatbookError(f"formatbook {source!r}: {FINGERPRINT_FILE} belongs to another book; save the book again")
-    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+    if not all(isinstance(value, str) for value in data.values()):
         raise FormatbookError(f"formatbook {source!r}: {FINGERPRINT_FILE} must hold one JSON object of strings")
     return data

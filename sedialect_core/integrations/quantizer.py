@@ -15,16 +15,16 @@ from diffusers.utils import logging
 from torch import nn
 
 from ..checkpoint.format import (
-    RECORD,
     SCALE,
     Contents,
-    Record,
     check_contents,
     check_settings,
     named_book,
     place_layers,
     read_contents,
 )
+from ..checkpoint.integrity import DigestCheck
+from ..checkpoint.record import RECORD, Record
 from ..codec import DTYPES
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
@@ -66,7 +66,8 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self._model: weakref.ref[nn.Module] | None = None
         self._bar: Any = None
         self._gathering: GroupedWeights | None = None
-        if not self.pre_quantized or not quantization_config.formatbook_digest:  # else the book is in the file
+        self._digests: DigestCheck | None = None
+        if not self.pre_quantized:  # else the book is in the file, and what its settings name is not looked for
             self._use_book(named_book(quantization_config))
 
     @classmethod
@@ -83,7 +84,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles forget the model, and what only loading needs."""
-        return self.__dict__ | {"_model": None, "_bar": None, "_gathering": None, "contents": None}
+        return self.__dict__ | {"_model": None, "_bar": None, "_gathering": None, "_digests": None, "contents": None}
 
     def _use_book(self, book: Formatbook) -> None:
         """The book by name and digest: its path is nobody's business in a config.json or a request header."""
@@ -156,6 +157,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         self.record = self.contents.record
         self._use_book(self.record.formatbook)
         check_contents(self.contents, model, getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+        self._digests = DigestCheck(self.record, self.contents.file_of)
         self.plan = recorded_plan(
             model,
             self.quantization_config,
@@ -169,6 +171,8 @@ class SeDialectQuantizer(DiffusersQuantizer):
     def _expect_weights(self, model: nn.Module) -> None:
         """Put the layers in place with a float weight on the meta device: loaders compare its shape with the file's, and a
         bias may arrive before it or after, in another thread even."""
+        if self.book is None:  # as in from_single_file, which says that all is quantized
+            self._use_book(named_book(self.quantization_config))
         assert self.book is not None
         self.plan = make_plan(model, self.quantization_config)
         check_quantizes(self.plan)
@@ -245,8 +249,11 @@ class SeDialectQuantizer(DiffusersQuantizer):
 
         Raises:
             ModelError: a tensor never came.
+            InputError: one is not the one that was written.
         """
         assert self.plan is not None
+        if self._digests is not None:
+            self._digests.finish()
         if self._bar is not None:
             self._bar.close()
         if self._gathering is not None and self.book is not None:
@@ -255,7 +262,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         empty = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
         if empty and "disk" not in self._device_map.values():
             raise ModelError(f"{empty[0]!r} was not in the checkpoint ({len(empty)} keys in all); it is incomplete")
-        self._awaited, self.contents, self._bar, self._gathering = set(), None, None, None
+        self._awaited, self.contents, self._bar, self._gathering, self._digests = set(), None, None, None, None
         self.pre_quantized = True
         self._model = weakref.ref(model)
         mark_quantized(model, Enabled(self.plan, bytes_unquantized(model), loaded=True), self)
@@ -296,7 +303,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
             raise ModelError("a quantized model is saved as safetensors only; leave out safe_serialization=False")
         _check_savable(state_dict, None)
         record = self.record.of_layers({key.removesuffix(SCALE) for key in state_dict if key.endswith(SCALE)})
-        return {**state_dict, RECORD: record.to_tensor()}, record.metadata()
+        return {**state_dict, RECORD: record.sealed(state_dict).to_tensor()}, record.metadata()
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Put 16-bit layers with the quantized values in place, one at a time.

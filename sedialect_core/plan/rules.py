@@ -93,7 +93,8 @@ def recorded_plan(
     *,
     linear_types: LinearTypes = (nn.Linear,),
 ) -> Plan:
-    """The plan that a checkpoint was written by: its own list of layers decides, whatever the rules say today.
+    """The plan that a checkpoint was written by: its own list of layers decides, whatever the rules say today. No pattern
+    of its settings is tried: whoever wrote the file may have made them endless.
 
     Args:
         model: as it is before its layers are replaced.
@@ -102,7 +103,8 @@ def recorded_plan(
         equalized: by which statistics each equalized layer is, by name.
     """
     sites = find_linears(model, linear_types=linear_types)
-    decided = (_decide(site, config, _kept_in_fp32(model)) for site in sites)
+    plain = replace(config, skip=(), layer_precisions=())
+    decided = (_decide(site, plain, _kept_in_fp32(model)) for site in sites)
     rotated, by = rotations or {}, equalized or {}
     done = (replace(one, rotation=rotated.get(one.name, 0), equalized=by.get(one.name, "")) for one in decided)
     layers = tuple(_recorded(layer, block_size, precisions.get(layer.name)) for layer in done)

@@ -1,12 +1,14 @@
 """Kinds of values that a setting may have: each checks a value, and says in words what is possible."""
 
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shown
+from ..storage.patterns import MAX_PATTERNS, check_pattern
+
+MAX_TEXT = 2048  # characters
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Choice(Values):
 
     def check(self, name: str, value: Any) -> Any:
         """See `Values`."""
-        if value not in self.options:
-            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(map(str, self.options))}")
+        if not any(type(value) is type(option) and value == option for option in self.options):
+            raise ConfigError(f"{name} is {shown(value)}; choose one of {', '.join(map(str, self.options))}")
         return value
 
     @property
@@ -52,7 +54,7 @@ class Switch(Values):
     def check(self, name: str, value: Any) -> bool:
         """See `Values`."""
         if type(value) is not bool:
-            raise ConfigError(f"{name} is {value!r}; it is True or False")
+            raise ConfigError(f"{name} is {shown(value)}; it is True or False")
         return value
 
     @property
@@ -72,7 +74,7 @@ class Number(Values):
     def check(self, name: str, value: Any) -> Any:
         """See `Values`."""
         if not self.holds(value):
-            raise ConfigError(f"{name} is {value!r}; give {'an' if self.whole else 'a'} {self.words}")
+            raise ConfigError(f"{name} is {shown(value)}; give {'an' if self.whole else 'a'} {self.words}")
         return value
 
     def holds(self, value: Any) -> bool:
@@ -99,10 +101,10 @@ class Numbers(Number):
     def check(self, name: str, value: Any) -> tuple[Any, ...]:
         """See `Values`."""
         if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ConfigError(f"{name} is {value!r}; give {self.words}")
-        values = tuple(value)
-        if not all(map(self.holds, values)) or len(values) != (len(self.parts) or len(values)):
-            raise ConfigError(f"{name} is {values}; give {self.words}")
+            raise ConfigError(f"{name} is {shown(value)}; give {self.words}")
+        values = tuple(value)[: MAX_PATTERNS + 1]
+        if len(values) > MAX_PATTERNS or not all(map(self.holds, values)) or len(values) != (len(self.parts) or len(values)):
+            raise ConfigError(f"{name} is {shown(values)}; give {self.words}")
         return values
 
     @property
@@ -117,10 +119,10 @@ class Text(Values):
 
     def check(self, name: str, value: Any) -> str:
         """See `Values`."""
-        try:
-            return os.fspath(value)
-        except TypeError:
-            raise ConfigError(f"{name} is {value!r}; give a text") from None
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            raise ConfigError(f"{name} is {shown(value)}; give a text of at most {MAX_TEXT} characters")
+        return text
 
     @property
     def words(self) -> str:
@@ -145,10 +147,10 @@ class Patterns(Values):
     def check(self, name: str, value: Any) -> tuple[str, ...]:
         """See `Values`."""
         if isinstance(value, str) or not isinstance(value, Iterable):
-            raise ConfigError(f"{name} is {value!r}; give a list of {self.words}")
+            raise ConfigError(f"{name} is {shown(value)}; give a list of {self.words}")
         patterns = tuple(value)
-        _compile(patterns)
-        return patterns
+        _check_count(name, patterns)
+        return tuple(check_pattern(pattern) for pattern in patterns)
 
     @property
     def words(self) -> str:
@@ -164,10 +166,14 @@ class LayerPrecisions(Values):
 
     def check(self, name: str, value: Any) -> tuple[tuple[str, str], ...]:
         """See `Values`."""
-        pairs = tuple((str(pattern), str(precision)) for pattern, precision in value)
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{name} is {shown(value)}; give a list of {self.words}")
+        _check_count(name, value)
+        if any(not isinstance(pair, list | tuple) or len(pair) != 2 for pair in value):
+            raise ConfigError(f"{name} is {shown(value)}; give pairs (pattern, precision)")
+        pairs = tuple((check_pattern(pattern), precision) for pattern, precision in value)
         for pattern, precision in pairs:
-            Choice(self.precisions).check(f"{name}[{pattern!r}]", precision)
-        _compile(pattern for pattern, _ in pairs)
+            Choice(self.precisions).check(f"{name}[{shown(pattern)}]", precision)
         return pairs
 
     @property
@@ -176,9 +182,6 @@ class LayerPrecisions(Values):
         return "pairs (regular expression, precision)"
 
 
-def _compile(patterns: Iterable[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"pattern {pattern!r} is no regular expression: {error}") from None
+def _check_count(name: str, values: Sequence[Any]) -> None:
+    if len(values) > MAX_PATTERNS:
+        raise ConfigError(f"{name} is {shown(values)}; give a list of at most {MAX_PATTERNS} values")

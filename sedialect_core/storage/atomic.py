@@ -1,15 +1,21 @@
-"""Files that are whole or absent: written under a temporary name beside their place, then moved there."""
+"""Files that are whole or absent, also after a power cut: written under a temporary name beside their place, brought to the
+disk, then moved there."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import InputError
+from ..errors import InputError, shortened
+
+if TYPE_CHECKING:
+    import torch
 
 REMEDY = "choose a writable place with free space"
+LAST = "config.json"  # of the files in a folder: where it is, the others are
 ROOM = 1.02  # of what is written: headers, and what a file system adds
 
 
@@ -29,7 +35,9 @@ def replacing(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # a temporary file is private; what it becomes follows the user's umask
+        sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; {REMEDY}") from error
     finally:
@@ -50,12 +58,43 @@ def staging(folder: Path) -> Iterator[Path]:
         staged = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
         yield staged
         for path in staged.iterdir():
+            sync(path)
+        for path in sorted(staged.iterdir(), key=lambda path: path.name == LAST):
             path.replace(folder / path.name)
+        sync(folder)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}; {REMEDY}") from error
     finally:
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders, and writes names through
+    number = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str]) -> Path:
+    """Write a safetensors file, whole or not at all, and return `path`.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # of what the system says, it keeps the text alone
+            raise InputError(f"cannot write {path}: {shortened(error)}; {REMEDY}") from error
+    return path
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, shown
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOG_IN = "log in with `hf auth login`, or pass another token"
@@ -39,7 +39,7 @@ def check_file_name(name: str) -> str:
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or any(sign in name for sign in "\\:\0"):
-        raise InputError(f"file name {name!r} may reach outside its folder; a repository must use plain relative names")
+        raise InputError(f"file name {shown(name)} may reach outside its folder; a repository must use plain relative names")
     return name
 
 

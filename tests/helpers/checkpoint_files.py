@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sedialect.sedialect_core.checkpoint.format import RECORD
+from sedialect.sedialect_core.checkpoint.record import RECORD, record_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -38,6 +38,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor], dict[str, s
 
 
 def record(state: dict[str, torch.Tensor], **changes: Any) -> None:
-    """Change keys of the record among a checkpoint's tensors."""
+    """Change the record among a checkpoint's tensors as a program would that knows of its digest."""
     data = json.loads(state[RECORD].numpy().tobytes()) | changes
+    data["digest"] = record_digest(data)
     state[RECORD] = torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)

@@ -16,7 +16,7 @@ from sedialect.nodes import download
 from sedialect.nodes.comfy import adapters, checkpoints, layout
 from sedialect.sedialect_core import demo
 from sedialect.sedialect_core.checkpoint import wan_names as wan_keys
-from sedialect.sedialect_core.checkpoint.format import RECORD, Record
+from sedialect.sedialect_core.checkpoint.record import RECORD, Record
 from sedialect.sedialect_core.errors import InputError, ModelError
 
 layout.register()

@@ -81,7 +81,7 @@ class Endpoints:
         try:
             if not isinstance(settings, dict | None):
                 raise gr.Error("settings must be an object of settings by name")
-            session = request.session_hash or ""
+            session = self.service.listeners.session_of(request)
             for news in self.service.compare(session, asked, preset, settings or {}, keep, calibration):
                 if isinstance(news, Finished):
                     yield news.numbers, [str(path) for path in news.files]

@@ -2,8 +2,9 @@
 
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from ...sedialect_core.video.sampling import Request, computed_in, sample
 from ..measures import rows
 from ..parts.heat import png
 from .limits import Offer, checked_config, checked_request
+from .listening import Listeners
 from .results import Latest, Results
-from .studio import Progress, Run, Studio
+from .studio import Progress, Run, Stopped, Studio
 
 LOG = logging.getLogger(__name__)
 SIXTEEN = "16 bit"
@@ -99,7 +101,9 @@ class Service:
     insides: Latest[Inside] = field(default_factory=lambda: Latest(INSIDES))
     learnt: dict[str, CalibrationCache] = field(default_factory=dict)
     """What the model has learnt of itself: a calibration, if it is the bundled one, and the last glance."""
+    listeners: Listeners = field(default_factory=Listeners)
     _runs: dict[tuple[str, str], Run[Any]] = field(default_factory=dict)
+    _gate: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def calibrations(self) -> tuple[str, ...]:
@@ -220,16 +224,39 @@ class Service:
         return self.learnt[kind]
 
     def _follow(self, session: str, job: str, work: Any, *, steps: int, stages: int) -> Iterator[Any]:
-        with self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds) as run:
-            self._runs[session, job] = run
+        with ExitStack() as stack:
+            with self._gate:
+                self._check_alone(session)
+                run: Run[Any] = stack.enter_context(
+                    self.studio.run(work, steps=steps, stages=stages, seconds=self.offer.seconds)
+                )
+                self._runs[session, job] = run
+            self.listeners.begins(session)
             try:
-                yield from run.follow()
+                for news in run.follow():
+                    if self.listeners.gone(session):
+                        LOG.info("a run is ended: nobody reads what is told of it")
+                        raise Stopped
+                    yield news
             finally:
+                self.listeners.ends(session)
                 if self._runs.get((session, job)) is run:
                     del self._runs[session, job]
         if run.error is not None:
             raise explained(run.error) from run.error
         yield run.result
+
+    def _check_alone(self, session: str) -> None:
+        """Refuse a second run of one visitor: whoever else waits would wait for both.
+
+        Raises:
+            InputError: there is one, of this session or from this address.
+        """
+        address = self.listeners.address(session)
+        for (other, _), run in self._runs.items():
+            same = other == session if session else False
+            if not run.stopping and (same or (address and self.listeners.address(other) == address)):
+                raise InputError("a run of yours is in line or being made already; wait for it, or cancel it")
 
     def _write(self, session: str, comparison: Comparison, notes: tuple[str, ...], calibration: str) -> Finished:
         fps = self.offer.fps

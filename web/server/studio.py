@@ -81,6 +81,11 @@ class Run(Watch, Generic[Result]):
         """Whether there is a result or an error."""
         return self._ended
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it has ended, or was asked to."""
+        return self._ended or self._stop.is_set()
+
     def stop(self) -> None:
         """Ask the run to end before its next forward; one that has not begun ends at once."""
         self._stop.set()

@@ -76,7 +76,7 @@ class BenchmarkTab:
     def measure(self, request: gr.Request) -> Iterator[list[Any]]:
         """The quick bench, on the server's own pipeline."""
         try:
-            for news in self.service.quick_bench(request.session_hash or ""):
+            for news in self.service.quick_bench(self.service.listeners.session_of(request)):
                 yield self._done(news) if isinstance(news, BenchResult) else self._running(news)
         except SeDialectError as error:
             yield self._ended(markup.message(f"This did not work: {error}", "error"))
@@ -87,7 +87,7 @@ class BenchmarkTab:
             yield self._ended(markup.message(UNEXPECTED, "error"))
 
     def _stop(self, request: gr.Request) -> None:
-        self.service.stop(request.session_hash or "", BENCH)
+        self.service.stop(self.service.listeners.session_of(request), BENCH)
 
     def _running(self, progress: Progress) -> list[Any]:
         status = markup.progress(progress, ())

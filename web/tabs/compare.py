@@ -161,7 +161,8 @@ class CompareTab:
         asked, (preset, keep, calibration, *rest) = dict(zip(names, values, strict=False)), values[len(names) :]
         settings = dict(zip(self.settings, rest, strict=True))
         try:
-            for news in self.service.compare(request.session_hash or "", asked, preset, settings, keep, calibration):
+            session = self.service.listeners.session_of(request)
+            for news in self.service.compare(session, asked, preset, settings, keep, calibration):
                 yield self._finished(news) if isinstance(news, Finished) else self._running(news, settings["precision"])
         except SeDialectError as error:
             yield self._ended(last, markup.message(f"This did not work: {error}", "error"))
@@ -202,7 +203,7 @@ class CompareTab:
         return [status, shown, *[gr.skip()] * 7, gr.update(interactive=True), gr.update(interactive=False)]
 
     def _stop(self, request: gr.Request) -> None:
-        self.service.stop(request.session_hash or "", COMPARE)
+        self.service.stop(self.service.listeners.session_of(request), COMPARE)
 
 
 def setting_field(entry: Setting) -> Any:

@@ -95,7 +95,7 @@ class InsideTab:
             yield self._ended(START, "error")
             return
         try:
-            for news in self.service.look_inside(request.session_hash or "", finished, semantics):
+            for news in self.service.look_inside(self.service.listeners.session_of(request), finished, semantics):
                 yield self._done(news) if isinstance(news, Inside) else self._running(news)
         except SeDialectError as error:
             yield self._ended(f"This did not work: {error}", "error")
@@ -106,7 +106,7 @@ class InsideTab:
             yield self._ended(UNEXPECTED, "error")
 
     def _stop(self, request: gr.Request) -> None:
-        self.service.stop(request.session_hash or "", LOOK)
+        self.service.stop(self.service.listeners.session_of(request), LOOK)
 
     def _running(self, progress: Progress) -> list[Any]:
         status = markup.progress(progress, ())
@@ -133,13 +133,13 @@ class InsideTab:
         ]
 
     def _layers(self, request: gr.Request, block: str, layer: str) -> Any:
-        inside = self.service.insides.get(request.session_hash or "")
+        inside = self.service.insides.get(self.service.listeners.session_of(request))
         choices = blocks_of(inside.trace).get(block, []) if inside else []
         return gr.update(choices=choices, value=layer if layer in choices else next(iter(choices), None))
 
     def picture(self, request: gr.Request, block: str, layer: str, step: float) -> str:
         """One layer at one step of the visitor's last look."""
-        inside = self.service.insides.get(request.session_hash or "")
+        inside = self.service.insides.get(self.service.listeners.session_of(request))
         if inside is None:
             return markup.message("This has been put away; look inside again.")
         return pictures_of(inside, block, layer, step)

@@ -17,8 +17,8 @@ from torch import nn
 from sedialect import SeDialectConfig, SeDialectLinear, encode, quantize_model
 from sedialect.kernels.rotation import rotate_rows
 from sedialect.sedialect_core import config
-from sedialect.sedialect_core.checkpoint import format as checkpoint
-from sedialect.sedialect_core.checkpoint.format import RECORD
+from sedialect.sedialect_core.checkpoint import record as record_module
+from sedialect.sedialect_core.checkpoint.record import RECORD
 from sedialect.sedialect_core.errors import ConfigError, InputError
 
 ROTATED = SeDialectConfig(rotation=16)
@@ -96,7 +96,7 @@ def test_every_file_is_version_1_and_a_reader_of_another_says_what_to_do(saved, 
         patched.setattr(config, "CONFIG_VERSION", 2)
         with pytest.raises(ConfigError, match=r"settings of version 1; this sedialect reads 2: update sedialect"):
             load(saved)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(record_module, "FORMAT_VERSION", 2)
     with pytest.raises(InputError, match=r"is of format version 1; this sedialect reads 2: update sedialect"):
         load(saved)
 
@@ -112,7 +112,7 @@ def test_rotations_that_do_not_exist_are_refused(saved, tmp_path, value):
 def test_rotations_that_are_no_numbers_are_damage(saved, tmp_path):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     rewrite(tmp_path, lambda state, _: record(state, rotations={"far": ["blocks.0.attn1.to_q"]}))
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match="names a rotation or a rotated layer that does not exist"):
         load(tmp_path)
 
 

@@ -20,7 +20,7 @@ from tiny_models import TINY, VARIANTS
 from tiny_pipelines import PIPELINES, build, generate
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
-from sedialect.sedialect_core.checkpoint.format import RECORD
+from sedialect.sedialect_core.checkpoint.record import RECORD
 from sedialect.sedialect_core.errors import ConfigError, EncodeError, FormatbookError, InputError, ModelError
 
 WAN = "WanTransformer3DModel"
@@ -377,7 +377,7 @@ DAMAGE = {
         InputError,
         "format version 3; this sedialect reads 1: update sedialect",
     ),
-    "incomplete": (lambda s, _: record(s, layers=None), InputError, "is damaged .*download it again"),
+    "incomplete": (lambda s, _: record(s, layers=None), InputError, "is damaged: 'layers' is None, .*download it again"),
     "precision": (lambda s, _: record(s, layers={"w1a1": ["x"]}), InputError, "a precision that does not exist"),
     "layer": (lambda s, _: record(s, layers={"w4a4": ["blocks.9"]}), ModelError, "lists the layer 'blocks.9', which Wan"),
     "book": (

@@ -318,7 +318,7 @@ def no_json(folder: Path) -> None:
         (setting(_class_name="os.system"), "is a os.system, which is no model of diffusers"),
         (setting(quantization_config={"quant_method": "sedialect"}), "is quantized already (sedialect); take the original"),
         (no_config, "has no config.json"),
-        (no_json, "config.json is no JSON"),
+        (no_json, "config.json is damaged: "),
     ],
 )
 def test_folders_that_will_not_do_get_one_line_and_exit_code_2(tmp_path, capsys, spoil, message):

@@ -5,9 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from sedialect import Formatbook
-from sedialect.sedialect_core.checkpoint.format import Record
+from sedialect.sedialect_core.checkpoint.record import Record
 
 ROOT = Path(__file__).parents[3]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "web/docs").rglob("*.md"))]
@@ -47,5 +48,6 @@ def cells(heading: str) -> list[list[str]]:
 
 def test_the_format_page_lists_every_key_of_the_record():
     record = Record("Model", 16, Formatbook.builtin(), {"layer": "w4a4"}, {"layer": 64}, {"layer": "weights"})
+    record = record.sealed({"layer.weight": torch.zeros(2, 8, dtype=torch.uint8)})
     written = json.loads(record.to_tensor().numpy().tobytes())
     assert {key.strip("`") for key, _ in cells("Checkpoint")} == written.keys()

@@ -86,7 +86,7 @@ DIALECTS = Formatbook.builtin("sedialect-32").to_dict()["dialects"]
         ({"sub_formatbooks": [[0, 4]]}, "sub-formatbook .0, 4. lacks a maximum"),
         ({"sub_formatbooks": [[]]}, "lacks a maximum"),
         ({"sub_formatbooks": [[1, 0]]}, "must ascend"),
-        ({"sub_formatbooks": 3}, "not a formatbook"),
+        ({"sub_formatbooks": 3}, "'sub_formatbooks' is 3, not of the kind list"),
         ({"format_version": 2}, "update sedialect"),
     ],
 )

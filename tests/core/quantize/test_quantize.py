@@ -192,7 +192,7 @@ def test_errors_leave_the_model_as_it_was(spoil, message):
         ({"modulation": "w4a4"}, "modulation is 'w4a4'"),
         ({"skip": ("(",)}, "no regular expression"),
         ({"layer_precisions": (("ffn", "w2a2"),)}, "w2a2"),
-        ({"salience": 1}, "no setting 'salience'; there are precision"),
+        ({"salience": 1}, "no setting 'salience'; did you mean 'salient_"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
