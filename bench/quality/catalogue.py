@@ -231,19 +231,15 @@ def _calibration() -> tuple[Arm, ...]:
 
 def _attention() -> tuple[Arm, ...]:
     """What attention in fewer bits adds: to 16 bit, and to presets."""
-    group, kinds = "attention", ("8bit", "fp8")
-    return (
-        *(_ours(f"16 bit, attention {kind}", group, precision="16bit", attention=kind) for kind in kinds),
-        *(
-            _ours(f"preset {name}, attention {kind}", group, **PRESETS[name], attention=kind)
-            for name in ("quality", "default")
-            for kind in kinds
-        ),
-        *(
-            _ours(f"preset {name}, calibrated, attention {kind}", group, calibrated=True, **PRESETS[name], attention=kind)
-            for name in ("quality", "default")
-            for kind in kinds
-        ),
+    bases: dict[str, dict[str, Any]] = {"16 bit": {"precision": "16bit"}}
+    for name in ("quality", "default"):
+        bases[f"preset {name}"] = PRESETS[name]
+        bases[f"preset {name}, calibrated"] = {**PRESETS[name], "calibrated": True}
+    ways = {"attention in 8 bit": "8bit", "FlashAttention-3": "fp8"}
+    return tuple(
+        _ours(f"{base}, {way}", "attention", **settings, attention=kind)
+        for base, settings in bases.items()
+        for way, kind in ways.items()
     )
 
 

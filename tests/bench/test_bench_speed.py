@@ -232,7 +232,7 @@ def test_parts_are_measured_from_what_costs_little_to_what_compiles(tmp_path, mo
     begun = []
     monkeypatch.setattr(run, "_measure", lambda name, cases, trials, *_: begun.append((name, trials.clock.seconds)))
     run.measure_speed(run.Choice(dict.fromkeys(PARTS), quick=True, seconds=100), CPU, tmp_path, {})
-    assert [name for name, _ in begun] == ["kernels", "layers", "enabling", "blocks", "models"]
+    assert [name for name, _ in begun] == ["kernels", "attention", "layers", "enabling", "blocks", "models"]
     assert begun[-1][1] == pytest.approx(100, rel=0.05)  # nothing was used, so all is left for the last
 
 
@@ -345,9 +345,11 @@ def test_the_command_measures_prints_draws_and_can_be_asked_again(tmp_path, caps
         (name, row.arm, row.note)
         for name, one in parts.items()
         for row in one.rows
-        if not row.numbers and row.arm != "GGUF Q4_0"
+        if not row.numbers and row.arm != "GGUF Q4_0" and name != "attention"  # most of its kernels need a GPU
     }
     assert failed == set()
+    measured = {row.arm for row in parts["attention"].rows if row.numbers}
+    assert "8bit" in measured and all(row.note for row in parts["attention"].rows if not row.numbers)
     assert {len([row for row in parts[name].rows if row.arm == "GGUF Q4_0"]) for name in ("layers", "blocks")} == {2, 3}
     page = tmp_path / "page.md"
     page.write_text("\n".join(mark for name in (*PARTS, "shapes", "picture") for mark in marks(rendering.place(name))))
