@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...kernels import derivatives
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
@@ -66,6 +67,11 @@ class StepHook:
             self.seen_layout = self.layout.for_inputs(arguments)
             self.flags.video_tokens = 0 if self.seen_layout.grid is None else self.seen_layout.video_tokens
             return
+        if derivatives.mapped():
+            raise ModelError(
+                "attention, groups and protected steps are remembered between steps, and transforms of torch.func allow no "
+                "memory; use salient_by='norm', semantic=False and protected_steps=(0, 0) under them, or torch.autograd"
+            )
         latents = _first_latents(arguments)
         begins = self.counter.advance(_timestep(arguments))
         self.flags.move(latents[0].device)
