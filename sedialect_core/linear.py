@@ -107,7 +107,9 @@ class SeDialectLinear(nn.Linear):
             encoded = new.encode_weight(linear.weight.detach(), name)
         new.store(encoded)
         if linear.bias is not None:
-            new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+            bias = linear.bias.detach()
+            # What inference mode made cannot be wrapped anew outside of it, and is forbidden to autograd.
+            new.bias = nn.Parameter(bias.clone() if bias.is_inference() else bias, requires_grad=False)
         return new.train(linear.training)
 
     def encode_weight(self, weight: torch.Tensor, name: str = "weight") -> EncodedTensor:

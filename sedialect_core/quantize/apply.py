@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...kernels.capabilities import refusals
+from ...kernels.lasting import lasting
 from ..codec import DTYPES, all_finite
 from ..config import SeDialectConfig
 from ..errors import ModelError
@@ -23,6 +24,7 @@ ENCODING_BYTES = (
 )
 
 
+@lasting()
 def quantize_layers(
     module: nn.Module,
     config: SeDialectConfig | None = None,
