@@ -54,6 +54,17 @@ class Map:
 
 
 @dataclass
+class EnterBlock:
+    """What `Tokens.enter_block` gives. No closure: a copy of the model for another GPU would share that with the original."""
+
+    tokens: "Tokens"
+    name: str
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.tokens.entered = self.name
+
+
+@dataclass
 class Tokens:
     """What one network is told of its tokens; it stands for the library's step hook. `attach` makes it."""
 
@@ -217,13 +228,9 @@ class Tokens:
             )
             warnings.warn(self.unseen, stacklevel=2)
 
-    def enter_block(self, name: str) -> Callable[..., None]:
+    def enter_block(self, name: str) -> "EnterBlock":
         """A hook for the linear that makes the keys of a block's self-attention: the next attention is this block's."""
-
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            self.entered = name
-
-        return hook
+        return EnterBlock(self, name)
 
     def _watching(self, previous: Callable[..., Any] | None) -> Callable[..., Any]:
         """An attention override that looks, and then does what would be done without it."""
@@ -260,7 +267,7 @@ class Tokens:
             return False
         if mask is not None and mask.ndim == 3:
             mask = mask.unsqueeze(1)
-        watched.samples_seen = 0
+        watched.state.samples_seen = 0
         watched.see(Seen(query, key, mask, scale))
         return True
 

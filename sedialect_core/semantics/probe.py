@@ -45,16 +45,14 @@ class Watched:
     peak: bool
     megabytes: float
     state: BlockState
-    samples_seen: int = 0
-    """Of this forward: some models attend sample by sample."""
 
     def see(self, seen: Seen) -> None:
         """Note one call, if it is the self-attention of the video tokens."""
         if self.state.received.ndim != 3 or not self._is_self_attention(seen.query.shape[2], seen.key.shape[2]):
             return
-        first, video = self.samples_seen, self.flags.video_tokens
-        self.samples_seen = first + seen.query.shape[0]
-        if self.samples_seen > self.state.received.shape[1]:
+        first, video = self.state.samples_seen, self.flags.video_tokens
+        self.state.samples_seen = first + seen.query.shape[0]
+        if self.state.samples_seen > self.state.received.shape[1]:
             return
         length = seen.key.shape[2]
         start = length - video if self.placement.where == "last" else 0
@@ -81,23 +79,10 @@ class Watched:
         return keys >= video > 0 and (queries == keys or (queries == video and self.placement.others))
 
 
-class Running:
-    """The attention module that is being called, by thread: another thread's model is none of its business."""
+class Running(threading.local):
+    """The attention module that is being called in this thread: another thread's model is none of its business."""
 
-    def __init__(self) -> None:
-        self.watched: Watched | None = None
-        self.thread = 0
-
-    def current(self) -> Watched | None:
-        """The attention whose module is running in this thread; traced code belongs to one thread."""
-        if self.watched is None or torch.compiler.is_compiling():
-            return self.watched
-        return self.watched if self.thread == threading.get_ident() else None
-
-    def forget(self) -> None:
-        """No attention is running in this thread, whatever an exception left behind."""
-        if self.thread == threading.get_ident():
-            self.watched = None
+    watched: Watched | None = None
 
 
 RUNNING = Running()
@@ -111,10 +96,8 @@ class Enter:
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.watched is not None:
-            self.watched.samples_seen = 0
+            self.watched.state.samples_seen = 0
         RUNNING.watched = self.watched
-        if not torch.compiler.is_compiling():
-            RUNNING.thread = threading.get_ident()
 
 
 class Leave:
@@ -178,7 +161,7 @@ def _put(owner: Any, name: str, function: Any) -> None:
 def _watching(original: Callable[..., Any], read: Reader) -> Callable[..., Any]:
     @functools.wraps(original)
     def attention(*args: Any, **kwargs: Any) -> Any:
-        watched = RUNNING.current()
+        watched = RUNNING.watched
         if watched is None:
             return original(*args, **kwargs)
         RUNNING.watched = None  # a backend may call torch's function in turn
