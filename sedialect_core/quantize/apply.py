@@ -103,9 +103,12 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
 
 
 def set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    module.get_submodule(parent)._modules[child] = new
+    """Put `new` in the place of the submodule called `name`, and wherever else in the model that same one stands."""
+    old = module.get_submodule(name)
+    for parent in list(module.modules()):
+        for child, part in parent._modules.items():
+            if part is old:
+                parent._modules[child] = new
 
 
 def _check_weights(module: nn.Module, plan: Plan) -> None:
