@@ -17,6 +17,15 @@ from .codec import EncodedTensor, encode
 from .formatbook import Formatbook
 from .shared_input import Encoded, SharedInput
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
 
 
@@ -110,6 +119,8 @@ class SeDialectLinear(nn.Linear):
             bias = linear.bias.detach()
             # What inference mode made cannot be wrapped anew outside of it, and is forbidden to autograd.
             new.bias = nn.Parameter(bias.clone() if bias.is_inference() else bias, requires_grad=False)
+        for hooks in HOOKS:  # the very dictionaries: whoever hooked the layer can still unhook it
+            setattr(new, hooks, getattr(linear, hooks))
         return new.train(linear.training)
 
     def encode_weight(self, weight: torch.Tensor, name: str = "weight") -> EncodedTensor:

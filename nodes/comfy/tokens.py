@@ -55,7 +55,7 @@ class Map:
 
 @dataclass
 class EnterBlock:
-    """What `Tokens.enter_block` gives. No closure: a copy of the model for another GPU would share that with the original."""
+    """What `Tokens.enter_block` gives. No closure: copies of a model would share that."""
 
     tokens: "Tokens"
     name: str
