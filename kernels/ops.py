@@ -280,3 +280,21 @@ def _backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
 
 
 linear_operator.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    _, codes, meta, scale, tables, *transform = inputs
+    equalizer, ctx.rotation = InputTransform(*transform)
+    ctx.save_for_backward(codes, meta, scale, equalizer, *tables)
+
+
+def _second(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+    """Of the gradient's gradient: the product with the weight is linear, so its derivative is the product the other way."""
+    codes, meta, scale, equalizer, *tables = ctx.saved_tensors
+    transform = InputTransform(equalizer, ctx.rotation)
+    back = linear(gradient, EncodedRows(codes, meta, scale), None, tables, 16, "max", transform=transform)
+    others = len(ctx.needs_input_grad) - 5  # torch counts only arguments that differ from their defaults
+    return back, None, None, None, [None] * len(tables), *[None] * others
+
+
+torch.library.register_autograd(f"{NAMESPACE}::linear_input_gradient", _second, setup_context=_keep_for_second, lib=LIBRARY)

@@ -1,8 +1,10 @@
 """The lookup tables that every kernel takes as an argument (docs/format.md). Built from a formatbook, never written here."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from .lasting import made_to_last
 
 MAXIMA = 8  # a book's dialects have the maxima 15 down to 8; row i of a table over maxima belongs to 15 - i
 Q_BITS = 5  # of the intermediate q
@@ -63,6 +65,12 @@ def build_tables(half_units: torch.Tensor) -> DialectTables:
         ladders=_nibbles(hu),
         magnitudes=_nibbles(torch.nn.functional.pad(value.T, (0, 32 - len(value))).view(Q_VALUES, 4, 8)),
     )
+
+
+@made_to_last
+def lasting_tables(book: Any, device: str) -> DialectTables:
+    """The tables of a book's `half_units` on a device, for keeping."""
+    return build_tables(book.half_units).to(device)
 
 
 def _choices(value: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

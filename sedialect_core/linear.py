@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..kernels import ops
+from ..kernels import derivatives, ops
 from ..kernels.guidance import UNGUIDED, RowGuidance
 from ..kernels.reference import EncodedRows
 from ..kernels.transform import UNCHANGED, InputTransform
@@ -17,6 +17,15 @@ from .codec import EncodedTensor, encode
 from .formatbook import Formatbook
 from .shared_input import Encoded, SharedInput
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
 
 
@@ -107,7 +116,11 @@ class SeDialectLinear(nn.Linear):
             encoded = new.encode_weight(linear.weight.detach(), name)
         new.store(encoded)
         if linear.bias is not None:
-            new.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+            bias = linear.bias.detach()
+            # What inference mode made cannot be wrapped anew outside of it, and is forbidden to autograd.
+            new.bias = nn.Parameter(bias.clone() if bias.is_inference() else bias, requires_grad=False)
+        for hooks in HOOKS:  # the very dictionaries: whoever hooked the layer can still unhook it
+            setattr(new, hooks, getattr(linear, hooks))
         return new.train(linear.training)
 
     def encode_weight(self, weight: torch.Tensor, name: str = "weight") -> EncodedTensor:
@@ -151,7 +164,9 @@ class SeDialectLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., K] -> [..., N] in x.dtype, freshly allocated and contiguous."""
-        if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+        if derivatives.transformed():
+            y = self._transformed(x)
+        elif torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
             y = self._differentiable(x)
         else:
             operand, row_scale, salient = self._encoded(x)
@@ -172,6 +187,13 @@ class SeDialectLinear(nn.Linear):
         guidance = UNGUIDED if self.guide is None else self.guide(x, transform)
         operand, row_scale = ops.encode(rows, self._tables(x), self.block_size, bits, self.candidates, guidance, transform)
         return Encoded(operand, row_scale, guidance.salient)
+
+    def _transformed(self, x: torch.Tensor) -> torch.Tensor:
+        """The same under a transform of `torch.func`, or with forward-mode derivatives; nothing is kept for other layers."""
+        guidance = UNGUIDED if self.guide is None else self.guide(x, self.transform)
+        fixed = derivatives.Fixed.of(self._rows, self.transform, self._tables(x))
+        bits, rows = ACTIVATION_BITS[self.precision], x.reshape(-1, self.in_features)
+        return derivatives.linear(rows, self.bias, fixed, bits, self.candidates, guidance)
 
     def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
         """The same in one operator, which knows its gradient."""

@@ -77,6 +77,17 @@ class Map:
 
 
 @dataclass
+class EnterBlock:
+    """What `Tokens.enter_block` gives. No closure: copies of a model would share that."""
+
+    tokens: "Tokens"
+    name: str
+
+    def __call__(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.tokens.entered = self.name
+
+
+@dataclass
 class Tokens:
     """What one network is told of its tokens; it stands for the library's step hook. `attach` makes it."""
 
@@ -247,6 +258,10 @@ class Tokens:
             )
             warnings.warn(self.unseen, stacklevel=2)
 
+    def enter_block(self, name: str) -> "EnterBlock":
+        """A hook for the linear that makes the keys of a block's self-attention: the next attention is this block's."""
+        return EnterBlock(self, name)
+
     def _override(self, previous: Callable[..., Any] | None) -> Callable[..., Any]:
         """An attention override that looks, runs what it can in fewer bits, and leaves the rest to who would run it."""
         watched = self.watched if self.flags.profile else {}
@@ -286,7 +301,7 @@ class Tokens:
             return False
         if mask is not None and mask.ndim == 3:
             mask = mask.unsqueeze(1)
-        watched.samples_seen = 0
+        watched.state.samples_seen = 0
         watched.see(Seen(query, key, mask, scale))
         return True
 

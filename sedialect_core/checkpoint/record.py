@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import xxhash
 
-from ..config import BLOCK_SIZES, PRECISIONS, ROTATIONS
 from ..errors import FormatbookError, InputError, ModelError, shown
 from ..formatbook import Formatbook
 from ..plan.layers import Plan
+from ..settings.table import BLOCK_SIZES, PRECISIONS, ROTATIONS
 from ..storage.reading import AGAIN, MAX_JSON, Fields, parse_object
 
 FORMAT_VERSION = 1

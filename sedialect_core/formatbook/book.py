@@ -138,7 +138,10 @@ class Formatbook:
         """All magnitudes, int64 [D, 8], in half-units."""
         import torch
 
-        return torch.tensor([dialect.half_units for dialect in self.dialects], dtype=torch.int64)
+        from ...kernels.lasting import lasting
+
+        with lasting():
+            return torch.tensor([dialect.half_units for dialect in self.dialects], dtype=torch.int64)
 
     @cached_property
     def digest(self) -> str:
@@ -316,9 +319,9 @@ _TABLES: dict[tuple[str, str], "DialectTables"] = {}
 
 
 def _tables(digest: str, device: str, book: Formatbook) -> "DialectTables":
-    from ...kernels.tables import build_tables
+    from ...kernels.tables import lasting_tables
 
     key = (digest, device)
     if key not in _TABLES:
-        _TABLES[key] = build_tables(book.half_units).to(device)
+        _TABLES[key] = lasting_tables(book, device)
     return _TABLES[key]

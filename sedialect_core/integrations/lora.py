@@ -21,11 +21,18 @@ WEAK = 0.1  # of a weight's norm: a LoRA of 10 % keeps 85 % of its effect when i
 STORED = ("weight", "weight_meta", "weight_scale", "bias")
 
 
+DEPTH = "_sedialect_fusions"  # on a quantized layer: how many adapters have been fused into it, one after the other
+
+
 class Backup(NamedTuple):
-    """What a layer stored before LoRAs were fused into its codes, and the LoRAs that its weight held by then."""
+    """What a layer stored before adapters were fused into its codes, and the adapters that its weight held by then.
+
+    depth  how many had been fused into it by this one; of adapters around each other the last is taken out first
+    """
 
     stored: tuple[torch.Tensor | None, ...]
     merged: tuple[str, ...]
+    depth: int
 
 
 def extend_peft(module: ModuleType) -> None:
@@ -100,54 +107,94 @@ def fuse(adapter: Any, safe_merge: bool = False, adapter_names: list[str] | None
         return
     _check_fusable(adapter, base, names)
     weight, bias = base.dequantize(torch.float32), base.bias
-    delta = torch.zeros_like(weight)
+    total = weight.clone()
     for name in names:
-        delta += adapter.get_delta_weight(name).to(weight)
+        total += adapter.get_delta_weight(name).to(weight)
         if adapter.lora_bias[name]:
             bias = bias + adapter.lora_B[name].bias.to(bias) * adapter.scaling[name]
-    encoded = base.encode_weight(weight + delta, f"a weight with LoRA {', '.join(names)} added")
+    fuse_decoded(adapter, base, names, weight, total, bias)
+
+
+@torch.no_grad()
+def fuse_decoded(
+    adapter: Any,
+    base: SeDialectLinear,
+    names: list[str],
+    weight: torch.Tensor,
+    total: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> None:
+    """Encode a weight that adapters were merged into, and keep what the layer stored before.
+
+    Args:
+        names: of the adapters; weight: [N, K] before them; total: the same with them; bias: with them.
+
+    Raises:
+        EncodeError: `total` holds NaN or Inf. Nothing has been changed then.
+    """
+    kind = "LoRA" if hasattr(adapter, "lora_A") else "adapter"
+    who = f"{kind} {', '.join(names)}"
+    encoded = base.encode_weight(total, f"a weight with {who} added")
     if base.calibrated:
         warnings.warn(
-            f"LoRA {', '.join(names)} is fused into calibrated weights; the sum is encoded without "
+            f"{who} is fused into calibrated weights; the sum is encoded without "
             "calibration, and is further from 16 bit: use it unfused, or fuse it into the 16-bit model and calibrate that",
             stacklevel=2,
         )
-    if delta.norm() < WEAK * weight.norm():
+    if (total - weight).norm() < WEAK * weight.norm():
         warnings.warn(
-            f"LoRA {', '.join(names)} changes some weights by less than {WEAK:.0%}, about the rounding of 4 bit: fused, "
+            f"{who} changes some weights by less than {WEAK:.0%}, about the rounding of 4 bit: fused, "
             "much of it is lost; call unfuse_lora() and use it unfused",
             stacklevel=2,
         )
     if BACKUP not in adapter.__dict__:
         stored = tuple(_clone(getattr(base, part)) for part in STORED)
-        adapter.__dict__[BACKUP] = Backup(stored, tuple(adapter.merged_adapters))
+        base.__dict__[DEPTH] = base.__dict__.get(DEPTH, 0) + 1
+        adapter.__dict__[BACKUP] = Backup(stored, tuple(adapter.merged_adapters), base.__dict__[DEPTH])
     _store(base, *(encoded.stored[part] for part in ("", "_meta", "_scale")), bias)  # the equalizer stays
     adapter.merged_adapters.extend(names)
 
 
 @torch.no_grad()
 def unfuse(adapter: Any) -> None:
-    """Put back what the layer stored before LoRAs were fused into it, bit for bit.
+    """Put back what the layer stored before adapters were fused into it, bit for bit.
 
     Raises:
-        ModelError: some were fused before the layer was quantized, so that no weight without them was ever stored.
+        ModelError: some were fused before the layer was quantized, so that no weight without them was ever stored; or
+            another adapter has been fused into the same layer since. Nothing has been changed in the latter case.
     """
-    backup: Backup | None = adapter.__dict__.pop(BACKUP, None)
+    backup: Backup | None = adapter.__dict__.get(BACKUP)
     if backup is not None:
-        _store(adapter.get_base_layer(), *backup.stored)
+        base = adapter.get_base_layer()
+        if base.__dict__.get(DEPTH) != backup.depth:
+            raise ModelError(
+                f"another adapter was fused into the same layer after {', '.join(adapter.merged_adapters)}; take that out "
+                "first"
+            )
+        del adapter.__dict__[BACKUP]
+        base.__dict__[DEPTH] -= 1
+        _store(base, *backup.stored)
         adapter.merged_adapters[:] = backup.merged
     if adapter.merged:
+        kind = "LoRA" if hasattr(adapter, "lora_A") else "adapter"
         raise ModelError(
-            f"LoRA {', '.join(adapter.merged_adapters)} was fused before the layer was quantized and cannot be taken out of "
-            "its codes; load the model again, and call fuse_lora() after enable_sedialect()"
+            f"{kind} {', '.join(adapter.merged_adapters)} was fused before the layer was quantized and cannot be taken out "
+            "of its codes; load the model again, and call fuse_lora() after enable_sedialect()"
         )
+
+
+def check_in_memory(module: nn.Module, remedy: str) -> None:
+    """Refuse to read weights that offloading has taken out of memory.
+
+    Raises:
+        ModelError: that is so; it ends with the remedy.
+    """
+    if any(parameter.device.type == "meta" for parameter in module.parameters()):
+        raise ModelError(f"weights are not in memory (device meta), as under sequential offloading; {remedy}")
 
 
 def _check_fusable(adapter: Any, base: SeDialectLinear, names: list[str]) -> None:
-    if base.weight.device.type == "meta":
-        raise ModelError(
-            "weights are not in memory (device meta), as under sequential offloading; call fuse_lora() before offloading"
-        )
+    check_in_memory(base, "call fuse_lora() before offloading")
     for name in names:
         if name in adapter.lora_variant:
             variant = type(adapter.lora_variant[name]).__name__

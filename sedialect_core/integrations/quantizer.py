@@ -14,6 +14,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
 from torch import nn
 
+from ...kernels.lasting import lasting
 from ..checkpoint.format import (
     SCALE,
     Contents,
@@ -305,6 +306,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         record = self.record.of_layers({key.removesuffix(SCALE) for key in state_dict if key.endswith(SCALE)})
         return {**state_dict, RECORD: record.sealed(state_dict).to_tensor()}, record.metadata()
 
+    @lasting()
     def _dequantize(self, model: nn.Module) -> nn.Module:
         """Put 16-bit layers with the quantized values in place, one at a time.
 

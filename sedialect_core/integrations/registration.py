@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 PIPELINE_MODULES = ("diffusers.pipelines.pipeline_utils", "diffusers.modular_pipelines.modular_pipeline")
 QUANTIZER_MODULES = ("diffusers.quantizers.auto", "transformers.quantizers.auto")
-PEFT_MODULES = ("peft.tuners.lora.layer", "peft.tuners.lora.dora")
+PEFT_MODULES = ("peft.tuners.lora.layer", "peft.tuners.lora.dora", "peft.tuners.tuners_utils")
 
 
 def register_when_imported() -> None:
@@ -92,6 +92,9 @@ def _refuse_text_model(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 def _extend_peft(module: ModuleType) -> None:
+    from .adapters import extend_tuners
     from .lora import extend_peft
 
+    if hasattr(module, "BaseTuner"):
+        extend_tuners(module)
     extend_peft(module)

@@ -1,13 +1,13 @@
 """What a plan says about tokens, put into a quantized model; and a model's pipeline, whose scheduler knows the steps."""
 
 import inspect
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from ...kernels.lasting import lasting
 from ..config import SeDialectConfig
 from ..errors import ConfigError, ModelError
 from ..inspection import family_of
@@ -26,6 +26,7 @@ from ..settings.table import LIVE, UNQUANTIZED
 HOOK, HANDLES, ATTENDING = "_sedialect_steps", "_sedialect_hooks", "_sedialect_attending"  # attributes of a model
 
 
+@lasting()
 def attach(model: nn.Module, plan: Plan) -> None:
     """Give the model's layers their guides, and have its attention watched, or run in fewer bits, as the plan says. Whatever
     was attached goes."""
@@ -112,13 +113,13 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     layers = tuple(replace(layer, salient="", grouped=False) for layer in state.plan.layers)
     check_attention(config)
     plan = with_attention(guided(replace(state.plan, config=config, layers=layers, notes=())), model)
-    pipeline = schedule_pipeline(model)
+    pipelines = pipelines_of(model)
     attach(model, plan)
     state.plan = plan
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.change(model, plan, settings)
-    if pipeline is not None:
+    for pipeline in pipelines:
         follow(pipeline, model)
     return plan
 
@@ -138,17 +139,17 @@ def attention_seen(model: nn.Module) -> tuple[str, ...]:
 
 
 def follow(pipeline: Any, model: nn.Module) -> None:
-    """Tell a model which pipeline's scheduler counts its steps."""
+    """Tell a model that this pipeline's scheduler counts its steps, beside those that it follows already."""
     hook = getattr(model, HOOK, None)
     if isinstance(hook, StepHook):
-        hook.counter.schedule.pipeline = weakref.ref(pipeline)
+        hook.follow(pipeline)
 
 
-def schedule_pipeline(model: nn.Module) -> Any:
-    """The pipeline that the model follows, or None."""
+def pipelines_of(model: nn.Module) -> list[Any]:
+    """The pipelines that the model follows."""
     hook = getattr(model, HOOK, None)
-    found = hook.counter.schedule.pipeline if isinstance(hook, StepHook) else None
-    return found() if found is not None else None
+    refs = hook.pipelines if isinstance(hook, StepHook) else []
+    return [pipeline for ref in refs if (pipeline := ref()) is not None]
 
 
 def follow_all(pipeline: Any, parts: Iterable[Any]) -> None:

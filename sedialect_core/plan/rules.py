@@ -9,6 +9,7 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+from ..inspection.unreadable import unreadable
 from ..settings.table import UNQUANTIZED
 from .attention import with_attention
 from .layers import LayerPlan, Plan
@@ -42,7 +43,8 @@ def make_plan(
             video tokens stand is unknown.
     """
     sites = find_linears(model, linear_types=linear_types)
-    layers = tuple(_decide(site, config, _kept_in_fp32(model)) for site in sites)
+    kept, read = _kept_in_fp32(model), unreadable(model)
+    layers = tuple(_decide(site, config, kept, read.get(site.name)) for site in sites)
     name = type(model).__name__
     plan = Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
     plan = with_attention(plan, model)
@@ -119,8 +121,11 @@ def _recorded(today: LayerPlan, block_size: int, precision: str | None) -> Layer
     return replace(today, precision=precision, block_size=size, reason="as the checkpoint has it")
 
 
-def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...]) -> LayerPlan:
+def _decide(site: LinearSite, config: SeDialectConfig, kept: tuple[str, ...], read: str | None = None) -> LayerPlan:
+    """What is done to one linear; `read` says who reads its weight past its forward, if anybody does."""
     precision, reason = _precision(site, config, kept)
+    if precision is not None and read is not None:
+        precision, reason = None, read
     if precision is not None and site.in_features % config.block_size:
         precision, reason = None, f"{site.in_features} inputs are not a multiple of the block size {config.block_size}"
     block_size = config.block_size if precision is not None else None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...kernels.capabilities import refusals
+from ...kernels.lasting import lasting
 from ..codec import DTYPES, all_finite
 from ..config import SeDialectConfig
 from ..errors import ModelError
@@ -24,6 +25,7 @@ ENCODING_BYTES = (
 )
 
 
+@lasting()
 def quantize_layers(
     module: nn.Module,
     config: SeDialectConfig | None = None,
@@ -113,9 +115,12 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
 
 
 def set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:
-    """Put `new` in the place of the submodule called `name`."""
-    parent, _, child = name.rpartition(".")
-    module.get_submodule(parent)._modules[child] = new
+    """Put `new` in the place of the submodule called `name`, and wherever else in the model that same one stands."""
+    old = module.get_submodule(name)
+    for parent in list(module.modules()):
+        for child, part in parent._modules.items():
+            if part is old:
+                parent._modules[child] = new
 
 
 def _check_weights(module: nn.Module, plan: Plan) -> None:

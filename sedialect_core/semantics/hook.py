@@ -5,6 +5,7 @@ diffusers', whose replaced `forward` a copied model would share with its origina
 """
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...kernels import derivatives
+from ...kernels.lasting import lasting
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
@@ -19,12 +22,28 @@ from ..plan.tokens import counts_steps
 from ..settings.table import UNQUANTIZED
 from . import probe
 from .grouping import windows_of
-from .state import BlockState, Extents, Flags, GroupState
+from .runs import Runs, prompts_of
+from .state import BlockState, Extents, Flags, GroupState, RunState
 from .steps import StepCounter, due, is_protected
 
 TIMESTEPS = ("timestep", "timesteps", "t", "vision_timesteps")
 LATENTS = ("hidden_states", "x", "img", "vision_tokens")
 CALLS = 2  # forwards a step to begin with: with and without the prompt
+
+
+@dataclass
+class Progress(RunState):
+    """How far a run's attention has been looked at."""
+
+    extents: Extents | None = None
+    seen_layout: TokenLayout | None = None
+    """Of the last forward, with its grid."""
+    profiles: bool = False
+    """Whether attention is looked at in this step."""
+    profiled: bool = False
+    """Whether it was in the step before."""
+    looked: int = -1
+    """The step in which it was last looked at in this run, -1 for none."""
 
 
 @dataclass
@@ -43,15 +62,26 @@ class StepHook:
     counter: StepCounter = field(default_factory=StepCounter)
     blocks: dict[str, BlockState] = field(default_factory=dict)
     groups: list[GroupState] = field(default_factory=list)
-    extents: Extents | None = None
-    seen_layout: TokenLayout | None = None
-    """Of the last forward, with its grid."""
+    progress: Progress = field(default_factory=Progress)
+    runs: Runs = field(default_factory=Runs)
+    pipelines: list["weakref.ref[Any]"] = field(default_factory=list)
+    """Those that hold the model."""
     warned: bool = False
-    profiles: bool = False
-    """Whether attention is looked at in this step."""
-    profiled: bool = False
-    """Whether it was in the step before."""
-    _looked: int = -1  # the step in which attention was last looked at in this run, -1 for none
+
+    @property
+    def seen_layout(self) -> TokenLayout | None:
+        """Of the last forward, with its grid."""
+        return self.progress.seen_layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of a model know no pipeline."""
+        return {**self.__dict__, "pipelines": []}
+
+    def follow(self, pipeline: Any) -> None:
+        """Count by this pipeline's scheduler, too: a second one does not take the first one's steps away."""
+        others = [ref for ref in self.pipelines if (other := ref()) is not None and other is not pipeline]
+        self.pipelines = [*others, weakref.ref(pipeline)]
+        self.counter.schedule.pipeline = self.pipelines[-1]
 
     @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -61,19 +91,38 @@ class StepHook:
             ModelError: steps have to be told and the forward has no timestep; windows are larger than the grid; or the last
                 steps are to be protected and nobody knows which those are.
         """
-        probe.RUNNING.forget()  # of a forward that was broken off
+        probe.RUNNING.treatment = None  # a forward that was broken off may have left it behind
         arguments = dict(zip(self.parameters, args, strict=False)) | kwargs
         if not counts_steps(self.config):  # the input alone says what is done for its tokens
-            self.seen_layout = self.layout.for_inputs(arguments)
-            self.flags.video_tokens = 0 if self.seen_layout.grid is None else self.seen_layout.video_tokens
+            layout = self.progress.seen_layout = self.layout.for_inputs(arguments)
+            self.flags.video_tokens = 0 if layout.grid is None else layout.video_tokens
             return
+        if derivatives.mapped():
+            raise ModelError(
+                "attention, groups and protected steps are remembered between steps, and transforms of torch.func allow no "
+                "memory; use salient_by='norm', semantic=False and protected_steps=(0, 0) under them, or torch.autograd"
+            )
         latents = _first_latents(arguments)
-        begins = self.counter.advance(_timestep(arguments))
-        self.flags.move(latents[0].device)
-        self._know_grid(arguments, latents)
-        if begins:
-            self.reset()
-        self._tell()
+        if self.blocks:  # a model that came from another process, or a backend that is new
+            probe.watch_torch_and_diffusers()
+        timestep = _timestep(arguments)
+        with lasting():
+            self._enter_run(timestep, arguments)
+        begins = self.counter.advance(timestep)
+        with lasting():
+            self.flags.move(latents[0].device)
+            self._know_grid(arguments, latents)
+            if begins:
+                self.reset()
+            self._tell()
+
+    def _enter_run(self, timestep: torch.Tensor, arguments: Mapping[str, Any]) -> None:
+        """Have the state of the run in place that this forward belongs to."""
+        states: list[RunState] = [self.flags, self.counter, self.progress, *self.blocks.values(), *self.groups]
+        pipelines = [pipeline for ref in self.pipelines if (pipeline := ref()) is not None]
+        prompts = prompts_of(arguments, (*TIMESTEPS, *LATENTS))
+        pipeline = self.runs.enter(states, pipelines, timestep, self.counter, prompts)
+        self.counter.schedule.pipeline = None if pipeline is None else weakref.ref(pipeline)
 
     def reset(self) -> None:
         """Forget what was seen."""
@@ -89,15 +138,15 @@ class StepHook:
         samples = len(latents) if len(latents) > 1 else latents[0].shape[0]
         if isinstance(arguments.get(LATENTS[0]), list):
             samples = len(latents)
-        calls = max(CALLS, self.counter.call + 1, self.extents.calls if self.extents is not None else 0)
+        calls = max(CALLS, self.counter.call + 1, self.progress.extents.calls if self.progress.extents is not None else 0)
         extents = Extents(calls, samples, layout.video_tokens, latents[0].device)
         self.flags.video_tokens = extents.video_tokens
-        if layout != self.seen_layout and self.groups:
+        if layout != self.progress.seen_layout and self.groups:
             windows = windows_of(layout, self.config.semantic_window, self.config.semantic_spacing)
             self.flags.windows = windows.to(extents.device)
-        self.seen_layout = layout
-        if extents != self.extents:
-            self.extents = extents
+        self.progress.seen_layout = layout
+        if extents != self.progress.extents:
+            self.progress.extents = extents
             for block in self.blocks.values():
                 block.allocate(extents)
             for group in self.groups:
@@ -109,14 +158,14 @@ class StepHook:
         flags.call.fill_(counter.call)
         flags.call_there.copy_(flags.call)
         if counter.call == 0:
-            self.profiled = self.profiles and counter.step > 0
-            self.profiles = bool(self.blocks) and self._is_due()
-        flags.profile.fill_(self.profiles)
-        flags.assign.fill_(bool(self.groups) and self.profiled)
+            self.progress.profiled = self.progress.profiles and counter.step > 0
+            self.progress.profiles = bool(self.blocks) and self._is_due()
+        flags.profile.fill_(self.progress.profiles)
+        flags.assign.fill_(bool(self.groups) and self.progress.profiled)
         protected = self._is_protected()
         flags.protected.fill_(protected)
         flags.protected_now = protected and self.config.attention != UNQUANTIZED
-        if self.profiled and not self.warned:
+        if self.progress.profiled and not self.warned:
             self._check_seen()
 
     def _is_due(self) -> bool:
@@ -129,10 +178,10 @@ class StepHook:
             )
         now = counter.position if parts else counter.step
         if counter.step == 0:
-            self._looked = -1
-        if not due(now, self._looked, every, parts, counter.total or 0):
+            self.progress.looked = -1
+        if not due(now, self.progress.looked, every, parts, counter.total or 0):
             return False
-        self._looked = now
+        self.progress.looked = now
         return True
 
     def _is_protected(self) -> bool:

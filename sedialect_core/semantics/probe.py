@@ -47,16 +47,14 @@ class Watched:
     peak: bool
     megabytes: float
     state: BlockState
-    samples_seen: int = 0
-    """Of this forward: some models attend sample by sample."""
 
     def see(self, seen: Seen) -> None:
         """Note one call, if it is the self-attention of the video tokens."""
         if self.state.received.ndim != 3 or not self._is_self_attention(seen.query.shape[2], seen.key.shape[2]):
             return
-        first, video = self.samples_seen, self.flags.video_tokens
-        self.samples_seen = first + seen.query.shape[0]
-        if self.samples_seen > self.state.received.shape[1]:
+        first, video = self.state.samples_seen, self.flags.video_tokens
+        self.state.samples_seen = first + seen.query.shape[0]
+        if self.state.samples_seen > self.state.received.shape[1]:
             return
         length = seen.key.shape[2]
         start = length - video if self.placement.where == "last" else 0
@@ -91,23 +89,10 @@ class Treatment:
     attending: Attending | None = None
 
 
-class Running:
-    """The attention module that is being called, by thread: another thread's model is none of its business."""
+class Running(threading.local):
+    """The attention module that is being called in this thread: another thread's model is none of its business."""
 
-    def __init__(self) -> None:
-        self.treatment: Treatment | None = None
-        self.thread = 0
-
-    def current(self) -> Treatment | None:
-        """Of the attention whose module is running in this thread; traced code belongs to one thread."""
-        if self.treatment is None or torch.compiler.is_compiling():
-            return self.treatment
-        return self.treatment if self.thread == threading.get_ident() else None
-
-    def forget(self) -> None:
-        """No attention is running in this thread, whatever an exception left behind."""
-        if self.thread == threading.get_ident():
-            self.treatment = None
+    treatment: Treatment | None = None
 
 
 RUNNING = Running()
@@ -120,12 +105,15 @@ class Enter:
     def __init__(self, treatment: Treatment | None) -> None:
         self.treatment = treatment
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process, functions are not watched yet."""
+        self.__dict__.update(state)
+        watch_torch_and_diffusers()
+
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         if self.treatment is not None and self.treatment.watched is not None:
-            self.treatment.watched.samples_seen = 0
+            self.treatment.watched.state.samples_seen = 0
         RUNNING.treatment = self.treatment
-        if not torch.compiler.is_compiling():
-            RUNNING.thread = threading.get_ident()
 
 
 class Leave:
@@ -201,7 +189,7 @@ def _put(owner: Any, name: str, function: Any) -> None:
 def _watching(original: Callable[..., Any], read: Reader, attend: Attender | None) -> Callable[..., Any]:
     @functools.wraps(original)
     def attention(*args: Any, **kwargs: Any) -> Any:
-        treatment = RUNNING.current()
+        treatment = RUNNING.treatment
         if treatment is None:
             return original(*args, **kwargs)
         watched, attending = treatment.watched, treatment.attending

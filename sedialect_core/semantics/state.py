@@ -1,9 +1,12 @@
 """What is remembered between steps, as tensors of fixed shapes that are changed in place.
 
-They are attributes of plain objects, not buffers of modules: offloading, casting and saving pass them by.
+They are attributes of plain objects, not buffers of modules: offloading, casting and saving pass them by. And they are each
+thread's own: two threads that run one model see two states. Of runs that take turns in one thread, `runs.py` has the states.
 """
 
+import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,7 +26,22 @@ class Extents:
     device: torch.device
 
 
-class BlockState:
+class RunState(threading.local):
+    """What belongs to one run. Copies and pickles begin afresh."""
+
+    def fresh(self) -> dict[str, Any]:
+        """The attributes of a run that begins."""
+        return vars(type(self)(*self.made_from()))
+
+    def made_from(self) -> tuple[Any, ...]:
+        """The arguments that it was made from."""
+        return ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.made_from()
+
+
+class BlockState(RunState):
     """What the attention of one transformer block showed when it was last profiled, for each call of a step.
 
     received  float32 [calls, samples, V]  attention that each video token receives
@@ -36,6 +54,10 @@ class BlockState:
         self.received = torch.empty(0)
         self.salient = torch.empty(0, dtype=torch.int64)
         self.claims = torch.empty(0, dtype=torch.int32)
+        self.samples_seen = 0  # of this forward: some models attend sample by sample
+
+    def made_from(self) -> tuple[Any, ...]:
+        return (self.ratio,)
 
     def allocate(self, extents: Extents) -> None:
         """Make the tensors, as `reset` leaves them."""
@@ -53,7 +75,7 @@ class BlockState:
         self.salient.copy_(spread(self.received.shape[2], self.salient.shape[2], self.salient.device))
 
 
-class GroupState:
+class GroupState(RunState):
     """The groups of one input, and what each took, for each call of a step.
 
     group   int32 [calls, samples, V]              number b * A + a of the group, -1 for none
@@ -64,6 +86,9 @@ class GroupState:
         self.blocks = blocks  # K/B
         self.group = torch.empty(0, dtype=torch.int32)
         self.choice = torch.empty(0, dtype=torch.uint8)
+
+    def made_from(self) -> tuple[Any, ...]:
+        return (self.blocks,)
 
     def allocate(self, extents: Extents, anchors: int) -> None:
         """Make the tensors, as `reset` leaves them."""
@@ -80,7 +105,7 @@ class GroupState:
 
 
 @dataclass
-class Flags:
+class Flags(RunState):
     """What the hook on the model tells the layers and attentions of the forward that begins."""
 
     profile: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))

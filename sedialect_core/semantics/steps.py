@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .state import RunState
+
 
 def due(step: int, last: int, every: int, parts: Sequence[float] = (), total: int = 0) -> bool:
     """Whether it is time to look at attention again, having looked in step `last`, or never in this run for -1.
@@ -58,7 +60,7 @@ class Reading:
 
 
 @dataclass
-class StepCounter:
+class StepCounter(RunState):
     """Counts steps, and the forwards in each, of one model.
 
     A new step begins when timestep or scheduler index change: guidance in two calls leaves both as they are. A new run
@@ -80,6 +82,22 @@ class StepCounter:
     _direction: int = 0
     _timesteps: torch.Tensor | None = None  # kept, so that no other tensor can have its identity
     _values: tuple[float, ...] = ()
+
+    def moves(self, time: float) -> int:
+        """How a forward at `time` follows the last one: 0 in its step, 1 in a later one, -1 turning back.
+
+        After a run's first step, towards less noise counts as onward.
+        """
+        if time == self._time or self._time != self._time:
+            return 0
+        turn = (time > self._time) - (time < self._time)
+        return 1 if turn == (self._direction or -1) else -1
+
+    def at_rest(self) -> "StepCounter":
+        """A counter that stands where this one does, and knows no scheduler."""
+        new = StepCounter()
+        new._time, new._direction = self._time, self._direction
+        return new
 
     def restart(self) -> None:
         """The next forward begins a run."""
@@ -113,18 +131,21 @@ class StepCounter:
         return self.step == 0 and self.call == 0
 
     def _holds(self, time: float, dtype: torch.dtype, index: int) -> bool:
-        """Whether the scheduler is the one that this timestep comes from."""
-        if index:
-            return index < len(self._values) and _rounded(self._values[index], dtype) == time
-        return any(_rounded(value, dtype) == time for value in self._values)
+        return holds(self._values, time, dtype, index)
 
     def _found(self, time: float, dtype: torch.dtype) -> int:
         """Place of a timestep in the schedule, for schedulers that do not count."""
         return next(i for i, value in enumerate(self._values) if _rounded(value, dtype) == time)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles start before a run."""
-        return StepCounter(Schedule()).__dict__
+    def fresh(self) -> dict[str, Any]:
+        return vars(StepCounter(Schedule(self.schedule.pipeline)))
+
+
+def holds(values: Sequence[float], time: float, dtype: torch.dtype, index: int) -> bool:
+    """Whether a scheduler of these timesteps is the one that `time` is of; it stands at `index`, 0 where it counts none."""
+    if index:
+        return index < len(values) and _rounded(values[index], dtype) == time
+    return any(_rounded(value, dtype) == time for value in values)
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:

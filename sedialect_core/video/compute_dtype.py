@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ...kernels.lasting import lasting
+
 NAMES = ("bfloat16", "float16", "float32")
 REPEATS = 3  # of each operation in each dtype; the best counts
 ROWS, WIDTH = 128, 256  # of the linear product
@@ -66,7 +68,7 @@ def of_cpu() -> DtypeChoice:
     )
 
 
-@torch.no_grad()
+@lasting()  # what it finds is kept: fake tensors would be timed otherwise
 def measure() -> dict[str, tuple[float, float]]:
     """Seconds in float32 and in bfloat16 of a linear product and of the convolution that video autoencoders consist of.
 
