@@ -35,11 +35,12 @@ class Fixed(NamedTuple):
     scale: torch.Tensor
     equalizer: torch.Tensor | None
     rotation: int
+    products: str
     tables: tuple[torch.Tensor, ...]
 
     @classmethod
     def of(cls, weight: EncodedRows, transform: InputTransform, tables: list[torch.Tensor]) -> "Fixed":
-        return cls(*weight, *transform, tuple(tables))
+        return cls(*weight, transform.equalizer, transform.rotation, transform.products, tuple(tables))
 
     @property
     def flat(self) -> tuple[Any, ...]:
@@ -49,7 +50,8 @@ class Fixed(NamedTuple):
     @classmethod
     def again(cls, flat: tuple[Any, ...]) -> "Fixed":
         """What `flat` gave."""
-        return cls(*flat[:5], tuple(flat[5:]))
+        codes, meta, scale, equalizer, rotation, products, *tables = flat
+        return cls(codes, meta, scale, equalizer, rotation, products, tuple(tables))
 
     @property
     def weight(self) -> EncodedRows:
@@ -57,7 +59,7 @@ class Fixed(NamedTuple):
 
     @property
     def transform(self) -> InputTransform:
-        return InputTransform(self.equalizer, self.rotation)
+        return InputTransform(self.equalizer, self.rotation, self.products)
 
 
 def linear(
@@ -129,7 +131,7 @@ class _Product(torch.autograd.Function):
         fixed = Fixed.again(rest)
         tables = list(fixed.tables)
         if transposed:
-            gradient: torch.Tensor = ops.linear_input_gradient(v, *fixed.weight, tables, *fixed.transform)
+            gradient: torch.Tensor = ops.linear_input_gradient(v, *fixed.weight, tables, fixed.equalizer, fixed.rotation)
             return gradient
         block_size = fixed.codes.shape[1] * 2 // fixed.meta.shape[1]
         operand, row_scale = ops.encode(v, tables, block_size, 16, "max", transform=fixed.transform)
@@ -161,13 +163,13 @@ def _keep(ctx: Any, flat: tuple[Any, ...]) -> None:
     kept = (*fixed.weight, fixed.equalizer, *fixed.tables)
     ctx.save_for_backward(*kept)
     ctx.save_for_forward(*kept)
-    ctx.rotation = fixed.rotation
+    ctx.rotation, ctx.products = fixed.rotation, fixed.products
     ctx.others = len(ctx.needs_input_grad) - 1
 
 
 def _kept(ctx: Any) -> Fixed:
     codes, meta, scale, equalizer, *tables = ctx.saved_tensors
-    return Fixed(codes, meta, scale, equalizer, ctx.rotation, tuple(tables))
+    return Fixed(codes, meta, scale, equalizer, ctx.rotation, ctx.products, tuple(tables))
 
 
 def _check_fixed(in_dims: tuple[Any, ...]) -> None:

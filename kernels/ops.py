@@ -284,7 +284,7 @@ linear_operator.register_autograd(_backward, setup_context=_keep_for_backward)
 
 def _keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     _, codes, meta, scale, tables, *transform = inputs
-    equalizer, ctx.rotation = InputTransform(*transform)
+    equalizer, ctx.rotation, _ = InputTransform(*transform)
     ctx.save_for_backward(codes, meta, scale, equalizer, *tables)
 
 
