@@ -74,12 +74,19 @@ def enable_sedialect(
         from ..calibration.moments import calibration_of
 
         cache = calibration_of(pipe, calibration, config, progress)
-    for name, model in models.items():
-        if config.attention_alone and getattr(model, "is_quantized", False) and hasattr(model, "_sedialect"):
-            reguide(model, attention=config.attention)
-        else:
-            _enable(name, model, config, keep_original, progress, cache)
-        follow(pipe, model)
+    enabled: list[nn.Module] = []
+    try:
+        for name, model in models.items():
+            if config.attention_alone and getattr(model, "is_quantized", False) and hasattr(model, "_sedialect"):
+                reguide(model, attention=config.attention)
+            else:
+                _enable(name, model, config, keep_original, progress, cache)
+                enabled.append(model)
+            follow(pipe, model)
+    except BaseException:  # such as a watch's wish to stop: with the originals at hand, nothing stays half done
+        for model in enabled if keep_original else ():
+            _disable(model)
+        raise
     return pipe
 
 
@@ -143,7 +150,12 @@ def _enable(
     named: dict[str, nn.Linear] = {}
     keep = named.__setitem__ if keep_original else None
     calibration = None if cache is None else cache.component(component)
-    plan = quantize_layers(model, config, progress=progress, keep=keep, calibration=calibration)
+    try:
+        plan = quantize_layers(model, config, progress=progress, keep=keep, calibration=calibration)
+    except BaseException:
+        for name, linear in named.items():
+            set_submodule(model, name, linear)
+        raise
     if cache is not None:
         plan = replace(plan, notes=(*plan.notes, cache.describe()))
     for name, linear in named.items():

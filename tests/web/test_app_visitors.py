@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from app_server import PATIENCE, free_port, wait_for
+from app_server import PATIENCE, free_port, idle, wait_for
 
 gradio = pytest.importorskip("gradio", reason="the app's tests need Gradio: pip install 'sedialect[app]'")
 import httpx  # noqa: E402  # comes with Gradio
@@ -19,6 +19,7 @@ from sedialect.sedialect_core.errors import InputError  # noqa: E402
 from sedialect.web.server import listening  # noqa: E402
 from sedialect.web.server.guard import Guard, allowed_names  # noqa: E402
 from sedialect.web.server.listening import address_of  # noqa: E402
+from sedialect.web.server.studio import Stopped  # noqa: E402
 
 ASKED = {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}
 LISTED = ["a ball", 0, 2, 5.0, 64, 64, 5, "", "default", {}, "", False]
@@ -44,6 +45,29 @@ def test_callers_that_post_and_vanish_are_ended_and_the_next_visitor_starts(serv
     wait_for(lambda: "line" not in next(jobs).stage, "the start")
     assert time.monotonic() - started < 10
     service.left("third")
+
+
+def test_a_run_that_is_stopped_while_it_quantizes_leaves_the_pipeline_as_it_was(served):
+    """Whoever comes next would find a model that is half quantized."""
+    from sedialect.web.server.studio import Run
+
+    service, stopped = served.service, []
+    count = Run.on_count
+
+    def on_count(run, done):
+        if "quantizing" in run.progress.stage and len(stopped) < 3:
+            stopped.append(done)
+            if len(stopped) == 3:
+                run.stop()
+        count(run, done)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Run, "on_count", on_count)
+        with pytest.raises(Stopped):
+            list(service.compare("leaves", ASKED | {"steps": 1}, "default", {}, ""))
+    wait_for(lambda: idle(served), "the pipeline as it was")
+    assert len(stopped) == 3
+    assert list(service.compare("next", ASKED | {"steps": 1}, "default", {}, ""))[-1].numbers
 
 
 def test_a_run_that_is_read_goes_on(served, monkeypatch):
