@@ -39,7 +39,7 @@ class Fixed(NamedTuple):
 
     @classmethod
     def of(cls, weight: EncodedRows, transform: InputTransform, tables: list[torch.Tensor]) -> "Fixed":
-        return cls(*weight, *transform, tuple(tables))
+        return cls(weight.codes, weight.meta, weight.scale, transform.equalizer, transform.rotation, tuple(tables))
 
     @property
     def flat(self) -> tuple[Any, ...]:
@@ -49,7 +49,8 @@ class Fixed(NamedTuple):
     @classmethod
     def again(cls, flat: tuple[Any, ...]) -> "Fixed":
         """What `flat` gave."""
-        return cls(*flat[:5], tuple(flat[5:]))
+        codes, meta, scale, equalizer, rotation, *tables = flat
+        return cls(codes, meta, scale, equalizer, rotation, tuple(tables))
 
     @property
     def weight(self) -> EncodedRows:

@@ -36,5 +36,5 @@ def made_to_last(make: Callable[Arguments, Result]) -> Callable[Arguments, Resul
         with lasting():
             return make(*args, **kwargs)
 
-    constant: Callable[Arguments, Result] = torch._dynamo.assume_constant_result(made)  # type: ignore[assignment]
+    constant: Callable[Arguments, Result] = torch._dynamo.assume_constant_result(made)
     return constant
