@@ -26,7 +26,7 @@ def add_to(commands: Any) -> None:
     """Add the command."""
     quantize = commands.add_parser("quantize", help="write a 4-bit model that from_pretrained loads")
     quantize.add_argument("model", help="a pipeline's or model's folder, or its name on the Hugging Face Hub")
-    quantize.add_argument("--output", type=Path, required=True, help="folder for the result; it appears only when complete")
+    quantize.add_argument("--output", required=True, help="folder for the result; it appears only when complete")
     quantize.add_argument(
         "--push-to", metavar="REPO", help="then upload it to this repository, created if it does not exist"
     )
@@ -79,10 +79,12 @@ def run(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.checkpoint.card import model_card
     from ..sedialect_core.checkpoint.conversion import Job, publish
     from ..sedialect_core.checkpoint.source import find_source
-    from ..sedialect_core.storage import hub
+    from ..sedialect_core.storage import hub, paths
     from ..sedialect_core.storage.locking import only_one
     from ..sedialect_core.video.sampling import pick_device
 
+    parsed.output = paths.place(parsed.output)
+    paths.check_place(parsed.output)
     config = config_of(parsed)
     _check_calibration(parsed)
     if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):

@@ -40,7 +40,8 @@ class Fixed(NamedTuple):
 
     @classmethod
     def of(cls, weight: EncodedRows, transform: InputTransform, tables: list[torch.Tensor]) -> "Fixed":
-        return cls(*weight, transform.equalizer, transform.rotation, transform.products, tuple(tables))
+        own = (transform.equalizer, transform.rotation, transform.products)
+        return cls(weight.codes, weight.meta, weight.scale, *own, tuple(tables))
 
     @property
     def flat(self) -> tuple[Any, ...]:

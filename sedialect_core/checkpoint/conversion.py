@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from ..plan.rules import check_quantizes, make_plan
 from ..progress import shown_bar
 from ..quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
 from ..storage.atomic import check_room, sync, write_tensors, write_text
+from ..storage.paths import check_place, on_another_disk, place
 from ..storage.reading import Fields, parse_object
 from .format import Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .integrity import check_undamaged, damaged_keys
@@ -58,10 +60,21 @@ class Job:
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
     calibrated_on: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output", place(self.output))
+
     @property
     def staging(self) -> Path:
-        """Where the work is done: on the output's own disk, so that one move ends it."""
-        return self.output.parent / f".{self.output.name}.unfinished"
+        """Where the work is done: on the output's own disk, so that moves end it."""
+        beside = self.output if on_another_disk(self.output) else self.output.parent
+        return beside / f".{self.output.name}.unfinished"
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether something other than unfinished work is at the output's place already."""
+        if not self.output.is_dir():
+            return self.output.exists()
+        return any(path != self.staging for path in self.output.iterdir())
 
     def digest(self, component: Component) -> str:
         """What tells this piece of work from any other: settings and source files, by size and time."""
@@ -82,7 +95,8 @@ def convert(components: tuple[Component, ...], job: Job) -> dict[str, Plan]:
         EncodeError: a weight holds NaN or Inf.
     """
     tasks = [_Task(component, job, component.name if len(components) > 1 else ".") for component in components]
-    if _holds_something(job.output):
+    check_place(job.output)
+    if job.is_taken:
         for task in tasks:
             task.check_done(job.output / task.folder)
     else:
@@ -99,18 +113,28 @@ def publish(job: Job, card: str) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    if _holds_something(job.output):
+    if not job.staging.exists():
         if not (job.output / "README.md").exists():
             write_text(job.output / "README.md", card)
         return
-    write_text(job.staging / "README.md", card)
+    if not (job.output / "README.md").exists():
+        write_text(job.staging / "README.md", card)
     try:
         if job.output.exists():
-            job.output.rmdir()
-        job.staging.rename(job.output)
+            _move_into(job)
+        else:
+            job.staging.rename(job.output)
         sync(job.output.absolute().parent)
     except OSError as error:
         raise InputError(f"cannot move {job.staging} to {job.output}: {error.strerror or error}; move it by hand") from None
+
+
+def _move_into(job: Job) -> None:
+    """Move what is finished into a folder that is there, whoever stands in it; weights first, by which a rerun knows it."""
+    finished = [path for path in job.staging.iterdir() if not path.name.startswith(f".{WEIGHTS}")]
+    for path in sorted(finished, key=lambda path: (path.suffix != ".safetensors" and path.is_file(), path.name)):
+        path.rename(job.output / path.name)
+    shutil.rmtree(job.staging)
 
 
 def skeleton(config: Mapping[str, Any], where: str) -> nn.Module:
@@ -376,10 +400,6 @@ def _check_source(component: Component, model: nn.Module, where: str) -> dict[st
                 "both from one place"
             )
     return {key: stored for key, stored in found.items() if key in state}
-
-
-def _holds_something(folder: Path) -> bool:
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def _check_staging(job: Job, folders: set[str]) -> None:

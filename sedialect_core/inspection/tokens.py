@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..errors import ModelError
@@ -66,7 +67,7 @@ class TokenLayout:
         frames, height, width = grid
         if self.tile and (height % self.tile or width % self.tile):
             raise ModelError(f"a frame of {height} x {width} tokens cannot be cut into tiles of {self.tile}")
-        return replace(self, grid=(int(frames), int(height), int(width)))
+        return replace(self, grid=(_size(frames), _size(height), _size(width)))
 
     def for_inputs(self, arguments: Mapping[str, Any]) -> "TokenLayout":
         """The layout of one forward, from its arguments by name; without a grid where they do not tell it."""
@@ -104,3 +105,8 @@ class TokenLayout:
         if self.grid is None:
             raise ModelError(f"the token grid is not known yet; order {self.order!r} needs it")
         return self.grid
+
+
+def _size(number: Any) -> Any:
+    """A whole number; export's symbols stay what they are, so that its graph holds for other sizes."""
+    return number if isinstance(number, torch.SymInt) else int(number)

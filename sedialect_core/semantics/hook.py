@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from ...kernels import derivatives
 from ...kernels.lasting import lasting
@@ -103,6 +104,11 @@ class StepHook:
                 "memory; use salient_by='norm', semantic=False and protected_steps=(0, 0) under them, or torch.autograd"
             )
         latents = _first_latents(arguments)
+        if isinstance(latents[0], FakeTensor):
+            raise ModelError(
+                "attention, groups and protected steps are remembered between steps, and a graph that is exported ahead of "
+                "time has no memory; use salient_by='norm', semantic=False and protected_steps=(0, 0) for torch.export"
+            )
         if self.blocks:  # a model that came from another process, or a backend that is new
             probe.watch_torch_and_diffusers()
         timestep = _timestep(arguments)

@@ -45,7 +45,7 @@ def chance(x: torch.Tensor) -> torch.Tensor:
 
 def salient_count(ratio: float, tokens: int) -> int:
     """k = ceil(ratio * tokens), at most all of them."""
-    return min(tokens, math.ceil(ratio * tokens))
+    return torch.sym_min(tokens, math.ceil(ratio * tokens))
 
 
 def top_tokens(score: torch.Tensor, count: int) -> torch.Tensor:

@@ -16,8 +16,8 @@ from damaged import change_tensors
 from tiny_models import TINY
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear
-from sedialect.sedialect_core.config import BLOCK_SIZES, PRECISIONS
 from sedialect.sedialect_core.errors import InputError
+from sedialect.sedialect_core.settings.table import BLOCK_SIZES, PRECISIONS
 
 ROWS = (1, 7, 300)
 IN_FEATURES, OUT_FEATURES = 512, 384

@@ -290,6 +290,27 @@ def test_loras_on_layers_that_are_not_ours_are_fused_as_ever():
     assert close(generate(plain, arguments), before)
 
 
+@feature(
+    "LoRA: `transformer.save_lora_adapter()`",
+    "first",
+    "diffusers casts the model for it, and refuses that for quantized ones: use `pipe.save_lora_weights()`.",
+    refused=True,
+)
+def test_a_trained_lora_is_saved_by_the_pipeline(tmp_path):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    pipe, arguments = quantized()
+    pipe.transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    adapted = generate(pipe, arguments)
+    with pytest.raises(ValueError, match="Casting a quantized model"):
+        pipe.transformer.save_lora_adapter(tmp_path / "adapter")
+    pipe.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(pipe.transformer))
+    other, _ = quantized()
+    other.load_lora_weights(tmp_path)
+    assert torch.equal(generate(other, arguments), adapted)
+
+
 TRAIN = feature("Training a LoRA", "first", "Straight through the frozen 4-bit layers; gradient checkpointing included.")
 
 

@@ -1,0 +1,44 @@
+"""Where something is to be written: the place that a path means, checked before the work and not after it."""
+
+import os
+from pathlib import Path
+
+from ..errors import InputError
+from .atomic import check_writable
+
+
+def place(text: str | Path) -> Path:
+    """The place that a path means: absolute, links followed, `~` as one's own folder, without dots.
+
+    Raises:
+        InputError: it is empty, links lead round in a circle, `~` names nobody, or the text is no path.
+    """
+    if not str(text).strip():
+        raise InputError("a path to write to is empty; name a folder")
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"{str(text)!r} is no place to write to: {error}; choose another path") from None
+
+
+def check_place(folder: Path) -> None:
+    """Refuse, before minutes of work, a folder that cannot be made or written in; nothing stays of the attempt.
+
+    Raises:
+        InputError: that is so, or a file stands in the way.
+    """
+    for part in (folder, *folder.parents):
+        if part.exists() and not part.is_dir():
+            raise InputError(f"{part} is a file, where a folder is to be written; choose another --output, or remove it")
+    made = [part for part in (folder.parent, *folder.parent.parents) if not part.exists()]
+    try:
+        check_writable(folder if folder.exists() else folder.parent)
+    finally:
+        for part in made:
+            if part.is_dir() and not any(part.iterdir()):
+                part.rmdir()
+
+
+def on_another_disk(folder: Path) -> bool:
+    """Whether a folder that is there lies on another file system than the one that it stands in."""
+    return folder.is_dir() and os.stat(folder).st_dev != os.stat(folder.parent).st_dev
