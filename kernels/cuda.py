@@ -189,8 +189,9 @@ def int8_product(
         return triton_int8.multiply(operand, row_scale, weight, scale, bias, dtype)
 
     def plain() -> torch.Tensor:
-        few = max(0, 17 - operand.shape[0])  # torch._int_mm wants more than 16 rows
-        product = torch._int_mm(functional.pad(operand, (0, 0, 0, few)), weight.t())[: operand.shape[0]]
+        rows, outputs = operand.shape[0], weight.shape[0]  # torch._int_mm wants more than 16 rows, and outputs by eights
+        more = functional.pad(operand, (0, 0, 0, max(0, 17 - rows)))
+        product = torch._int_mm(more, functional.pad(weight, (0, 0, 0, -outputs % 8)).t())[:rows, :outputs]
         wide = product.float().mul_(row_scale.unsqueeze(1)).mul_(scale)
         return (wide if bias is None else wide.add_(bias.float())).to(dtype)
 
