@@ -14,6 +14,7 @@ from ..linear import Guide, SeDialectLinear
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import guided
 from ..plan.tokens import attention_modules, is_guided, needs_profile
+from ..quantize.products import settle_products
 from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
 from ..semantics.probe import remove, watch_module, watch_torch_and_diffusers
@@ -61,7 +62,7 @@ def detach(model: nn.Module) -> None:
 
 
 def reguide(model: nn.Module, **settings: Any) -> Plan:
-    """Change what a quantized model does with its tokens; its weights stay as they are.
+    """Change what a quantized model does with its tokens, or which units multiply; its weights stay as they are.
 
     Args:
         settings: those of `SeDialectConfig` that only matter while the model runs: `salient_ratio`, `semantic`, …
@@ -70,7 +71,7 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
         The new plan.
 
     Raises:
-        ConfigError: another setting, or a value that is not possible.
+        ConfigError: another setting, or a value that is not possible, here or at all.
         ModelError: the model is not quantized, or compiled: compiled graphs would not see the change.
     """
     state = getattr(model, "_sedialect", None)
@@ -84,6 +85,7 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     config: SeDialectConfig = state.plan.config.override(**settings)
     layers = tuple(replace(layer, salient="", grouped=False) for layer in state.plan.layers)
     plan = guided(replace(state.plan, config=config, layers=layers, notes=()))
+    plan = settle_products(model, plan)
     pipeline = schedule_pipeline(model)
     attach(model, plan)
     state.plan = plan

@@ -16,6 +16,7 @@ from ..linear import SeDialectLinear
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import make_plan
 from ..progress import Watch, following
+from .products import check_products, settle_products
 from .weights import Calibration, WeightEncoder, groups_of
 
 ENCODING_BYTES = (
@@ -45,8 +46,12 @@ def quantize_layers(
     Raises:
         ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
         FormatbookError: there is no such formatbook. Nothing has been changed then.
+        ConfigError: the GPU that the weights lie on lacks the units that `products` names. Nothing has been changed then.
     """
     plan = make_plan(module, config or SeDialectConfig(), token_layout)
+    for place in {module.get_submodule(layer.name).weight.device for layer in plan.quantized}:
+        assert isinstance(place, torch.device)
+        check_products(place, plan.config.products)
     _check_weights(module, plan)
     book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
     plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
@@ -79,7 +84,7 @@ def quantize_layers(
                 del linear
                 done[layer.name] = layer
                 watch.on_count(sum(layer.weights for layer in done.values()))
-    return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers))
+    return settle_products(module, replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers)))
 
 
 def _encoding_device(weight: torch.Tensor, wanted: torch.device | str | None, *, calibrated: bool) -> torch.device:

@@ -8,6 +8,7 @@ from .values import Book, Choice, LayerPrecisions, Number, Numbers, Patterns, Sw
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
+PRODUCTS = ("auto", "fp8", "int8", "16bit")
 CANDIDATES = ("max", "all")
 ROTATIONS = (0, 16, 32, 64, 128)
 SALIENCES = ("norm", "error", "attention", "peak-attention", "attention-error", "random")
@@ -247,6 +248,15 @@ class Settings:
         "Regular expressions with a precision each; the first that matches a layer's name decides.",
         option=None,
         node="",
+        web=OTHERWISE,
+    )
+    products: str = setting(
+        "auto",
+        Choice(PRODUCTS),
+        "Matrix products",
+        "Which matrix units of the GPU multiply: auto takes the fastest that it has, and the report says which and why. "
+        "Files do not depend on it.",
+        live=True,
         web=OTHERWISE,
     )
 
