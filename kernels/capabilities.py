@@ -33,6 +33,7 @@ class Refusals(NamedTuple):
     fp8: str | None
     int8: str | None = None
     bfloat16: str | None = None  # inputs and products of that type
+    dot: str | None = None  # matrix products of Triton kernels, where there are others
 
 
 def refusals(device: torch.device) -> Refusals:
@@ -156,4 +157,5 @@ def _refusals(number: int) -> Refusals:
         fp8 = f"{name}, they need 8.9 (Ada) or newer"
     elif tuple(int(part) for part in torch.__version__.split(".")[:2]) < version:
         fp8 = f"torch {torch.__version__}, they need {'.'.join(map(str, version))} or newer here"
-    return Refusals(None, triton, fp8, None, bfloat16)
+    dot = "Triton compiles matrix products for 8.0 and newer" if capability < BF16_CAPABILITY else None
+    return Refusals(None, triton, fp8, None, bfloat16, dot)

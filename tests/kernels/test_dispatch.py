@@ -98,6 +98,7 @@ def test_a_gpu_without_bfloat16_multiplies_integers_and_takes_no_bfloat16(gpu):
     device = gpu(7, 5)
     name, reason = dispatch.implementation(device)
     assert name == "triton, INT8 products" and "compute capability 7.5, they need 8.9 (Ada) or newer" in reason
+    assert reason.endswith("; torch._int_mm multiplies)")  # Triton compiles no matrix products for it
     assert dtype_of(device, 4) == torch.int8 and dtype_of(device, 16) == torch.float16
     assert dtype_of(device, 4, "16bit") == dtype_of(device, 8, capabilities.EXACT) == torch.float32
     assert dispatch.implementation(device, products="16bit").reason.endswith("float32 matrix products (asked for)")
