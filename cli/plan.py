@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..sedialect_core.config import PRESETS
 from ..sedialect_core.errors import InputError
+from ..sedialect_core.settings import SETTINGS
 from ..sedialect_core.storage.marked import marks, write_marked
 from .compare import add_config, config_of, given_settings
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ..sedialect_core.config import SeDialectConfig
     from ..sedialect_core.footprint.memory import Estimator, Footprint
 
+DEFAULTS = {entry.name: entry.default for entry in SETTINGS}
 TABLE = "memory table"  # its marks in a document
 WHOLE = "16 bit"
 COUNTED = (
@@ -64,7 +66,8 @@ def run(parsed: argparse.Namespace) -> int:
     settings = _settings(parsed)
     estimator = Estimator(outline_of(parsed.model), parsed.height, parsed.width, parsed.num_frames)
     found = [estimator.footprint(label, config) for label, config in settings.items()]
-    print(_json(estimator, found) if parsed.json else _report(estimator, found))
+    runs = _products(parsed.products or DEFAULTS["products"])
+    print(_json(estimator, found, runs) if parsed.json else _report(estimator, found, runs))
     return 0
 
 
@@ -123,18 +126,21 @@ def _settings(parsed: argparse.Namespace) -> dict[str, "SeDialectConfig | None"]
     return settings
 
 
-def _products() -> list[tuple[str, ...]]:
+def _products(products: str) -> list[tuple[str, ...]]:
     """Device, precision, and what would multiply there and why, on this machine."""
     import torch
 
     from ..kernels.dispatch import implementation
+    from ..sedialect_core.quantize.units import compare_units
 
     devices = [*(f"cuda:{number}" for number in range(torch.cuda.device_count())), "cpu"]
     found: list[tuple[str, ...]] = []
     for device in devices:
+        if device != "cpu":
+            compare_units(device, products)
         ways: dict[str, list[str]] = {}
         for precision in ("w4a4", "w4a8", "w4a16"):
-            name, reason = implementation(device, precision)
+            name, reason = implementation(device, precision, products=products)
             ways.setdefault(f"{name}: {reason}", []).append(precision)
         found += [(device, ", ".join(precisions), way) for way, precisions in ways.items()]
     return found
@@ -149,21 +155,21 @@ def _advice() -> str | None:
     return next((advice for advice in found if advice), None)
 
 
-def _json(estimator: "Estimator", found: list["Footprint"]) -> str:
+def _json(estimator: "Estimator", found: list["Footprint"], runs: list[tuple[str, ...]]) -> str:
     size = estimator.size
     data = {
         "model": estimator.outline.name,
         "components": {part.name: {"class": part.class_name, "role": part.role} for part in estimator.outline.parts},
         "video": {"height": size.height, "width": size.width, "num_frames": size.num_frames},
         "presets": [footprint.to_dict() for footprint in found],
-        "products": [dict(zip(("device", "precisions", "runs"), row, strict=True)) for row in _products()],
+        "products": [dict(zip(("device", "precisions", "runs"), row, strict=True)) for row in runs],
         "notes": estimator.notes(),
         "advice": _advice(),
     }
     return json.dumps(data, indent=1)
 
 
-def _report(estimator: "Estimator", found: list["Footprint"]) -> str:
+def _report(estimator: "Estimator", found: list["Footprint"], runs: list[tuple[str, ...]]) -> str:
     from ..sedialect_core.footprint.memory import CARDS
 
     lines = [f"{estimator.outline.name}, {estimator.size}", ""]
@@ -185,7 +191,7 @@ def _report(estimator: "Estimator", found: list["Footprint"]) -> str:
         ]
     )
     lines += ["", COUNTED, *([] if all(each.followed for each in found) else [BY_RULE]), *estimator.notes()]
-    lines += ["", "on this machine", *_aligned(_products())]
+    lines += ["", "on this machine", *_aligned(runs)]
     advice = _advice()
     return "\n".join([*lines, *(["", advice] if advice else [])])
 

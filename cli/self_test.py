@@ -12,6 +12,7 @@ from ..sedialect_core.environment import device_name, package_versions
 from ..sedialect_core.formatbook import Formatbook, builtin_names
 from ..sedialect_core.linear import SeDialectLinear
 from ..sedialect_core.plan.report import quality_advice
+from ..sedialect_core.quantize.units import compare_units
 from ..sedialect_core.settings.table import ATTENTIONS, UNQUANTIZED
 from ..sedialect_core.video.compute_dtype import choose_dtype
 
@@ -31,6 +32,7 @@ def examine() -> tuple[list[tuple[str, str]], bool]:
     sound = True
     for device in devices():
         verdict, passed = self_test(device)
+        compare_units(device)
         name, reason = implementation(device)  # after the test: kernels that fail say so then
         sound &= passed
         computes = str(choose_dtype(device))

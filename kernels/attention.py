@@ -101,7 +101,8 @@ def _attend(
 
     if query.device.type != "cuda":
         return plain()
-    if refusals(query.device).triton is not None:
+    refused = refusals(query.device)
+    if refused.triton is not None or refused.dot is not None:
         return exact()
     return attempt("the Triton kernel for attention in 8 bit", "16-bit attention", query.device, fast, exact)
 

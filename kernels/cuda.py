@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from . import integers, reference
 from .activations import encode_activations
-from .capabilities import fp8_shape_refusal, operand_dtype
+from .capabilities import fp8_shape_refusal, operand_dtype, refusals
 from .dispatch import QUANTIZE_FIRST, attempt, explain_memory, run
 from .guidance import UNGUIDED, RowGuidance
 from .reference import LIFT, EncodedRows
@@ -188,12 +188,22 @@ def int8_product(
 
         return triton_int8.multiply(operand, row_scale, weight, scale, bias, dtype)
 
-    def plain() -> torch.Tensor:
-        few = max(0, 17 - operand.shape[0])  # torch._int_mm wants more than 16 rows
-        product = torch._int_mm(functional.pad(operand, (0, 0, 0, few)), weight.t())[: operand.shape[0]]
-        wide = product.float().mul_(row_scale.unsqueeze(1)).mul_(scale)
+    def by_torch() -> torch.Tensor:
+        rows, outputs = operand.shape[0], weight.shape[0]  # torch._int_mm wants more than 16 rows, and outputs by eights
+        more = functional.pad(operand, (0, 0, 0, max(0, 17 - rows)))
+        return scaled(torch._int_mm(more, functional.pad(weight, (0, 0, 0, -outputs % 8)).t())[:rows, :outputs].float())
+
+    def scaled(product: torch.Tensor) -> torch.Tensor:
+        wide = product.mul_(row_scale.unsqueeze(1)).mul_(scale)
         return (wide if bias is None else wide.add_(bias.float())).to(dtype)
 
+    def plain() -> torch.Tensor:
+        what = f"torch's INT8 product of {operand.shape[0]} x {operand.shape[1]} x {weight.shape[0]}"
+        wide = lambda: scaled(operand.float() @ weight.float().t())  # noqa: E731
+        return attempt(what, "float32", operand.device, by_torch, wide)
+
+    if refusals(operand.device).dot is not None:
+        return plain()
     return run("INT8 products", operand.device, fast, plain)
 
 

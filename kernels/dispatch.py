@@ -12,7 +12,17 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from .capabilities import fp8_shape_refusal, gpu_number, refusals, units_for
+from .capabilities import (
+    EITHER_FIRST,
+    EXACT,
+    MEASURED,
+    Refusals,
+    fp8_shape_refusal,
+    gpu_number,
+    products_refusal,
+    refusals,
+    units_for,
+)
 
 SMALLER = "Offload other parts of the pipeline (enable_model_cpu_offload), or use a smaller video or batch"
 QUANTIZE_FIRST = (
@@ -34,10 +44,19 @@ def implementation(
     device: torch.device | str,
     precision: str = "w4a4",
     shape: tuple[int, int] | None = None,
+    products: str = "auto",
 ) -> Implementation:
-    """The path of layers that lie on `device`; of one layer, where `precision` and its weight's `shape` [N, K] are given."""
+    """The path of layers that lie on `device`; of one layer, where `precision` and its weight's `shape` [N, K] are given.
+
+    Args:
+        products: of the layer, as of `capabilities.units_for`.
+    """
     device = torch.device(device)
+    if precision != "w4a16" and (problem := products_refusal(device, products)):
+        return Implementation("none", problem)
     if device.type == "cpu":
+        if products == "int8" and precision != "w4a16":
+            return Implementation("reference", "plain torch with integer products; CPUs have no kernels for them")
         return Implementation("reference", "plain torch in float32; CPUs have no FP8 matrix units")
     if device.type != "cuda":
         return Implementation("reference", f"plain torch with bfloat16 products; there are no kernels for {device.type}")
@@ -50,18 +69,35 @@ def implementation(
     for (what, number), outcome in list(_FAILED.items()):  # other threads may add to it
         if number == gpu_number(device) and "attention" not in what:
             kernels += f" (but {outcome})"
-    product, note = "FP8", ""
-    if precision == "w4a16":
-        product, note = "16-bit", "FP8 has too few digits for 16-bit activations"
-    elif units_for(device) == "int8":
-        product, note = "INT8", refused.fp8 or "INT8 was measured to be faster here"
-    elif refused.fp8 is not None:
-        product, note = "bfloat16", refused.fp8
-    elif shape is not None and (problem := fp8_shape_refusal(*shape)):
-        product, note = "bfloat16", problem
+    product, because = _product(device, refused, precision, shape, products)
     name = "reference" if refused.triton is not None else f"triton, {product} products"
-    because = f" (no FP8 products: {note})" if note else ""
-    return Implementation(name, f"{kernels}; {product} matrix products{because}")
+    return Implementation(name, f"{kernels}; {product} matrix products{f' ({because})' if because else ''}")
+
+
+def _product(
+    device: torch.device, refused: Refusals, precision: str, shape: tuple[int, int] | None, products: str
+) -> tuple[str, str]:
+    """What multiplies on a GPU, and why that; "" where it need not be said."""
+    if precision == "w4a16":
+        return "16-bit", "no FP8 products: FP8 has too few digits for 16-bit activations"
+    units = units_for(device, products)
+    wide = "float32" if refused.bfloat16 is not None else "bfloat16"
+    capability = torch.cuda.get_device_capability(gpu_number(device))
+    either = products == "auto" and refused.fp8 is None and capability in EITHER_FIRST
+    measured = MEASURED.get(gpu_number(device), "FP8 and INT8 are not compared here yet, `sedialect doctor` does it")
+    if units == "fp8":
+        if shape is not None and (problem := fp8_shape_refusal(*shape)):
+            return wide, f"no FP8 products: {problem}"
+        return "FP8", measured if either else "asked for" if products == "fp8" else ""
+    if units == "int8":
+        by = "; torch._int_mm multiplies" if refused.triton is not None or refused.dot is not None else ""
+        why = "asked for" if products == "int8" else measured if either else f"no FP8 products: {refused.fp8}"
+        return "INT8", why + by
+    if products == "16bit":
+        return wide, "asked for"
+    if products == EXACT:
+        return wide, "INT8 would round these codes too much"
+    return wide, f"no FP8 products: {refused.fp8}"
 
 
 def run(kernel: str, device: torch.device, fast: Callable[[], Result], plain: Callable[[], Result]) -> Result:

@@ -161,7 +161,7 @@ def _encode(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     book = DialectTables(*tables)
     guidance, transform = _guided(rest)
-    check(x.device, book.indices.device)
+    check(x.device, book.indices.device, x.dtype)
     if x.device.type == "cuda" and bits != 16:
         return cuda.encode(x, book, block_size, bits, candidates, guidance, transform)
     operand, scale = encode_activations(x, book, block_size, bits, candidates, guidance, transform)
@@ -183,7 +183,7 @@ def _(x: torch.Tensor, tables: Any, block_size: int, bits: int, candidates: str,
 def _matmul(operand: torch.Tensor, row_scale: torch.Tensor | None, *rest: Any) -> torch.Tensor:
     *parts, bias, tables, dtype, salient = rest if len(rest) == 7 else (*rest, None)
     stored, book = EncodedRows(*parts), DialectTables(*tables)
-    check(operand.device, stored.codes.device)
+    check(operand.device, stored.codes.device, dtype)
     if operand.device.type == "cuda":
         return cuda.multiply(operand, row_scale, stored, bias, book, dtype, salient)
     if operand.dtype == torch.int8 and row_scale is not None:  # integers always have row scales

@@ -18,7 +18,8 @@ class InputTransform(NamedTuple):
 
     equalizer  int8 [K], exponents e: column k of the input is multiplied by 2^-e[k], of the weight by 2^e[k]; None for none
     rotation   size of the Hadamard blocks by which rows are rotated then; 0 for none
-    products   which matrix units multiply: "fp8", "int8", "16bit", or "auto", the best that the device has
+    products   which matrix units multiply: "fp8", "int8", "16bit", "auto", the fastest that the device has, or "exact", the
+               fastest in which every code is exact
     """
 
     equalizer: torch.Tensor | None = None

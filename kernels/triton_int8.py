@@ -23,9 +23,9 @@ BAND = 8  # tiles of rows that are gone through together, so that what they read
 
 @triton.jit
 def int8_kernel(
-    operand_of,  # descriptor of int8 [M, K], blocks [ROWS, INPUTS]
+    operand_of,  # int8 [M, K]: a descriptor of blocks [ROWS, INPUTS] if DESCRIBED, else a pointer
     row_scale_ptr,  # float32 [M]
-    weight_of,  # descriptor of int8 [N, K], blocks [OUTPUTS, INPUTS]
+    weight_of,  # int8 [N, K]: a descriptor of blocks [OUTPUTS, INPUTS], or a pointer
     scale_ptr,  # float32 [N]
     bias_ptr,  # float [N]; read if BIAS
     product_ptr,  # float [M, N]
@@ -37,16 +37,33 @@ def int8_kernel(
     INPUTS: tl.constexpr,
     BAND: tl.constexpr,
     BIAS: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # without a unit for descriptors, Triton's stand-in for it spills registers
+    EVEN: tl.constexpr,  # K is a multiple of INPUTS; read unless DESCRIBED
 ):
     """A tile of the product."""
     row_tile, output_tile = _tile(tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(outputs, OUTPUTS), BAND)
     first_row, first_output = row_tile * ROWS, output_tile * OUTPUTS
-    sums = tl.zeros((ROWS, OUTPUTS), tl.int32)
-    for start in range(0, inputs, INPUTS):
-        operand = operand_of.load([first_row, start])
-        weight = weight_of.load([first_output, start])
-        sums = tl.dot(operand, weight.T, sums, out_dtype=tl.int32)
     row, output = first_row + tl.arange(0, ROWS), first_output + tl.arange(0, OUTPUTS)
+    sums = tl.zeros((ROWS, OUTPUTS), tl.int32)
+    if DESCRIBED:
+        for start in range(0, inputs, INPUTS):
+            operand = operand_of.load([first_row, start])
+            weight = weight_of.load([first_output, start])
+            sums = tl.dot(operand, weight.T, sums, out_dtype=tl.int32)
+    else:
+        part = tl.arange(0, INPUTS)
+        # Past the end the first row is read in place of none: its products are not stored.
+        from_operand = operand_of + tl.where(row < rows, row, 0).to(tl.int64)[:, None] * inputs + part[None, :]
+        from_weight = weight_of + tl.where(output < outputs, output, 0).to(tl.int64)[None, :] * inputs + part[:, None]
+        for start in range(0, inputs, INPUTS):
+            if EVEN:
+                operand, weight = tl.load(from_operand), tl.load(from_weight)
+            else:
+                operand = tl.load(from_operand, mask=(part < inputs - start)[None, :], other=0)
+                weight = tl.load(from_weight, mask=(part < inputs - start)[:, None], other=0)
+            sums = tl.dot(operand, weight, sums, out_dtype=tl.int32)
+            from_operand += INPUTS
+            from_weight += INPUTS
     row_scale = tl.load(row_scale_ptr + row, mask=row < rows, other=0.0)
     scale = tl.load(scale_ptr + output, mask=output < outputs, other=0.0)
     product = sums.to(tl.float32) * row_scale[:, None] * scale[None, :]
@@ -82,12 +99,14 @@ def multiply(
     product = torch.empty(rows, outputs, dtype=dtype, device=operand.device)
     if product.numel() == 0:
         return product
-    tile = tile_for(torch.cuda.get_device_capability(operand.device), rows)
+    capability = torch.cuda.get_device_capability(operand.device)
+    tile, described = tile_for(capability, rows), is_described(capability)
+    operand, weight = operand.contiguous(), weight.contiguous()
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)
     int8_kernel[grid](
-        TensorDescriptor.from_tensor(operand.contiguous(), [tile.rows, tile.inputs]),
+        TensorDescriptor.from_tensor(operand, [tile.rows, tile.inputs]) if described else operand,
         row_scale,
-        TensorDescriptor.from_tensor(weight, [tile.outputs, tile.inputs]),
+        TensorDescriptor.from_tensor(weight, [tile.outputs, tile.inputs]) if described else weight,
         scale,
         bias,
         product,
@@ -99,10 +118,17 @@ def multiply(
         INPUTS=tile.inputs,
         BAND=BAND,
         BIAS=bias is not None,
+        DESCRIBED=described,
+        EVEN=inputs % tile.inputs == 0,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     return product
+
+
+def is_described(capability: tuple[int, int]) -> bool:
+    """Whether the GPU loads by descriptors."""
+    return capability >= (9, 0)
 
 
 def tile_for(capability: tuple[int, int], rows: int) -> Tile:

@@ -62,6 +62,7 @@ class SeDialectLinear(nn.Linear):
         candidates: str = "max",
         rotation: int = 0,
         equalized: bool = False,
+        products: str = "auto",
         compute_dtype: torch.dtype = torch.bfloat16,
         device: torch.device | str | None = None,
     ) -> None:
@@ -69,6 +70,7 @@ class SeDialectLinear(nn.Linear):
 
         Args:
             equalized: whether there is a `weight_equalizer`.
+            products: which matrix units multiply, as of `InputTransform`.
         """
         nn.Module.__init__(self)  # not nn.Linear's, which would allocate a float weight
         self.in_features = in_features
@@ -78,6 +80,8 @@ class SeDialectLinear(nn.Linear):
         self.formatbook = formatbook or Formatbook.builtin()
         self.candidates = candidates
         self.rotation = rotation  # size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
+        self.products = products
+        self._rounding_loss: float | None = None
         self.calibrated = False  # whether its weight was encoded with the layer's inputs in view; files do not tell
         self.shared_input: SharedInput | None = None  # with the layers that read the same input
         self.reader = 0  # which of them it is
@@ -139,6 +143,14 @@ class SeDialectLinear(nn.Linear):
             setattr(self, f"weight{suffix}", nn.Parameter(part, requires_grad=False))
         if encoded.equalizer is None:
             self.weight_equalizer = None
+        self._rounding_loss = None
+
+    @property
+    def rounding_loss(self) -> float:
+        """What INT8 units would add to the squared error of the weight's code, as a part of that; told once."""
+        if self._rounding_loss is None:
+            self._rounding_loss = self.encoded.rounding_loss
+        return self._rounding_loss
 
     @property
     def row_scale(self) -> torch.Tensor:
@@ -155,8 +167,8 @@ class SeDialectLinear(nn.Linear):
 
     @property
     def transform(self) -> InputTransform:
-        """What is done to the input before it is encoded."""
-        return InputTransform(self.weight_equalizer, self.rotation)
+        """How the input becomes operands."""
+        return InputTransform(self.weight_equalizer, self.rotation, self.products)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight as floats, [N, K], in `compute_dtype` unless told otherwise; without the layer's transform."""

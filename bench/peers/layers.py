@@ -18,6 +18,29 @@ def torchao_fp8(linear: nn.Linear) -> nn.Module:
     return holder[0]
 
 
+class Int8Rows(nn.Module):
+    """torch alone: INT8 weights and activations, one scale a row each, `torch._int_mm`, then scales and bias.
+
+    Eager, each step is a pass over memory; torch.compile joins those before and those behind the product.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, self.scale = self._rows(linear.weight.detach())
+        self.weight, self.bias = weight.t(), linear.bias
+
+    @staticmethod
+    def _rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scale = (x.abs().amax(-1, keepdim=True).float() / 127).clamp_min(1e-30)
+        return (x / scale).round_().to(torch.int8), scale.squeeze(-1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[M, K] -> [M, N]."""
+        rows, scale = self._rows(x)
+        product = torch._int_mm(rows, self.weight).float() * scale.unsqueeze(1) * self.scale
+        return (product if self.bias is None else product + self.bias).to(x.dtype)
+
+
 def bitsandbytes_nf4(linear: nn.Linear) -> nn.Module:
     """bitsandbytes: NF4 weights in blocks of 64, products in bfloat16."""
     from bitsandbytes.nn import Linear4bit, Params4bit

@@ -34,6 +34,7 @@ PLAIN: dict[str, Any] = {
     "refresh_at": (),
     "protected_steps": (0, 0),
     "attention": "16bit",
+    "products": "auto",
 }
 # What weights meet that are rotated, calibrated, or both.
 WAYS: dict[str, dict[str, Any]] = {
@@ -51,6 +52,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quality": {**DEFAULT, "precision": "w4a8"},
     "weight-only": {**DEFAULT, "precision": "w4a16"},
 }
+
+
+PLAIN_PRESET: dict[str, Any] = {"equalize": True}
 
 
 def arms() -> tuple[Arm, ...]:
@@ -75,6 +79,7 @@ def arms() -> tuple[Arm, ...]:
         *_rotation(),
         *_calibration(),
         *_attention(),
+        *_products(),
     )
 
 
@@ -175,6 +180,17 @@ def _equalization() -> tuple[Arm, ...]:
     none = (_ours(f"preset {name}, not equalized", "equalization", **{**PRESETS[name], "equalize": False}) for name in names)
     glanced = (replace(_ours(f"preset {name}, glance", "equalization", **PRESETS[name]), glanced=True) for name in names)
     return (*none, *glanced)
+
+
+def _products() -> tuple[Arm, ...]:
+    """Every preset on each kind of matrix units; on a CPU those of FP8 are computed in float32."""
+    chosen = {"plain": PLAIN_PRESET, **PRESETS}
+    return tuple(
+        _ours(f"preset {name}, {units} products", "matrix products", **settings, products=units)
+        for name, settings in chosen.items()
+        for units in ("fp8", "int8", "16bit")
+        if settings.get("precision") != "w4a16"
+    )
 
 
 def _dialects() -> dict[str, Any]:

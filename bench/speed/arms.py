@@ -156,10 +156,11 @@ def _attention_alone(attention: str) -> Arm:
     return Arm(f"{BASELINE}, attention {attention}", unchanged, config, attention=attention, preset=True)
 
 
-def _ours(precision: str, block_size: int = 16, ratio: float = 0.0) -> Arm:
+def _ours(precision: str, block_size: int = 16, ratio: float = 0.0, products: str = "auto") -> Arm:
     name = precision + (f", B={block_size}" if block_size != 16 else "") + (f" + {ratio:.0%} decomposed" if ratio else "")
-    layer = partial(SeDialectLinear.from_linear, precision=precision, block_size=block_size)
-    return Arm(name, layer, SeDialectConfig(precision=precision, block_size=block_size), ratio)
+    name += f", {products} products" if products != "auto" else ""
+    layer = partial(SeDialectLinear.from_linear, precision=precision, block_size=block_size, products=products)
+    return Arm(name, layer, SeDialectConfig(precision=precision, block_size=block_size, products=products), ratio)
 
 
 # In the order of measuring: where seconds run out, the last ones are not measured.
@@ -167,6 +168,9 @@ ARMS = (
     Arm(BASELINE, unchanged),
     _ours("w4a4"),
     _ours("w4a8"),
+    _ours("w4a4", products="int8"),
+    _ours("w4a8", products="int8"),
+    Arm("torch INT8 rows", peer_layers.Int8Rows),
     Arm("torchao FP8 rows", peer_layers.torchao_fp8),
     Arm("bitsandbytes NF4", peer_layers.bitsandbytes_nf4),
     Arm("GGUF Q4_0", peer_layers.gguf_q4),

@@ -5,7 +5,7 @@ so that ComfyUI may read them from disk straight into the GPU's memory. `multipl
 ComfyUI reaches the kernels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Params(BaseLayoutParams):
     candidates  which dialects an activation block chooses from
     rotation    size of the Hadamard blocks by which weight and activations are rotated; 0: they are not
     equalizer   int8 [K], exponents of the powers of two taken from the activations and given to the weight, or None
+    products    which matrix units multiply, as of `InputTransform`
     """
 
     meta: torch.Tensor
@@ -48,14 +49,15 @@ class Params(BaseLayoutParams):
     candidates: str
     rotation: int = 0
     equalizer: torch.Tensor | None = None
+    products: str = "auto"
 
     def _tensor_fields(self) -> list[str]:
         return ["scale", "meta", *([] if self.equalizer is None else ["equalizer"])]
 
     @property
     def transform(self) -> InputTransform:
-        """What is done to activations before they are encoded."""
-        return InputTransform(self.equalizer, self.rotation)
+        """How activations become operands."""
+        return InputTransform(self.equalizer, self.rotation, self.products)
 
     @property
     def row_scale(self) -> torch.Tensor:
@@ -86,14 +88,13 @@ class SeDialectLayout(QuantizedLayout):
         codes, meta, scale = (encoded.stored[suffix] for suffix in SUFFIXES)
         shape = (int(tensor.shape[0]), int(tensor.shape[1]))
         kinds = (settings.get("precision", "w4a4"), settings.get("candidates", "max"))
-        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation, equalizer)
+        products = settings.get("products", "auto")
+        return codes, Params(scale, tensor.dtype, shape, meta, book, *kinds, rotation, equalizer, products)
 
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params) -> torch.Tensor:
         """The weight as floats, [N, K]."""
-        stored = (qdata, params.meta, params.scale)
-        settings = {"block_size": params.block_size, "rotation": params.rotation, "equalizer": params.equalizer}
-        return EncodedTensor.of_stored(stored, params.book, **settings).dequantize(params.orig_dtype)
+        return _encoded(qdata, params).dequantize(params.orig_dtype)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
@@ -169,6 +170,23 @@ def _equalizer(weights: dict[str, Any], name: str, width: int) -> torch.Tensor:
         raise ModelError(f"the shapes of {name!r} do not belong together, so the file is damaged; download it again")
     check_exponents(found, repr(key))
     return torch.as_tensor(found)
+
+
+def _encoded(codes: torch.Tensor, params: Params) -> EncodedTensor:
+    """The weight as the codec's value."""
+    stored = (codes, params.meta, params.scale)
+    settings: dict[str, Any] = {"rotation": params.rotation, "equalizer": params.equalizer}
+    return EncodedTensor.of_stored(stored, params.book, block_size=params.block_size, **settings)
+
+
+def rounding_loss(weight: QuantizedTensor) -> float:
+    """What INT8 units would add to the squared error of a weight's code, as a part of that."""
+    return _encoded(weight._qdata, weight._params).rounding_loss
+
+
+def set_products(weight: QuantizedTensor, products: str) -> None:
+    """Say which matrix units multiply a weight, in place."""
+    weight._params = replace(weight._params, products=products)
 
 
 def is_encoded(tensor: object) -> bool:

@@ -36,6 +36,7 @@ from ...sedialect_core.plan.layers import LayerPlan, Plan
 from ...sedialect_core.plan.report import ModelReport, implementations, report_of
 from ...sedialect_core.plan.rules import check_quantizes, make_plan, recorded_plan
 from ...sedialect_core.quantize.checks import check_attention
+from ...sedialect_core.quantize.products import check_products
 from ...sedialect_core.quantize.weights import WeightEncoder, exponents_by_weights, groups_of
 from . import layout
 from .calibration import COMPONENT
@@ -43,6 +44,7 @@ from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
+from .products import settle_products
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
 MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64
@@ -85,12 +87,14 @@ def quantize(
 
     Raises:
         InputError: the calibration is of another MODEL, or not finished.
+        ConfigError: the GPU lacks the units that `products` names.
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
     check_quantizable(patcher)
     network = patcher.model.diffusion_model
     check_groups(network, config)
+    check_products(patcher.load_device, config.products)
     comfy.model_management.unload_model_and_clones(patcher)  # the shared model may hold another clone's merged LoRAs
     if calibration is not None:
         calibration.check_models({COMPONENT: network})
@@ -105,6 +109,7 @@ def quantize(
     weights = _own_weights(patcher)
     check_weights(weights, plan)
     plan = _encode(weights, plan, book, watch, calibration)
+    plan = settle_products(plan, patcher.load_device, lambda layer: weights[f"{layer.name}.weight"])
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
         weights,
@@ -145,8 +150,10 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
     network = patcher.model.diffusion_model
     check_loaded(network, record, given)
     check_groups(network, config)
+    check_products(patcher.load_device, config.products)
     said = (record.block_size, record.precisions, record.rotations, record.equalized)
     plan = recorded_plan(network, config, *said, linear_types=linear_types(network))
+    plan = settle_products(plan, patcher.load_device, lambda layer: network.get_submodule(layer.name).weight)
     settings = settings_with(settings or _settings(patcher), plan.config)
     _label(network, record, settings)
     attach(patcher.model, plan)

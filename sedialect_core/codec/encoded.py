@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from ...kernels import cuda, reference
+from ...kernels import cuda, integers, reference
+from ...kernels.reference import EncodedRows
 from ...kernels.rotation import rotate_rows
 from ...kernels.transform import InputTransform, scale_columns, transform_weight
 from ..errors import EncodeError
@@ -21,6 +22,7 @@ DELTA_BITS = {"weight": 3, "activation": 4}
 DIALECT_BITS = 5
 ROW_SCALE_BITS = 32
 EXPONENT_BITS = 8
+SAMPLED_ROWS = 256  # of a weight, evenly spread, from which its rounding loss is told
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,16 @@ class EncodedTensor:
         cast floats, row scales, uint8 [N, 4]; and the equalizer where there is one."""
         parts = {"": self.codes, "_meta": self.meta, "_scale": self.scale.view(-1, 1).view(torch.uint8)}
         return parts if self.equalizer is None else {**parts, "_equalizer": self.equalizer}
+
+    @property
+    def rounding_loss(self) -> float:
+        """What INT8 units would add to the squared error of a weight's code, as a part of that, told from some of its rows;
+        infinite where the weight is not in memory."""
+        if self.codes.device.type == "meta":
+            return math.inf
+        some = torch.arange(0, len(self.codes), max(1, len(self.codes) // SAMPLED_ROWS), device=self.codes.device)
+        rows = EncodedRows(*(part[some] for part in (self.codes, self.meta, self.scale)))
+        return integers.rounding_loss(rows, self.formatbook.tables(self.codes.device))
 
     @property
     def shape(self) -> torch.Size:

@@ -6,7 +6,6 @@ repository too. Where neither has one, the built-in book is used, and a warning 
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import FormatbookError, InputError
+from ..storage import cache
 from .book import Formatbook
 
 AUTO = "auto"
@@ -101,10 +101,8 @@ def config_digest(model: nn.Module) -> str:
 
 
 def cache_folder() -> Path:
-    """Where fitted books are kept for "auto": beside the Hub's cache, in HF_HOME or else XDG_CACHE_HOME/huggingface."""
-    general = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    home = Path(os.environ.get("HF_HOME") or Path(general) / "huggingface")
-    return home.expanduser() / "sedialect" / "formatbooks"
+    """Where fitted books are kept for "auto"."""
+    return cache.cache_folder("formatbooks")
 
 
 def remember(book: Formatbook) -> list[Path]:

@@ -34,6 +34,7 @@ from ..linear import SeDialectLinear
 from ..plan.layers import Plan
 from ..plan.rules import check_quantizes, make_plan, recorded_plan
 from ..quantize.apply import set_submodule
+from ..quantize.products import settle_products
 from ..quantize.weights import WeightEncoder
 from .grouped_weights import GroupedWeights
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
@@ -251,6 +252,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         Raises:
             ModelError: a tensor never came.
             InputError: one is not the one that was written.
+            ConfigError: the GPU that it lies on lacks the units that `products` names.
         """
         assert self.plan is not None
         if self._digests is not None:
@@ -260,6 +262,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         if self._gathering is not None and self.book is not None:
             self.plan = self._gathering.carried_out(self.plan)
             self.record = Record.of(self.plan, self.book)
+        self.plan = settle_products(model, self.plan)
         empty = [name for name, parameter in model.named_parameters() if parameter.device.type == "meta"]
         if empty and "disk" not in self._device_map.values():
             raise ModelError(f"{empty[0]!r} was not in the checkpoint ({len(empty)} keys in all); it is incomplete")

@@ -17,6 +17,7 @@ from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import guided
 from ..plan.tokens import attention_modules, is_guided, needs_profile
 from ..quantize.checks import check_attention
+from ..quantize.products import settle_products
 from ..semantics.attending import Attending, stayed
 from ..semantics.guides import guide_for, is_told, watched_block
 from ..semantics.hook import StepHook, fixed_layout
@@ -89,7 +90,7 @@ def detach(model: nn.Module) -> None:
 
 
 def reguide(model: nn.Module, **settings: Any) -> Plan:
-    """Change what a quantized model does with its tokens; its weights stay as they are.
+    """Change what a quantized model does with its tokens, or which units multiply; its weights stay as they are.
 
     Args:
         settings: those of `SeDialectConfig` that only matter while the model runs: `salient_ratio`, `attention`, …
@@ -98,7 +99,7 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
         The new plan.
 
     Raises:
-        ConfigError: another setting, or a value that is not possible.
+        ConfigError: another setting, or a value that is not possible, here or at all.
         ModelError: the model is not quantized, or compiled: compiled graphs would not see the change.
     """
     state = getattr(model, "_sedialect", None)
@@ -113,6 +114,7 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     layers = tuple(replace(layer, salient="", grouped=False) for layer in state.plan.layers)
     check_attention(config)
     plan = with_attention(guided(replace(state.plan, config=config, layers=layers, notes=())), model)
+    plan = settle_products(model, plan)
     pipelines = pipelines_of(model)
     attach(model, plan)
     state.plan = plan

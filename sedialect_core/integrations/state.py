@@ -63,7 +63,7 @@ def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialect
         if layer.precision == "w4a16" and not layer.rotation and equalizer is None:
             continue
         shared = entry.shared_input is not None
-        settings: tuple[Hashable, ...] = (layer.precision, layer.block_size, layer.rotation)
+        settings: tuple[Hashable, ...] = (layer.precision, layer.block_size, layer.rotation, layer.products)
         if equalizer is not None:
             shared = shared and equalizer.device.type != "meta"  # a disk's: nobody can say that they are equal
             settings += (tuple(equalizer.tolist()),) if shared else ()

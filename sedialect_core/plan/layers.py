@@ -1,9 +1,11 @@
 """A plan: what will be done to which layer, and why. Pure data, made before anything is touched."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from ...kernels.capabilities import EXACT
 from ..codec import ROW_SCALE_BITS, effective_bits
 from ..config import SeDialectConfig
 from ..inspection import TokenLayout
@@ -38,6 +40,9 @@ class LayerPlan:
     """Whether tokens that belong together share a sub-formatbook."""
     linear: bool = False
     """Whether its attention has no softmax, as `LinearSite` has it."""
+    integer_loss: float = 0.0
+    """What INT8 units would add to the squared error of its code, as a part of that, where it is too much for them; infinite
+    where that is unknown, for the weight is not in memory."""
 
     @property
     def pattern(self) -> str:
@@ -49,7 +54,14 @@ class LayerPlan:
         """The reason, with what was done to the weight besides encoding it."""
         done = [f"equalized by {self.equalized}"] if self.equalized else []
         done += [f"rotated by {self.rotation}"] if self.rotation else []
-        return "; ".join([self.reason, *done, *(["calibrated"] if self.calibrated else [])])
+        done += ["calibrated"] if self.calibrated else []
+        return "; ".join([self.reason, *done, *([self._rounded] if self.integer_loss else [])])
+
+    @property
+    def _rounded(self) -> str:
+        if math.isinf(self.integer_loss):
+            return "never on INT8 units: what they would round is unknown, for the weight is not in memory"
+        return f"never on INT8 units: they would add {self.integer_loss:.0%} to its error"
 
     @property
     def outcome(self) -> dict[str, Any]:
@@ -121,6 +133,12 @@ class Plan:
     def quantized(self) -> tuple[LayerPlan, ...]:
         """The layers that are rewritten."""
         return tuple(layer for layer in self.layers if layer.precision is not None)
+
+    def products_of(self, layer: LayerPlan) -> str:
+        """Which units multiply a layer, as of `capabilities.units_for`."""
+        if not layer.integer_loss:
+            return self.config.products
+        return {"auto": EXACT, "int8": "16bit"}.get(self.config.products, self.config.products)
 
     @property
     def left_alone(self) -> tuple[LayerPlan, ...]:

@@ -105,7 +105,7 @@ def implementations(device: torch.device, plan: Plan) -> str:
     paths: dict[Implementation, list[LayerPlan]] = {}
     for layer in plan.quantized:
         shape = (layer.out_features, layer.in_features)
-        paths.setdefault(implementation(device, layer.precision or "", shape), []).append(layer)
+        paths.setdefault(implementation(device, layer.precision or "", shape, plan.products_of(layer)), []).append(layer)
     if len(paths) == 1:
         return "".join(f"{device}, {name}: {reason}" for name, reason in paths)
     ordered = sorted(paths.items(), key=lambda path: -len(path[1]))

@@ -18,6 +18,7 @@ from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import make_plan
 from ..progress import Watch, following
 from .checks import check_attention
+from .products import check_products, settle_products
 from .weights import Calibration, WeightEncoder, groups_of
 
 ENCODING_BYTES = (
@@ -48,12 +49,16 @@ def quantize_layers(
     Raises:
         ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
         FormatbookError: there is no such formatbook. Nothing has been changed then.
+        ConfigError: the GPU that the weights lie on lacks the units that `products` names. Nothing has been changed then.
     """
     config = config or SeDialectConfig()
     plan = make_plan(module, config, token_layout, linear_types=_linear_types(module, config))
     check_attention(plan.config)
     if not plan.quantized:  # attention alone
         return plan
+    for place in {module.get_submodule(layer.name).weight.device for layer in plan.quantized}:
+        assert isinstance(place, torch.device)
+        check_products(place, plan.config.products)
     _check_weights(module, plan)
     book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
     plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
@@ -86,7 +91,7 @@ def quantize_layers(
                 del linear
                 done[layer.name] = layer
                 watch.on_count(sum(layer.weights for layer in done.values()))
-    return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers))
+    return settle_products(module, replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers)))
 
 
 def _linear_types(module: nn.Module, config: SeDialectConfig) -> tuple[type[nn.Module], ...]:

@@ -10,6 +10,7 @@ UNQUANTIZED = "16bit"
 ATTENTIONS = (UNQUANTIZED, "8bit", "fp8")
 MODULATIONS = ("w4a16", "keep")
 BLOCK_SIZES = (16, 32)
+PRODUCTS = ("auto", "fp8", "int8", "16bit")
 CANDIDATES = ("max", "all")
 ROTATIONS = (0, 16, 32, 64, 128)
 SALIENCES = ("norm", "error", "attention", "peak-attention", "attention-error", "random")
@@ -258,6 +259,15 @@ class Settings:
         "faster; or fp8, by FlashAttention-3, faster still and further from 16 bit.",
         live=True,
         web=FORMATS,
+    )
+    products: str = setting(
+        "auto",
+        Choice(PRODUCTS),
+        "Matrix products",
+        "Which matrix units of the GPU multiply: auto takes the fastest that it has, and the report says which and why. "
+        "Files do not depend on it.",
+        live=True,
+        web=OTHERWISE,
     )
 
 

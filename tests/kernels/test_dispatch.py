@@ -1,6 +1,7 @@
 """Which path layers take on which GPU, what is said about the others, and what happens when a kernel fails."""
 
 import importlib.util
+import re
 import warnings
 
 import pytest
@@ -35,12 +36,12 @@ def gpu(monkeypatch):
     capabilities._refusals.cache_clear()
 
 
-def dtype_of(device: torch.device, bits: int) -> torch.dtype:
+def dtype_of(device: torch.device, bits: int, products: str = "auto") -> torch.dtype:
     class Input:
         dtype = torch.float16
 
     Input.device = device
-    return capabilities.operand_dtype(Input, bits)
+    return capabilities.operand_dtype(Input, bits, products)
 
 
 @pytest.mark.parametrize(
@@ -93,11 +94,63 @@ def test_reports_are_about_the_gpu_that_an_offloaded_model_runs_on(gpu, lies_on,
     assert report_of("transformer", model, plan, 0).implementation.startswith(f"{lies_on}, reference")
 
 
-def test_a_gpu_without_bfloat16_is_refused_with_what_would_do(gpu):
-    name, reason = dispatch.implementation(gpu(7, 5))
-    assert name == "none" and "compute capability 7.5 and no bfloat16 units" in reason and "8.0 (Ampere)" in reason
-    with pytest.raises(RuntimeError, match="no bfloat16 units; quantized layers need 8.0"):
+def test_a_gpu_without_bfloat16_multiplies_integers_and_takes_no_bfloat16(gpu):
+    device = gpu(7, 5)
+    name, reason = dispatch.implementation(device)
+    assert name == "triton, INT8 products" and "compute capability 7.5, they need 8.9 (Ada) or newer" in reason
+    assert reason.endswith("; torch._int_mm multiplies)")  # Triton compiles no matrix products for it
+    assert dtype_of(device, 4) == torch.int8 and dtype_of(device, 16) == torch.float16
+    assert dtype_of(device, 4, "16bit") == dtype_of(device, 8, capabilities.EXACT) == torch.float32
+    assert dispatch.implementation(device, products="16bit").reason.endswith("float32 matrix products (asked for)")
+    capabilities.check(GPU, GPU, torch.float16)
+    with pytest.raises(RuntimeError, match="no bfloat16 units; load the model in float16: torch_dtype=torch.float16"):
+        capabilities.check(GPU, GPU, torch.bfloat16)
+
+
+def test_a_gpu_that_is_too_old_is_refused_with_what_would_do(gpu):
+    name, reason = dispatch.implementation(gpu(7, 0))
+    assert name == "none" and "compute capability 7.0; quantized layers need 7.5 (Turing)" in reason
+    with pytest.raises(RuntimeError, match=r"quantized layers need 7.5 \(Turing\) or newer, or the CPU"):
         capabilities.check(GPU, GPU)
+
+
+@pytest.mark.parametrize(
+    ("capability", "products", "units", "told"),
+    [
+        ((9, 0), "int8", "int8", "INT8 matrix products (asked for)"),
+        ((9, 0), "16bit", "16bit", "bfloat16 matrix products (asked for)"),
+        ((9, 0), capabilities.EXACT, "fp8", "FP8 matrix products"),
+        ((8, 0), capabilities.EXACT, "16bit", "bfloat16 matrix products (INT8 would round these codes too much)"),
+        ((8, 9), "auto", "fp8", "FP8 and INT8 are not compared here yet, `sedialect doctor` does it"),
+    ],
+)
+def test_products_are_what_was_asked_for_and_reports_say_so(gpu, capability, products, units, told):
+    device = gpu(*capability)
+    assert capabilities.units_for(device, products) == units
+    assert told in dispatch.implementation(device, products=products).reason
+
+
+def test_units_that_a_device_lacks_are_refused_with_the_remedy_and_never_others(gpu, monkeypatch):
+    told = "products='fp8', and this device does no FP8 products: Some GPU has compute capability 8.0, they need 8.9"
+    device = gpu(8, 0)
+    with pytest.raises(RuntimeError, match=re.escape(told) + ".*; choose 'auto', or '16bit'"):
+        capabilities.units_for(device, "fp8")
+    assert dispatch.implementation(device, products="fp8").name == "none"
+    assert capabilities.products_refusal(torch.device("mps"), "int8").endswith("kernels for mps; choose 'auto', or '16bit'")
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    with pytest.raises(RuntimeError, match="no INT8 products: measured on NVIDIA GPUs only"):
+        capabilities.units_for(gpu(8, 0), "int8")
+
+
+def test_what_a_measurement_found_decides_and_is_told(gpu, monkeypatch):
+    monkeypatch.setitem(capabilities.FASTER, 0, "int8")
+    monkeypatch.setitem(capabilities.MEASURED, 0, "INT8 1.0 ms, FP8 1.5 ms")
+    device = gpu(8, 9)
+    assert dtype_of(device, 4) == torch.int8 and dtype_of(device, 4, "fp8") == torch.float8_e4m3fn
+    assert dispatch.implementation(device) == (
+        "triton, INT8 products",
+        "Triton kernels encode and decode; INT8 matrix products (INT8 1.0 ms, FP8 1.5 ms)",
+    )
 
 
 def test_a_kernel_that_fails_is_replaced_for_good_with_one_warning(gpu):

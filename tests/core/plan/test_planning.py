@@ -19,6 +19,7 @@ from sedialect.sedialect_core.footprint.outline import known_models, outline_of
 from sedialect.sedialect_core.plan import report
 from sedialect.sedialect_core.plan.report import QUALITY_ADVICE, model_bytes, quality_advice
 from sedialect.sedialect_core.plan.rules import make_plan
+from sedialect.sedialect_core.quantize import units
 
 ROOT = Path(__file__).parents[3]
 FAMILIES = ("wan", "wan-2.2", "hunyuan", "ltx", "cogvideox", "mochi")
@@ -260,7 +261,9 @@ def test_the_advice_stands_in_plan_doctor_and_report(monkeypatch, capsys, tmp_pa
     assert QUALITY_ADVICE in str(on_gpu)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor, "implementation", lambda *_: dispatch.Implementation("triton", "FP8"))
-    monkeypatch.setattr(dispatch, "implementation", lambda *_: dispatch.Implementation("triton", "FP8"))
+    monkeypatch.setattr(dispatch, "implementation", lambda *_, **__: dispatch.Implementation("triton", "FP8"))
+    for asker in (doctor, units):
+        monkeypatch.setattr(asker, "compare_units", lambda *_: None)
     monkeypatch.setattr(doctor, "self_test", lambda device: ("passed", True))
     monkeypatch.setattr(doctor, "describe", lambda device: "a GPU")
     assert sum(finding == QUALITY_ADVICE for _, finding in doctor.examine()[0]) == 1
