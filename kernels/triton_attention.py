@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .reference_attention import KEY_BLOCK, LIFT
 from .triton_attention_operands import quantize_keys_values, quantize_queries
+from .triton_int8 import is_described
 from .triton_rows import MAGIC
 
 MAGIC_BITS = tl.constexpr(0x4B400000)
@@ -38,7 +39,7 @@ class Tile(NamedTuple):
 def attention_kernel(
     query_ptr,  # int8 [B * H, M, WIDTH]
     query_scale_ptr,  # float32 [B * H, M]
-    keys_of,  # descriptor of int8 [B * H * padded, WIDTH], blocks [KEYS, WIDTH]
+    keys_of,  # if DESCRIBED, descriptor of int8 [B * H * padded, WIDTH], blocks [KEYS, WIDTH]
     key_scale_ptr,  # float32 [B * H, padded / KEY_BLOCK]
     values_of,  # descriptor of E4M3 [B * H * WIDTH, padded], blocks [WIDTH, KEYS], or 16 bit as keys_of
     value_scale_ptr,  # float32 [B * H, WIDTH]; read if FP8
@@ -60,6 +61,7 @@ def attention_kernel(
     KEYS: tl.constexpr,
     FP8: tl.constexpr,
     LSE: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # else keys_of and values_of are pointers
 ):
     """Rows of the output; a program takes ROWS of a head."""
     head = tl.program_id(1)
@@ -67,6 +69,7 @@ def attention_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < rows
     channel = tl.arange(0, WIDTH)
+    place = tl.arange(0, KEYS)
     at = head.to(tl.int64) * rows + row
     query = tl.load(query_ptr + at[:, None] * WIDTH + channel[None, :], mask=valid[:, None], other=0)
     query_scale = tl.load(query_scale_ptr + at, mask=valid, other=0.0)
@@ -77,7 +80,11 @@ def attention_kernel(
     zero_key = tl.zeros((ROWS,), tl.float32)
     output = tl.zeros((ROWS, WIDTH), tl.float32)
     for start in range(0, blocks * KEYS, KEYS):
-        key = keys_of.load([head * padded + start, 0]).T
+        if DESCRIBED:
+            key = keys_of.load([head * padded + start, 0]).T
+        else:
+            first = head.to(tl.int64) * padded + start
+            key = tl.load(keys_of + first * WIDTH + (place[None, :] * WIDTH + channel[:, None]))
         key_scale = tl.load(key_scale_ptr + (head * padded + start) // KEY_BLOCK)
         scores = (tl.dot(query, key, out_dtype=tl.int32) + MAGIC_BITS).to(tl.float32, bitcast=True)
         scale = query_scale * key_scale
@@ -88,11 +95,19 @@ def attention_kernel(
         shrink = tl.math.exp2(top - risen)
         total = total * shrink + tl.sum(weight, axis=1)
         if FP8:
-            value = values_of.load([head * WIDTH, start]).T
+            if DESCRIBED:
+                value = values_of.load([head * WIDTH, start]).T
+            else:
+                first = head.to(tl.int64) * WIDTH * padded + start
+                value = tl.load(values_of + first + (channel[None, :] * padded + place[:, None]))
             # A product of its own: the units' short sums end here, and what is long is summed in float32.
             product = tl.dot(_as_operand(weight.to(tl.float8e4nv)), value)
         else:
-            value = values_of.load([head * padded + start, 0])
+            if DESCRIBED:
+                value = values_of.load([head * padded + start, 0])
+            else:
+                first = head.to(tl.int64) * padded + start
+                value = tl.load(values_of + first * WIDTH + (place[:, None] * WIDTH + channel[None, :]))
             product = tl.dot(weight.to(value.dtype), value)
         output = output * shrink[:, None] + product
         top = risen
@@ -145,15 +160,15 @@ def attention_forward(
     keys = quantize_keys_values(key, value, key_mask, fp8)
     integers, scale, offset = quantize_queries(query, keys.centre, softmax_scale, return_lse)
     filled = keys.integers.shape[-1]
-    tile = tile_for(capability, fp8)
+    tile, described = tile_for(capability, fp8), is_described(capability)
     values_block = [filled, tile.keys] if fp8 else [tile.keys, filled]
     grid = (triton.cdiv(rows, tile.rows), batch * heads)
     attention_kernel[grid](
         integers,
         scale,
-        TensorDescriptor.from_tensor(keys.integers.view(-1, filled), [tile.keys, filled]),
+        _rows(keys.integers, [tile.keys, filled]) if described else keys.integers,
         keys.scale,
-        TensorDescriptor.from_tensor(keys.values.view(-1, keys.values.shape[-1]), values_block),
+        _rows(keys.values, values_block) if described else keys.values,
         keys.value_scale,
         keys.attended,
         offset,
@@ -171,16 +186,24 @@ def attention_forward(
         KEYS=tile.keys,
         FP8=fp8,
         LSE=return_lse,
+        DESCRIBED=described,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
     return output, lse
 
 
+def _rows(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
+    """A descriptor of the rows of x [..., K]."""
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), block)
+
+
 def tile_for(capability: tuple[int, int], fp8: bool) -> Tile:
     """The tile for a GPU.
 
     64 rows leave an H100 three programs that take turns at its matrix units: on one (triton 3.6, 2026-11-28) 32,760 tokens
-    of 40 heads took 26.4 ms, and with 128 rows 30.3 ms.
+    of 40 heads took 26.4 ms, and with 128 rows 30.3 ms. On 8.9 64 rows and 128 keys spill registers.
     """
+    if capability == (8, 9):
+        return Tile(128, 64, 8, 2)
     return Tile(64, 128, 4, 2) if fp8 or capability == (8, 0) else Tile(64, 64, 4, 2)

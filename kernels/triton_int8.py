@@ -135,6 +135,8 @@ def tile_for(capability: tuple[int, int], rows: int) -> Tile:
     """The tile for a GPU and a number of rows."""
     if rows <= 128:
         return Tile(64, 128, 128, 4, 3)
-    if capability[0] == 9 or capability[0] == 10:
+    if capability[0] == 10:
+        return Tile(128, 128, 128, 8, 3)  # 256 outputs spill registers
+    if capability[0] == 9:
         return Tile(128, 256, 128, 8, 3)
     return Tile(128, 128, 64, 8, 3)

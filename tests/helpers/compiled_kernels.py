@@ -94,6 +94,9 @@ def attention_cases(capability: int):
     block = {**shape, **limits, "BLOCK": KEY_BLOCK, "ORDERED": True, "FP8": fp8}
     yield triton_attention_operands.key_value_kernel, kinds, block, {"num_warps": 8}
     main = {**shape, "LIFT": LIFT, "KEY_BLOCK": KEY_BLOCK, "ROWS": tile.rows, "KEYS": tile.keys, "FP8": fp8, "LSE": True}
+    main["DESCRIBED"] = triton_int8.is_described((capability // 10, capability % 10))
+    if not main["DESCRIBED"]:
+        kinds |= {"keys_of": "*i8", "values_of": kinds["operand_ptr"]}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     yield triton_attention.attention_kernel, {**kinds, "query_ptr": "*i8"}, main, options
 
