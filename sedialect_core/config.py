@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from .errors import ConfigError, shown
 from .settings import Settings, entries
+from .settings.patterns import finds
 from .settings.table import UNQUANTIZED
-from .storage.patterns import finds
 
 CONFIG_VERSION = 1
 MAX_CHARACTERS = 2048  # of the JSON form: diffusers puts it into config.json, and older ones into a request header

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..checkpoint.conversion import skeleton
+from ..checkpoint.skeleton import skeleton
 from ..checkpoint.source import Place
 from ..errors import InputError, first_line
 from ..inspection import is_transformer

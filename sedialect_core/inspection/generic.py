@@ -35,7 +35,7 @@ PARALLEL_RULES = (Rule(r"proj_out", "feed_forward", "other"), *GENERIC_RULES)
 
 _NO_BLOCKS = re.compile(r"emb|refin|encod|connect|condition|context|adapter|pool|caption|head|final|project", re.I)
 _OUTSIDE: tuple[tuple[str, Role], ...] = (
-    (r"(.+\.)?(\w+_in|\w*emb(ed\w*)?)\..+", "embedder"),  # whose second layer is often called out_layer
+    (r"(.+\.)?(\w+_in|\w*emb(ed\w*)?)\.(?!(.+\.)?norm).+", "embedder"),  # whose second layer is often called out_layer
     (r"(.+\.)?(proj_out|\w+_proj_out|lm_head|head|final_layer|(\w+_)?out_layer)(\..+)?", "head"),
     (r"(.+\.)?norm\w*(\..+)?", "norm"),
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, shown
-from ..storage.patterns import MAX_PATTERNS, check_pattern
+from .patterns import MAX_PATTERNS, check_pattern
 
 MAX_TEXT = 2048  # characters
 

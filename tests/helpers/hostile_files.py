@@ -19,7 +19,7 @@ from tiny_models import TINY
 
 from sedialect import Formatbook, SeDialectConfig
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
-from sedialect.sedialect_core.checkpoint.conversion import skeleton
+from sedialect.sedialect_core.checkpoint.skeleton import skeleton
 from sedialect.sedialect_core.checkpoint.source import find_source
 
 DEEP = "[" * 100_000 + "]" * 100_000

@@ -17,7 +17,7 @@ from app_server import serving, wait_for
 from sedialect.web.app import Served
 
 ASKED = {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5, "steps": 2}
-POSTED = ["a ball", 0, 2, 5.0, 64, 64, 5, "", "default", {}, "", False]
+POSTED = ["a ball", 0, 2, 5.0, 64, 64, 5, "", "default", {}, "", "none"]
 MEGABYTE = 1e6
 
 

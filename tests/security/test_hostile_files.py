@@ -18,7 +18,7 @@ from sedialect import Formatbook, SeDialectConfig, SeDialectLinear
 from sedialect.sedialect_core.checkpoint.integrity import check_meta, check_scale
 from sedialect.sedialect_core.checkpoint.record import RECORD
 from sedialect.sedialect_core.errors import ConfigError, InputError, SeDialectError
-from sedialect.sedialect_core.storage.patterns import MAX_PATTERN, finds
+from sedialect.sedialect_core.settings.patterns import MAX_PATTERN, finds
 
 WAN = diffusers.WanTransformer3DModel
 LAYER = "blocks.0.attn1.to_q"
@@ -67,7 +67,7 @@ def test_patterns_of_users_are_bounded_in_length_and_time(monkeypatch):
         SeDialectConfig(skip=("a" * (MAX_PATTERN + 1),))
     with pytest.raises(ConfigError, match="is no regular expression"):
         SeDialectConfig(skip=("(" * 299,))
-    monkeypatch.setattr("sedialect.sedialect_core.storage.patterns.SECONDS", 0.2)
+    monkeypatch.setattr("sedialect.sedialect_core.settings.patterns.SECONDS", 0.2)
     started = time.monotonic()
     with pytest.raises(ConfigError, match=r"took more than 0.2 s on the name '.*; write it without nested repetitions"):
         finds(r"^(.|..)+[!?]", "blocks.0.attention.processor.projection.out")

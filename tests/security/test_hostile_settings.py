@@ -12,8 +12,8 @@ from tiny_models import TINY
 from sedialect import Formatbook, SeDialectConfig
 from sedialect.cli.main import main
 from sedialect.sedialect_core.calibration.cache import CalibrationCache
-from sedialect.sedialect_core.checkpoint.conversion import skeleton
 from sedialect.sedialect_core.checkpoint.format import read_headers
+from sedialect.sedialect_core.checkpoint.skeleton import skeleton
 from sedialect.sedialect_core.checkpoint.source import find_source
 from sedialect.sedialect_core.errors import SeDialectError, shown
 from sedialect.sedialect_core.storage.reading import parse_object, read_object

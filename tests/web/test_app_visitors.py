@@ -22,7 +22,7 @@ from sedialect.web.server.listening import address_of  # noqa: E402
 from sedialect.web.server.studio import Stopped  # noqa: E402
 
 ASKED = {"prompt": "a ball", "width": 64, "height": 64, "num_frames": 5}
-LISTED = ["a ball", 0, 2, 5.0, 64, 64, 5, "", "default", {}, "", False]
+LISTED = ["a ball", 0, 2, 5.0, 64, 64, 5, "", "default", {}, "", "none"]
 
 
 def route(served) -> str:

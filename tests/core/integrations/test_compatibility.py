@@ -16,6 +16,7 @@ import pytest
 import torch
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from interruptible import PATIENCE
+from offloads import compile_blocks, compile_whole
 from quantized_pipelines import WEIGHT_ONLY, close, layers, quantized, twin
 from tiny_pipelines import build, generate
 
@@ -122,14 +123,6 @@ def fresh_compiler():
     torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
-
-
-def compile_whole(pipe):
-    pipe.transformer.compile(fullgraph=True, backend="aot_eager")  # inductor takes minutes on a CPU; the blocks have it
-
-
-def compile_blocks(pipe):
-    pipe.transformer.compile_repeated_blocks(fullgraph=True)
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
+from offloads import OFFLOADS, compile_blocks, compile_whole, group_offload_to_disk, sequential_offload, unchanged
 from quantized_pipelines import layers
-from test_compatibility import compile_blocks, compile_whole
-from test_offloading import OFFLOADS, group_offload_to_disk, sequential_offload, unchanged
 from tiny_pipelines import build, generate
 
 from sedialect import SeDialectLinear, encode

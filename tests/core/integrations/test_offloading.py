@@ -1,50 +1,25 @@
 """Offloading of diffusers and accelerate with quantized layers, and the orders in which it must refuse."""
 
-import accelerate
 import pytest
 import torch
-from quantized_pipelines import close, layers, quantized
+from offloads import (
+    CPU,
+    OFFLOADS,
+    group_offload,
+    group_offload_to_disk,
+    model_offload,
+    sequential_offload,
+    unchanged,
+)
+from quantized_pipelines import layers, quantized
 from tiny_pipelines import build, generate
 
 from sedialect.sedialect_core.errors import ModelError
 
 feature = pytest.mark.feature
-CPU = torch.device("cpu")
 FAMILIES = ("wan", "hunyuan")  # with and without a parameter of the model's own: accelerate leaves other buffers behind
 
 
-def model_offload(pipe, path):
-    pipe.enable_model_cpu_offload(device="cpu")
-
-
-def sequential_offload(pipe, path):
-    """What the method of this name does to each model; on the tied weights of text encoders accelerate fails on a CPU."""
-    accelerate.cpu_offload(pipe.transformer, CPU, offload_buffers=len(pipe.transformer._parameters) > 0)
-
-
-def group_offload(pipe, path):
-    pipe.transformer.enable_group_offload(onload_device=CPU, offload_type="leaf_level")
-
-
-def group_offload_blocks(pipe, path):
-    pipe.transformer.enable_group_offload(onload_device=CPU, offload_type="block_level", num_blocks_per_group=1)
-
-
-def group_offload_to_disk(pipe, path):
-    pipe.transformer.enable_group_offload(onload_device=CPU, offload_type="leaf_level", offload_to_disk_path=str(path))
-
-
-def group_offload_by_pipeline(pipe, path):
-    pipe.enable_group_offload(onload_device=CPU, offload_type="leaf_level", exclude_modules=["vae", "text_encoder"])
-
-
-OFFLOADS = {
-    "Model CPU offload": [model_offload],
-    "Sequential CPU offload": [sequential_offload],
-    "Group offload, leaf level": [group_offload, group_offload_by_pipeline],
-    "Group offload, block level": [group_offload_blocks],
-    "Group offload to disk": [group_offload_to_disk],
-}
 NOTES = {
     "Sequential CPU offload": "Takes weights out of memory, so there is nothing left to quantize: enable sedialect first.",
     "Group offload, leaf level": "New layers would miss its hooks: enable sedialect first.",
@@ -58,12 +33,6 @@ def offloads():
         for name, variants in OFFLOADS.items()
         for apply in variants
     ]
-
-
-def unchanged(apply, found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """The same bits. From disk, up to the order of sums: CPU libraries choose code by the address where weights begin, and
-    a mapped file begins them anywhere."""
-    return close(found, wanted) if apply is group_offload_to_disk else torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -181,7 +181,7 @@ def test_what_is_no_model_is_refused_in_a_line(tmp_path, capsys):
     empty.mkdir()
     assert "has no config.json" in refused(capsys, empty)
     (empty / "config.json").write_text("{not JSON")
-    assert "no JSON" in refused(capsys, empty)
+    assert "config.json is damaged" in refused(capsys, empty)
     (empty / "config.json").write_text(json.dumps({"_class_name": "os.system"}))
     assert "no model of diffusers" in refused(capsys, empty)
     (empty / "config.json").write_text(json.dumps({"_class_name": "DiffusionPipeline"}))
