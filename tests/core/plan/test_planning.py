@@ -265,6 +265,7 @@ def test_the_advice_stands_in_plan_doctor_and_report(monkeypatch, capsys, tmp_pa
     for asker in (doctor, units):
         monkeypatch.setattr(asker, "compare_units", lambda *_: None)
     monkeypatch.setattr(doctor, "self_test", lambda device: ("passed", True))
+    monkeypatch.setattr(doctor, "attention_paths", lambda device: [])
     monkeypatch.setattr(doctor, "describe", lambda device: "a GPU")
     assert sum(finding == QUALITY_ADVICE for _, finding in doctor.examine()[0]) == 1
     assert cli.main(["plan", str(save("wan", tmp_path / "pipe")), *TINY_SIZE]) == 0
