@@ -80,8 +80,8 @@ class Noting:
     def __init__(self, name, guide, told):
         self.name, self.guide, self.told = name, guide, told
 
-    def __call__(self, x):
-        guidance = self.guide(x)
+    def __call__(self, x, *transform):
+        guidance = self.guide(x, *transform)
         self.told[-1] |= {f"{self.name}|{p}": t.clone() for p, t in guidance._asdict().items() if t is not None}
         return guidance
 
