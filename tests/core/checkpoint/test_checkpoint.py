@@ -145,7 +145,7 @@ def test_a_book_that_nobody_else_has_travels_with_the_weights(plain, tmp_path):
 
 def test_config_json_stays_small(saved):
     text = json.dumps(json.loads((saved / "config.json").read_text())["quantization_config"])
-    assert len(text) < 700, "every setting, and room for patterns"
+    assert len(text) < 800, "every setting, and room for patterns"
     with pytest.raises(ConfigError, match="of at most 2048 characters; use shorter patterns"):
         SeDialectConfig(skip=tuple(f"blocks.{n}.attn1.to_q" for n in range(200)))
 
