@@ -12,10 +12,8 @@ from .reference import EncodedRows
 from .tables import DialectTables
 
 INTEGERS = 127  # the largest of INT8, both signs
-GAIN_BY_CHOICE = {
-    16: 1.8,
-    32: 1.45,
-}  # of block sizes: squared error of cells by that of codes, of normal and Student's t numbers
+# Of block sizes: the squared error of cells by that of codes, of normal and Student's t numbers.
+GAIN_BY_CHOICE = {16: 1.8, 32: 1.45}
 INTEGER_LIFT = 3  # operands of dialects are multiplied by 2^INTEGER_LIFT, and their row scales divided by it
 
 
@@ -25,14 +23,9 @@ def rounded(operand: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def integer_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whole numbers up to 127, float32 [M, K], and row scales, float32 [M], of x [M, K] under its row maxima.
-
-    Rows of zeros have scale 1; rows that hold NaN or Inf have scale NaN and zeros.
-    """
-    top = x.abs().amax(dim=1).float()
-    scale = (top * (1 / INTEGERS)).clamp_min(2.0**-126)  # not divided: on GPUs torch would multiply anyway
-    scale = torch.where(top == 0, 1.0, torch.where(top.isfinite(), scale, torch.nan))
-    return (x.float() * (1.0 / scale).unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0).round_(), scale
+    """Whole numbers up to 127, float32 [M, K], and row scales, float32 [M], of x [M, K]; see `reference.rows_up_to`."""
+    scaled, scale = reference.rows_up_to(x, INTEGERS)
+    return scaled.round_(), scale
 
 
 def decode_rows(weight: EncodedRows, tables: DialectTables) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,8 +37,11 @@ def decode_rows(weight: EncodedRows, tables: DialectTables) -> tuple[torch.Tenso
 def scaled_product(
     operand: torch.Tensor, row_scale: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """(operand * row_scale) @ (weight * scale).T, float32 [M, N], of int8 [M, K] and [N, K]; the sums are exact."""
-    sums = torch._int_mm(operand.contiguous(), weight.t()) if operand.shape[0] else operand.new_empty(0, weight.shape[0])
+    """(operand * row_scale) @ (weight * scale).T, float32 [M, N], of int8 [M, K] and [N, K]; the sums are exact.
+
+    In float64, which holds them: `torch._int_mm` saturates on CPUs without VNNI, and integer products are slower.
+    """
+    sums = operand.double() @ weight.double().t()
     return sums.float().mul_(row_scale.unsqueeze(1)).mul_(scale)
 
 
