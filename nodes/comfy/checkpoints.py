@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 
 from ...sedialect_core.checkpoint.format import SCALE, read_headers
-from ...sedialect_core.checkpoint.integrity import check_covered, check_undamaged
-from ...sedialect_core.checkpoint.record import RECORD, Record, tensor_digest
+from ...sedialect_core.checkpoint.integrity import check_covered, check_undamaged, damaged_keys
+from ...sedialect_core.checkpoint.record import RECORD, Record
 from ...sedialect_core.checkpoint.wan_names import (
     config_of,
     names_of_authors,
@@ -58,8 +58,9 @@ def read_checkpoint(path: str, read: Read) -> Checkpoint:
     """
     files, key, record, metadata = _look(path)
     prefix = key.removesuffix(RECORD)
-    found = {name: tensor for file in files for name, tensor in read(str(file)).items()}
-    _check_digests(record, found, path)
+    held = {file: read(str(file)) for file in files}
+    found = {name: tensor for tensors in held.values() for name, tensor in tensors.items()}
+    _check_digests(record, {name: str(file) for file, names in held.items() for name in names}, path)
     record = replace(record, digests={})  # of these names, and of tensors that nothing was added to
     tensors = {
         name.removeprefix(prefix): tensor
@@ -173,12 +174,12 @@ def _look(path: str) -> tuple[list[Path], str, Record, dict[str, str]]:
     return files, key, record, metadata
 
 
-def _check_digests(record: Record, found: Mapping[str, torch.Tensor], path: str) -> None:
-    """Compare all tensors with the record's digests; files that other programs have written have none."""
+def _check_digests(record: Record, file_of: Mapping[str, str], path: str) -> None:
+    """Compare all tensors with the record's digests; files that other programs have written have none. What is missing is
+    named by whoever misses it."""
     if record.digests:
-        check_covered(record, found, path)
-        damaged = [key for key, digest in record.digests.items() if tensor_digest(found[key]) != digest]
-        check_undamaged(damaged, dict.fromkeys(found, path))
+        check_covered(record, file_of.keys() | record.digests.keys(), path)
+        check_undamaged(damaged_keys(record.digests, file_of), file_of)
 
 
 def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> Path:

@@ -12,6 +12,7 @@ import xxhash
 
 from ..errors import FormatbookError, InputError, ModelError, shown
 from ..formatbook import Formatbook
+from ..inspection.linears import plain_name
 from ..plan.layers import Plan
 from ..settings.table import BLOCK_SIZES, PRECISIONS, ROTATIONS
 from ..storage.reading import AGAIN, MAX_JSON, Fields, parse_object
@@ -48,7 +49,7 @@ class Record:
     @classmethod
     def of(cls, plan: Plan, formatbook: Formatbook) -> "Record":
         """The record of a model that `plan` was carried out on; layers that peft had wrapped go by their own names."""
-        layers = {layer.name.replace(".base_layer", ""): layer for layer in plan.quantized}
+        layers = {plain_name(layer.name): layer for layer in plan.quantized}
         precisions = {name: layer.precision or "" for name, layer in layers.items()}
         rotations = {name: layer.rotation for name, layer in layers.items() if layer.rotation}
         equalized = {name: layer.equalized for name, layer in layers.items() if layer.equalized}
@@ -194,10 +195,15 @@ KEYS = (
 def tensor_digest(tensor: torch.Tensor) -> str:
     """XXH3 (128 bit, in hexadecimal) of a tensor's dtype, shape and bytes. It finds damage; forgers are the Hub's affair,
     whose SHA-256 of whole files is checked where they are downloaded."""
-    found = xxhash.xxh3_128(f"{tensor.dtype} {list(tensor.shape)} ".removeprefix("torch.").encode())
+    found = begun_digest(str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
     if tensor.numel():
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def begun_digest(dtype: str, shape: list[int]) -> "xxhash.xxh3_128":
+    """The digest of a tensor before its bytes; dtypes by torch's names."""
+    return xxhash.xxh3_128(f"{dtype} {shape} ".encode())
 
 
 def _compact(data: Mapping[str, Any]) -> bytes:

@@ -78,7 +78,7 @@ def _verified(where: str, files: list[Path]) -> Verified:
                 f"{files[0]} has no digests, since another program has written it; save it again with sedialect"
             )
         check_covered(record, contents.tensors, str(files[0]))
-        check_undamaged(damaged_keys(record, contents.file_of), contents.file_of)
+        check_undamaged(damaged_keys(record.digests, contents.file_of), contents.file_of)
     except SeDialectError as error:
         wrong = str(error)
     return Verified(where, tensors, layers, size, wrong)
