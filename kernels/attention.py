@@ -11,8 +11,10 @@ from . import reference_attention
 from .capabilities import refusals
 from .dispatch import attempt
 from .ops import operator_fake, torch_operator
+from .reference_attention import scale_of
 
 HEAD_SIZES = (64, 80, 96, 128)
+KERNEL = "the Triton kernel for attention in 8 bit"
 
 
 def attention_8bit(
@@ -29,7 +31,7 @@ def attention_8bit(
         key_mask: bool [B, N], True for keys that are attended to by all queries of their sample; None for all keys.
         softmax_scale: 1 / sqrt(D) unless told.
     """
-    return attention_operator(query, key, value, key_mask, _scale(query, softmax_scale))
+    return attention_operator(query, key, value, key_mask, scale_of(query, softmax_scale))
 
 
 def attention_8bit_with_lse(
@@ -41,11 +43,7 @@ def attention_8bit_with_lse(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and the natural log-sum-exp of each row's scaled scores, float32 [B, H, M]: by it the results of parts of
     the keys are put together."""
-    return attention_lse_operator(query, key, value, key_mask, _scale(query, softmax_scale))
-
-
-def _scale(query: torch.Tensor, softmax_scale: float | None) -> float:
-    return query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
+    return attention_lse_operator(query, key, value, key_mask, scale_of(query, softmax_scale))
 
 
 SCHEMA = "(Tensor query, Tensor key, Tensor value, Tensor? key_mask, float softmax_scale) -> "
@@ -97,14 +95,13 @@ def _attend(
             return plain()
         mask = None if key_mask is None else key_mask[:, None, None, :]
         output = functional.scaled_dot_product_attention(query, key, value, mask, scale=softmax_scale)
-        return output, query.new_empty(0)
+        return torch.empty_like(query).copy_(output), query.new_empty(0)  # in the query's order, as compilers are told
 
     if query.device.type != "cuda":
         return plain()
-    refused = refusals(query.device)
-    if refused.triton is not None or refused.dot is not None:
+    if refusals(query.device).triton_products is not None:
         return exact()
-    return attempt("the Triton kernel for attention in 8 bit", "16-bit attention", query.device, fast, exact)
+    return attempt(KERNEL, "16-bit attention", query.device, fast, exact)
 
 
 attention_operator, attention_lse_operator = _attention_8bit, _attention_8bit_with_lse  # for torch's checks of operators

@@ -3,11 +3,10 @@
 import torch
 
 from . import flash3
-from .attention import HEAD_SIZES
-from .capabilities import refusals
+from .attention import HEAD_SIZES, KERNEL
+from .capabilities import multiplies_e4m3, refusals
 from .dispatch import Implementation, failed
 
-KERNEL = "the Triton kernel for attention in 8 bit"  # as `attention` calls it where it fails
 LEAST_TOKENS = 512  # of queries and of keys: shorter attention takes too little time to gain any
 FLASH3_STEP, FLASH3_MOST = 16, 256
 
@@ -30,9 +29,9 @@ def attention_implementation(kind: str, device: torch.device) -> Implementation:
     if device.type != "cuda":
         return Implementation("reference", "plain torch gives a GPU's numbers, slower than 16 bit")
     refused = refusals(device)
-    if refused.triton is not None:
-        return Implementation("16 bit", f"no Triton kernels: {refused.triton}")
+    if refused.triton_products is not None:
+        return Implementation("16 bit", f"no Triton kernels: {refused.triton_products}")
     if (said := failed(KERNEL, device)) is not None:
         return Implementation("16 bit", said)
-    values = "values in E4M3" if refused.fp8 is None else f"values in 16 bit (no FP8 products: {refused.fp8})"
+    values = "values in E4M3" if multiplies_e4m3(device) else f"values in 16 bit (no FP8 products: {refused.fp8})"
     return Implementation("triton", f"INT8 scores, {values}")

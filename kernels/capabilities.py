@@ -35,6 +35,11 @@ class Refusals(NamedTuple):
     bfloat16: str | None = None  # inputs and products of that type
     dot: str | None = None  # matrix products of Triton kernels, where there are others
 
+    @property
+    def triton_products(self) -> str | None:
+        """Why no Triton kernel multiplies."""
+        return self.triton or self.dot
+
 
 def refusals(device: torch.device) -> Refusals:
     """What the GPU `device` does not do, and why."""
@@ -47,6 +52,11 @@ def fp8_shape_refusal(rows: int, width: int) -> str | None:
         if count % FP8_MULTIPLE:
             return f"{count} {side} are no multiple of {FP8_MULTIPLE}"
     return None
+
+
+def multiplies_e4m3(device: torch.device) -> bool:
+    """Whether the GPU has matrix units for E4M3, whatever torch makes of them."""
+    return torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def operand_dtype(x: torch.Tensor, bits: int, products: str = "auto") -> torch.dtype:

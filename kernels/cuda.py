@@ -68,12 +68,11 @@ def decode(
         return triton_decode.decode(weight, tables, dtype, scaled)
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
+        if dtype == torch.int8:
+            return integers.decode_rows(weight, tables)
         operand = reference.decode_rows(codes, meta, tables)
         if scaled:
             return operand.mul_(scale.unsqueeze(1)).to(dtype), scale
-        if dtype == torch.int8:
-            whole, lowered = integers.rounded(operand, scale)
-            return whole.to(dtype), lowered
         lift = LIFT if dtype == FP8 else 0
         return operand.mul_(2.0**lift).to(dtype), scale * 2.0**-lift
 
@@ -202,7 +201,7 @@ def int8_product(
         wide = lambda: scaled(operand.float() @ weight.float().t())  # noqa: E731
         return attempt(what, "float32", operand.device, by_torch, wide)
 
-    if refusals(operand.device).dot is not None:
+    if refusals(operand.device).triton_products is not None:
         return plain()
     return run("INT8 products", operand.device, fast, plain)
 

@@ -90,7 +90,7 @@ def _product(
             return wide, f"no FP8 products: {problem}"
         return "FP8", measured if either else "asked for" if products == "fp8" else ""
     if units == "int8":
-        by = "; torch._int_mm multiplies" if refused.triton is not None or refused.dot is not None else ""
+        by = "; torch._int_mm multiplies" if refused.triton_products is not None else ""
         why = "asked for" if products == "int8" else measured if either else f"no FP8 products: {refused.fp8}"
         return "INT8", why + by
     if products == "16bit":

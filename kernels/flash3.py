@@ -14,12 +14,12 @@ import torch
 
 from .capabilities import gpu_number
 from .ops import operator_fake, torch_operator
+from .reference import E4M3_MAX
+from .reference_attention import SMALLEST, scale_of
 
 MODULES = ("fa3_fwd_interface", "flash_attn_interface")  # of the wheel on PyPI; of FlashAttention's own repository
 INSTALL = "pip install fa3-fwd"
 HOPPER = (9, 0)
-E4M3_MAX = 448.0
-SMALLEST = 2.0**-100  # no scale is made from a smaller maximum: its inverse would overflow
 OTHERWISE = "or use attention='8bit'"
 
 
@@ -61,14 +61,14 @@ def attention_fp8(
     Raises:
         RuntimeError: the kernel is not installed, or not for this device.
     """
-    return _in_fp8(query, key, value, _scale(query, softmax_scale))[0].to(query.dtype)
+    return _in_fp8(query, key, value, scale_of(query, softmax_scale))[0].to(query.dtype)
 
 
 def attention_fp8_with_lse(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softmax_scale: float | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and the natural log-sum-exp of each row's scaled scores, float32 [B, H, M]."""
-    scale = _scale(query, softmax_scale)
+    scale = scale_of(query, softmax_scale)
     output, lse, centre = _in_fp8(query, key, value, scale)
     return output.to(query.dtype), lse + (query.float() @ centre.transpose(2, 3)).squeeze(3) * scale
 
@@ -80,10 +80,6 @@ def _in_fp8(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: 
     return *flash3_operator(*(part for part, _ in parts), *(descale for _, descale in parts), scale), centre
 
 
-def _scale(query: torch.Tensor, softmax_scale: float | None) -> float:
-    return query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
-
-
 def attention_bf16(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softmax_scale: float | None = None
 ) -> torch.Tensor:
@@ -92,7 +88,7 @@ def attention_bf16(
     Raises:
         RuntimeError: as of `attention_fp8`.
     """
-    return flash3_operator(query, key, value, None, None, None, _scale(query, softmax_scale))[0]
+    return flash3_operator(query, key, value, None, None, None, scale_of(query, softmax_scale))[0]
 
 
 def in_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -110,11 +110,19 @@ def e4m3_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Rows of zeros have scale 1; rows that hold NaN or Inf have scale NaN and operands of zero.
     """
-    top = x.abs().amax(dim=1).float()
-    scale = (top * (1 / E4M3_MAX)).clamp_min(2.0**-126)  # not divided: on GPUs torch would multiply anyway, CPUs would not
-    scale = torch.where(top == 0, 1.0, torch.where(top.isfinite(), scale, torch.nan))
-    scaled = (x.float() * (1.0 / scale).unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0)
+    scaled, scale = rows_up_to(x, E4M3_MAX)
     return scaled.to(torch.float8_e4m3fn).float(), scale
+
+
+def rows_up_to(x: torch.Tensor, most: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """x [M, K] with the maximum of each row at `most`, float32, not rounded yet, and row scales, float32 [M].
+
+    Rows of zeros have scale 1; rows that hold NaN or Inf have scale NaN and are zeros.
+    """
+    top = x.abs().amax(dim=1).float()
+    scale = (top * (1 / most)).clamp_min(2.0**-126)  # not divided: on GPUs torch would multiply anyway, CPUs would not
+    scale = torch.where(top == 0, 1.0, torch.where(top.isfinite(), scale, torch.nan))
+    return (x.float() * (1.0 / scale).unsqueeze(1)).nan_to_num_(0.0, 0.0, 0.0), scale
 
 
 def assign(

@@ -21,10 +21,10 @@ import torch
 from torch.nn import functional
 
 from .integers import INTEGERS
+from .reference import E4M3_MAX
 
 KEY_BLOCK = 128  # keys that share a scale, and are looked at between two changes of the running maximum
 LIFT = 8  # probabilities are multiplied by 2^LIFT: E4M3 reaches from 2^-9 to 448
-E4M3_MAX = 448.0
 SMALLEST = 2.0**-100  # no scale is made from a smaller maximum: its inverse would overflow
 CHUNK_SCORES = {"cpu": 1 << 20}  # scores of one block of keys that are held at once
 GPU_CHUNK_SCORES = 1 << 25
@@ -64,7 +64,7 @@ def attention(
         softmax_scale: 1 / sqrt(D) unless told.
         value_bits: 8, E4M3; or 16, as they are (float32 in bfloat16).
     """
-    scale = softmax_scale if softmax_scale is not None else query.shape[-1] ** -0.5
+    scale = scale_of(query, softmax_scale)
     order, count = attended_first(key_mask, key.shape[0], key.shape[2], key.device)
     if order is not None:
         key, value = (x.take_along_dim(order[:, None, :, None], 2) for x in (key, value))
@@ -81,6 +81,11 @@ def attention(
         output[:, :, rows], lse[:, :, rows] = _attend(parts, rows, key_mask)
     # Where there is no key, there is no centre either.
     return output, lse.add_((query.float() @ centre.transpose(2, 3)).squeeze(3), alpha=scale)
+
+
+def scale_of(query: torch.Tensor, softmax_scale: float | None) -> float:
+    """What scores are multiplied by: 1 / sqrt(D) unless told."""
+    return query.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
 
 
 def attended_first(

@@ -16,12 +16,11 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from .capabilities import multiplies_e4m3
 from .reference_attention import KEY_BLOCK, LIFT
 from .triton_attention_operands import quantize_keys_values, quantize_queries
-from .triton_int8 import is_described
-from .triton_rows import MAGIC
+from .triton_rows import MAGIC, is_described, rows_of
 
 MAGIC_BITS = tl.constexpr(0x4B400000)
 
@@ -155,8 +154,7 @@ def attention_forward(
     lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device) if return_lse else None
     if output.numel() == 0:
         return output, lse
-    capability = torch.cuda.get_device_capability(query.device)
-    fp8 = capability >= (8, 9)
+    capability, fp8 = torch.cuda.get_device_capability(query.device), multiplies_e4m3(query.device)
     keys = quantize_keys_values(key, value, key_mask, fp8)
     integers, scale, offset = quantize_queries(query, keys.centre, softmax_scale, return_lse)
     filled = keys.integers.shape[-1]
@@ -166,9 +164,9 @@ def attention_forward(
     attention_kernel[grid](
         integers,
         scale,
-        _rows(keys.integers, [tile.keys, filled]) if described else keys.integers,
+        rows_of(keys.integers, [tile.keys, filled], described),
         keys.scale,
-        _rows(keys.values, values_block) if described else keys.values,
+        rows_of(keys.values, values_block, described),
         keys.value_scale,
         keys.attended,
         offset,
@@ -193,16 +191,11 @@ def attention_forward(
     return output, lse
 
 
-def _rows(x: torch.Tensor, block: list[int]) -> TensorDescriptor:
-    """A descriptor of the rows of x [..., K]."""
-    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), block)
-
-
 def tile_for(capability: tuple[int, int], fp8: bool) -> Tile:
     """The tile for a GPU.
 
-    64 rows leave an H100 three programs that take turns at its matrix units: on one (triton 3.6, 2026-11-28) 32,760 tokens
-    of 40 heads took 26.4 ms, and with 128 rows 30.3 ms. On 8.9 64 rows and 128 keys spill registers.
+    64 rows leave an H100 three programs that take turns at its matrix units; 128 rows were slower there. On 8.9 64 rows and
+    128 keys spill registers.
     """
     if capability == (8, 9):
         return Tile(128, 64, 8, 2)

@@ -7,7 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .reference_attention import E4M3_MAX, INTEGERS, KEY_BLOCK, SMALLEST, attended_first
+from .integers import INTEGERS
+from .reference import E4M3_MAX
+from .reference_attention import KEY_BLOCK, SMALLEST, attended_first
 from .triton_rows import whole
 
 CHUNK = 512  # keys whose sum and largest magnitudes a program finds

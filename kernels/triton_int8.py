@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .triton_rows import is_described, rows_of
 
 
 class Tile(NamedTuple):
@@ -104,9 +105,9 @@ def multiply(
     operand, weight = operand.contiguous(), weight.contiguous()
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.outputs),)
     int8_kernel[grid](
-        TensorDescriptor.from_tensor(operand, [tile.rows, tile.inputs]) if described else operand,
+        rows_of(operand, [tile.rows, tile.inputs], described),
         row_scale,
-        TensorDescriptor.from_tensor(weight, [tile.outputs, tile.inputs]) if described else weight,
+        rows_of(weight, [tile.outputs, tile.inputs], described),
         scale,
         bias,
         product,
@@ -124,11 +125,6 @@ def multiply(
         num_stages=tile.stages,
     )
     return product
-
-
-def is_described(capability: tuple[int, int]) -> bool:
-    """Whether the GPU loads by descriptors."""
-    return capability >= (9, 0)
 
 
 def tile_for(capability: tuple[int, int], rows: int) -> Tile:

@@ -1,9 +1,12 @@
-"""What kernels that encode and decode share: how rows are read, equalized, rotated, or less what is encoded already, and how
-operands are lifted and rounded."""
+"""What kernels share: how rows are read, equalized, rotated, or less what is encoded already, how tables are looked up, and
+how operands are handed over, lifted and rounded."""
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .integers import INTEGER_LIFT
 from .reference import LIFT
@@ -11,6 +14,16 @@ from .reference import LIFT
 # Whether scattered loads are laid out with the elements of a block first: up to Triton 3.6, and where it is interpreted.
 LIES_WELL = tl.constexpr(triton.knobs.runtime.interpret or triton.__version__.startswith("3.6."))
 MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: a number below 2^22 with it is a float without a fraction
+
+
+def is_described(capability: tuple[int, int]) -> bool:
+    """Whether the GPU loads by descriptors."""
+    return capability >= (9, 0)
+
+
+def rows_of(x: torch.Tensor, block: list[int], described: bool) -> Any:
+    """The rows of x [..., K], contiguous, as a kernel's argument: a descriptor of blocks, or, unless `described`, x."""
+    return TensorDescriptor.from_tensor(x.view(-1, x.shape[-1]), block) if described else x
 
 
 def lift_of(dtype: torch.dtype) -> int:

@@ -94,7 +94,7 @@ def attention_cases(capability: int):
     block = {**shape, **limits, "BLOCK": KEY_BLOCK, "ORDERED": True, "FP8": fp8}
     yield triton_attention_operands.key_value_kernel, kinds, block, {"num_warps": 8}
     main = {**shape, "LIFT": LIFT, "KEY_BLOCK": KEY_BLOCK, "ROWS": tile.rows, "KEYS": tile.keys, "FP8": fp8, "LSE": True}
-    main["DESCRIBED"] = triton_int8.is_described((capability // 10, capability % 10))
+    main["DESCRIBED"] = triton_rows.is_described((capability // 10, capability % 10))
     if not main["DESCRIBED"]:
         kinds |= {"keys_of": "*i8", "values_of": kinds["operand_ptr"]}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
@@ -110,7 +110,7 @@ def int8_case(capability: int, rows: int):
     kinds |= {"operand_of": f"tensordesc<i8[{tile.rows}, {tile.inputs}]>"}
     kinds |= {"weight_of": f"tensordesc<i8[{tile.outputs}, {tile.inputs}]>"}
     sizes = {"ROWS": tile.rows, "OUTPUTS": tile.outputs, "INPUTS": tile.inputs, "BAND": triton_int8.BAND, "BIAS": True}
-    sizes |= {"DESCRIBED": triton_int8.is_described((capability // 10, capability % 10)), "EVEN": False}
+    sizes |= {"DESCRIBED": triton_rows.is_described((capability // 10, capability % 10)), "EVEN": False}
     if not sizes["DESCRIBED"]:
         kinds |= {"operand_of": "*i8", "weight_of": "*i8"}
     return triton_int8.int8_kernel, kinds, sizes, {"num_warps": tile.warps, "num_stages": tile.stages}

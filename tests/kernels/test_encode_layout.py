@@ -3,31 +3,14 @@
 import re
 
 import pytest
-import torch
 
 triton = pytest.importorskip("triton")
 
+from compiled_kernels import DIALECTS, ENCODE, PLAIN  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from sedialect.kernels import triton_encode  # noqa: E402
-
-KINDS = {
-    "x_ptr": "*bf16",
-    "operand_ptr": "*fp8e4nv",
-    "scale_ptr": "*fp32",
-    "choices_ptr": "*i64",
-    "errors_ptr": "*i64",
-    "salient_ptr": "*i32",
-    "group_ptr": "*i32",
-    "choice_ptr": "*u8",
-    "protected_ptr": "*i1",
-    "equalizer_ptr": "*i8",
-    "rows": "i32",
-    "first": "i32",
-}
-DIALECTS = {"BLOCK": 16, "SHAPES": 4, "BIAS": 961, "LIFT": 4, "Q_SHIFT": triton_encode.Q_SHIFTS[torch.bfloat16]}
-PLAIN = {"ALL": False, "RESIDUAL": False, "GROUPS": False, "SHARED": 0x80, "SHARED_MASK": 0xE0, "PROTECTED": False}
 
 
 @pytest.mark.parametrize("equalized", [False, True], ids=["plain", "equalized"])
@@ -36,9 +19,10 @@ def test_no_layout_is_converted(width, equalized, tmp_path, monkeypatch):
     """Up to Triton 3.6 entries of tables come as the tiles lie; 3.7 to 3.9 would need some 50 barriers a program."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     span, rows, warps = triton_encode.geometry(width)
-    constants = {**DIALECTS, **PLAIN, "K": width, "PIECE": span // 16, "ROWS": rows, "EQUALIZED": equalized, "ROTATION": 0}
+    constants = {**DIALECTS, **PLAIN, "K": width, "PIECE": span // 16, "ROWS": rows, "EQUALIZED": equalized}
+    kinds = {"x_ptr": "*bf16", "operand_ptr": "*fp8e4nv", **ENCODE}
     names = triton_encode.encode_kernel.arg_names
-    signature = {name: "constexpr" if name in constants else KINDS[name] for name in names}
+    signature = {name: "constexpr" if name in constants else kinds[name] for name in names}
     aligned = {(place,): [["tt.divisibility", 16]] for place, name in enumerate(names) if name.endswith("_ptr")}
     source = ASTSource(triton_encode.encode_kernel, signature, constants, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
