@@ -18,9 +18,10 @@ from torch import nn
 
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
+from ..inspection.linears import plain_name
 from ..plan.rules import LinearTypes, make_plan
 from ..progress import Watch, shown_bar
-from ..quantize.weights import InputStatistics, groups_of, plain_name
+from ..quantize.weights import InputStatistics, groups_of
 from .cache import CalibrationCache, Input, load_statistics, save_statistics
 from .capture import Steps, Target, spread_rows, watching
 

@@ -23,8 +23,8 @@ def find_linears(model: nn.Module, *, linear_types: tuple[type[nn.Module], ...] 
     """
     linears = {name: module for name, module in _without_adapters(model) if type(module) in linear_types}
     family = family_of(model)
-    names = {_plain(name) for name, _ in model.named_modules()}  # of all types: some may be quantized already
-    blocks = {name: _block_of(family, _plain(name), names) for name in linears}
+    names = {plain_name(name) for name, _ in model.named_modules()}  # of all types: some may be quantized already
+    blocks = {name: _block_of(family, plain_name(name), names) for name in linears}
     sites = [_site(name, module, blocks[name]) for name, module in linears.items()]
     readers = Counter(site.shared_input for site in sites)
     return [site if readers[site.shared_input] > 1 else _alone(site) for site in sites]
@@ -41,7 +41,7 @@ def _without_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield name, module
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name a linear has without peft."""
     return name.replace(_BASE_LAYER, "")
 
@@ -61,9 +61,11 @@ def _block_of(family: Family, name: str, names: set[str]) -> tuple[str, BlockKin
 def _site(name: str, module: nn.Module, found: tuple[str, BlockKind] | None) -> LinearSite:
     features: dict[str, Any] = {"in_features": int(module.in_features), "out_features": int(module.out_features)}  # type: ignore[arg-type]
     if found is None:
-        return LinearSite(name, **features, role=outside_role(_plain(name)), stream="other", block=None, shared_input=None)
+        return LinearSite(
+            name, **features, role=outside_role(plain_name(name)), stream="other", block=None, shared_input=None
+        )
     block, kind = found
-    match = first_match(kind.rules, _plain(name).removeprefix(f"{block}."))
+    match = first_match(kind.rules, plain_name(name).removeprefix(f"{block}."))
     if match is None:
         return LinearSite(name, **features, role="other", stream="other", block=block, shared_input=None)
     rule, reads = match

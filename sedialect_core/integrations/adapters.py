@@ -262,9 +262,7 @@ def _merge(function: Callable[..., Any], adapter: Any, *args: Any, **kwargs: Any
         return
     check_in_memory(base, "merge adapters before offloading")
     before = list(adapter.merged_adapters)
-    linear = decoded_linear(base, torch.float32)
-    if base.bias is not None:
-        linear._parameters["bias"] = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
+    linear = _copied(base)
     try:
         with _in_place(owner, base, linear):
             function(adapter, *args, **kwargs)
@@ -284,13 +282,19 @@ def _unmerge(function: Callable[..., Any], adapter: Any, *args: Any, **kwargs: A
         function(adapter, *args, **kwargs)
         return
     names = list(adapter.merged_adapters)
-    linear = decoded_linear(base, torch.float32)
-    if base.bias is not None:
-        linear._parameters["bias"] = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
+    linear = _copied(base)
     with _in_place(owner, base, linear):
         function(adapter, *args, **kwargs)  # for what it keeps beside the weight
     adapter.merged_adapters[:] = names
     unfuse(adapter)
+
+
+def _copied(base: SeDialectLinear) -> nn.Linear:
+    """A decoded layer in float32 that may be changed: its bias is its own."""
+    linear = decoded_linear(base, torch.float32)
+    if base.bias is not None:
+        linear._parameters["bias"] = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
+    return linear
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..plan.attention import with_attention
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import guided
 from ..plan.tokens import attention_modules, is_guided, needs_profile
-from ..quantize.checks import check_attention
+from ..quantize.checks import check_attention, is_compiled
 from ..quantize.products import settle_products
 from ..semantics.attending import Attending, stayed
 from ..semantics.guides import guide_for, is_told, watched_block
@@ -105,7 +105,7 @@ def reguide(model: nn.Module, **settings: Any) -> Plan:
     state = getattr(model, "_sedialect", None)
     if state is None:
         raise ModelError(f"{type(model).__name__} is not quantized by sedialect; call enable_sedialect() first")
-    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
+    if is_compiled(model):
         raise ModelError(f"{type(model).__name__} is compiled; change its settings before torch.compile")
     for name in settings:
         if name not in LIVE:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from ...kernels.attention_support import head_size_refusal
+from ..inspection.linears import plain_name
 from ..inspection.placement import REARRANGED
 from ..settings.table import UNQUANTIZED
 from .layers import AttentionPlan, LayerPlan, Plan
@@ -29,7 +30,7 @@ def with_attention(plan: Plan, model: nn.Module) -> Plan:
         return replace(plan, attentions=())
     modules: dict[str, list[LayerPlan]] = {}
     for layer in plan.layers:
-        name = _plain(layer)
+        name = plain_name(layer.name)
         if layer.block is not None and layer.role in ("attention", "feed_forward"):
             modules.setdefault(PARTS.sub("", name.rpartition(".")[0]), []).append(layer)
     found = (_decide(name, layers, model, kind) for name, layers in modules.items())
@@ -76,9 +77,5 @@ def _head_size(name: str, keys: Iterable[LayerPlan], model: nn.Module) -> int | 
     return layer.out_features // parts // heads
 
 
-def _plain(layer: LayerPlan) -> str:
-    return layer.name.replace(".base_layer", "")
-
-
 def _leaf(layer: LayerPlan) -> str:
-    return _plain(layer).rpartition(".")[2]
+    return plain_name(layer.name).rpartition(".")[2]

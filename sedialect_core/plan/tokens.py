@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
+from ..inspection.linears import plain_name
 from ..inspection.placement import Placement, attention_placement, grid_is_told, placement_of
 from ..settings.table import BY_ATTENTION
 from .layers import LayerPlan
@@ -86,7 +87,7 @@ def key_linears(layers: Iterable[LayerPlan], layout: TokenLayout) -> dict[str, s
     if not grid_is_told(layout) or not isinstance(attention_placement(layout), Placement):
         return found
     for layer in layers:
-        name = layer.name.replace(".base_layer", "")
+        name = plain_name(layer.name)
         looked_at = layer.stream in VIDEO_KEYS and layer.role in ("attention", "feed_forward") and not layer.linear
         if layer.block is not None and looked_at and KEYS.search(name.rpartition(".")[2]):
             found.setdefault(layer.block, name)

@@ -40,6 +40,11 @@ def check_attention(config: SeDialectConfig) -> None:
             raise ModelError(f"attention is 'fp8', and {why}")
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether graphs were made of the model or of a part of it."""
+    return hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules())
+
+
 def check_restorable(name: str, model: nn.Module) -> None:
     """Refuse to put layers back into a model that is offloaded: they would miss its hooks, or end without weights.
 
@@ -64,9 +69,7 @@ def _quantized(model: nn.Module) -> tuple[str, str] | None:
 
 
 def _compiled(model: nn.Module) -> tuple[str, str] | None:
-    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in model.modules()):
-        return "is compiled", "call enable_sedialect() before torch.compile"
-    return None
+    return ("is compiled", "call enable_sedialect() before torch.compile") if is_compiled(model) else None
 
 
 def _hooked(model: nn.Module) -> tuple[str, str] | None:

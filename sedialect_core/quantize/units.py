@@ -18,6 +18,7 @@ from ..errors import InputError, first_line
 from ..formatbook import Formatbook
 from ..storage.atomic import write_text
 from ..storage.cache import cache_folder
+from ..storage.reading import read_object
 
 UNITS = ("fp8", "int8")
 ROWS, WIDTH, OUTPUTS = 8192, 3072, 3072  # of the layer that is measured
@@ -93,10 +94,10 @@ def _known(device: torch.device) -> tuple[dict[str, float] | None, str]:
 def _read() -> dict[str, dict[str, float]]:
     """What was measured before; what cannot be read, or holds other than times, is measured again."""
     try:
-        kept = json.loads(measured_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = read_object(measured_file())
+    except InputError:
         return {}
-    return {key: times for key, times in kept.items() if _are_times(times)} if isinstance(kept, dict) else {}
+    return {key: times for key, times in kept.items() if _are_times(times)}
 
 
 def _are_times(times: object) -> bool:

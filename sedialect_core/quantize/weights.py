@@ -18,6 +18,7 @@ from ...kernels.transform import InputTransform, scale_columns, transform_rows, 
 from ..codec import EncodedTensor, encode, encode_calibrated
 from ..errors import ModelError
 from ..formatbook import Formatbook
+from ..inspection.linears import plain_name
 from ..plan.layers import LayerPlan
 from . import equalization
 
@@ -251,8 +252,3 @@ def groups_of(layers: Iterable[LayerPlan]) -> list[tuple[LayerPlan, ...]]:
     for layer in layers:
         groups.setdefault(layer.shared_input or f"only {layer.name}", []).append(layer)
     return [tuple(group) for group in groups.values()]
-
-
-def plain_name(name: str) -> str:
-    """A layer's own name where peft has wrapped it."""
-    return name.replace(".base_layer", "")
