@@ -32,12 +32,17 @@ def attend(
         attending.last = "the model asks for more precision"
         return None
     if not skip_reshape:
-        width = query.shape[-1] // heads
-        query, key, value = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in (query, key, value))
+        query, key, value = split_heads(heads, query, key, value)
     output = attending(Call(query, key, value, whole_mask(mask), scale))
     if output is None or skip_output_reshape:
         return output
     return output.transpose(1, 2).flatten(2)
+
+
+def split_heads(heads: int, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """[B, H, N, D] of what ComfyUI hands over as [B, N, H * D], queries first."""
+    width = parts[0].shape[-1] // heads
+    return tuple(part.unflatten(-1, (-1, width)).transpose(1, 2) for part in parts)
 
 
 def whole_mask(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -1,10 +1,8 @@
 """A MODEL whose layers stay as they are, and whose attention alone runs in fewer bits: a clone with a wrapper."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from comfy.patcher_extension import WrappersMP
 
 from ...sedialect_core.config import SeDialectConfig
@@ -17,27 +15,6 @@ from .guides import run_told, told_tokens
 from .tokens import Tokens
 
 ALONE = "sedialect_attention"  # under which a patcher keeps the wrapper and what we know
-
-
-@dataclass
-class Alone:
-    """A wrapper for ComfyUI's APPLY_MODEL, of one MODEL: others share its network."""
-
-    tokens: Tokens
-
-    def __call__(
-        self,
-        executor: Any,
-        x: torch.Tensor,
-        t: torch.Tensor,
-        c_concat: Any = None,
-        c_crossattn: Any = None,
-        control: Any = None,
-        transformer_options: Mapping[str, Any] | None = None,
-        **more: Any,
-    ) -> Any:
-        """The forward, told of its tokens."""
-        return run_told(self.tokens, executor, x, t, c_concat, c_crossattn, control, transformer_options, **more)
 
 
 def attention_alone(patcher: Any, config: SeDialectConfig) -> Any:
@@ -59,7 +36,7 @@ def attention_alone(patcher: Any, config: SeDialectConfig) -> Any:
     clone = patcher.clone()
     tokens = told_tokens(network, plan)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, ALONE)
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ALONE, Alone(tokens))
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ALONE, partial(run_told, tokens))
     clone.set_attachments(ALONE, tokens)
     return clone
 

@@ -149,8 +149,16 @@ def run_guided(
 
 
 def run_told(
-    tokens: Tokens, executor: Any, x: torch.Tensor, t: Any, concat: Any, cross: Any, control: Any, options: Any, **more: Any
+    tokens: Tokens,
+    executor: Any,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    c_concat: Any = None,
+    c_crossattn: Any = None,
+    control: Any = None,
+    transformer_options: Mapping[str, Any] | None = None,
+    **more: Any,
 ) -> Any:
     """The forward, told of its tokens."""
-    with tokens.forward(tuple(x.shape), x.device, options or {}, executor.class_obj.model_sampling) as told:
-        return executor(x, t, concat, cross, control, told, **more)
+    with tokens.forward(tuple(x.shape), x.device, transformer_options or {}, executor.class_obj.model_sampling) as told:
+        return executor(x, t, c_concat, c_crossattn, control, told, **more)

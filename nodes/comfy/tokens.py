@@ -24,7 +24,7 @@ from ...sedialect_core.semantics.grouping import Windows, windows_of
 from ...sedialect_core.semantics.probe import Seen, Watched
 from ...sedialect_core.semantics.state import BlockState, Extents, Flags, GroupState
 from ...sedialect_core.semantics.steps import due
-from .attention import attend
+from .attention import attend, split_heads, whole_mask
 from .steps import Step, step_of
 
 OVERRIDE = "optimized_attention_override"  # the entry of transformer_options that attention is called through
@@ -293,16 +293,13 @@ class Tokens:
     ) -> bool:
         """Note a call of `optimized_attention`; whether it is the self-attention of this network's video tokens."""
         if not skip_reshape:
-            width = query.shape[-1] // heads
-            query, key = (part.unflatten(-1, (-1, width)).transpose(1, 2) for part in (query, key))
+            query, key = split_heads(heads, query, key)
         tokens, video = query.shape[2], self.flags.video_tokens
         whole = tokens == video if watched.placement.where == "all" else tokens >= video
         if not whole or key.shape[2] != tokens or query.shape[0] != self.samples:
             return False
-        if mask is not None and mask.ndim == 3:
-            mask = mask.unsqueeze(1)
         watched.state.samples_seen = 0
-        watched.see(Seen(query, key, mask, scale))
+        watched.see(Seen(query, key, whole_mask(mask), scale))
         return True
 
     def count(self, rows: torch.Tensor, length: int, placement: Placement | None) -> None:
