@@ -11,8 +11,12 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("models/diffusion_models", "models/loras", "models/vae", "custom_nodes", "input", "output", "temp", "user")
+COMFYUI = os.environ.get("COMFYUI_DIR")
+needs_comfyui = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
 PATIENCE = 600.0  # seconds for a start or a run, on a busy machine
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import accelerate
 import torch
-from quantized_pipelines import close
+from quantized_pipelines import close, layers
 
 CPU = torch.device("cpu")
 
@@ -56,3 +56,9 @@ def unchanged(apply: Any, found: torch.Tensor, wanted: torch.Tensor) -> bool:
     """The same bits. From disk, up to the order of sums: CPU libraries choose code by the address where weights begin, and
     a mapped file begins them anywhere."""
     return close(found, wanted) if apply is group_offload_to_disk else torch.equal(found, wanted)
+
+
+def is_written(model: torch.nn.Module, folder: Path) -> bool:
+    """Whether the files in a folder have room for all that the quantized layers of a model hold."""
+    stored = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    return stored > sum(p.nbytes for layer in layers(model) for p in layer.parameters())

@@ -4,7 +4,6 @@ COMFYUI_PYTHON is the interpreter that ComfyUI and the requirements of this pack
 """
 
 import json
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -13,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from comfyui_graphs import to_api, without
-from comfyui_server import Server, python_of_comfyui
-from comfyui_workflows import DEMO, OUTLIERS, PROMPT, Workflow, base_folder, distance, samples
+from comfyui_server import needs_comfyui
+from comfyui_workflows import DEMO, OUTLIERS, PROMPT, Workflow, distance, samples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -26,19 +25,7 @@ from sedialect.sedialect_core.checkpoint.wan_names import to_authors, to_diffuse
 from sedialect.sedialect_core.linear import SeDialectLinear
 from sedialect.sedialect_core.quantize.weights import InputStatistics
 
-COMFYUI = os.environ.get("COMFYUI_DIR")
-pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return base_folder(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="module")
-def server(base):
-    with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
-        yield running
+pytestmark = needs_comfyui
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +37,6 @@ def saved(server, base) -> str:
     )
     (shown,) = server.run(graph.nodes).outputs.values()
     return Path(shown["text"][0].removeprefix("saved ")).name
-
-
-@pytest.fixture
-def graph(base) -> Workflow:
-    return Workflow(base)
 
 
 def answers(path: Path) -> dict[str, torch.Tensor]:

@@ -1,32 +1,11 @@
 """Attention in 8 bit in a real ComfyUI on the CPU; COMFYUI_DIR names it, as for test_comfyui.py."""
 
-import os
-from pathlib import Path
-
-import pytest
 import torch
-from comfyui_server import Server, python_of_comfyui
-from comfyui_workflows import Workflow, base_folder, distance, samples
+from comfyui_server import needs_comfyui
+from comfyui_workflows import distance, samples
 
-COMFYUI = os.environ.get("COMFYUI_DIR")
-pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
+pytestmark = needs_comfyui
 LONG = {"frames": 33, "size": 128}  # 576 tokens: attention is long from 512
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return base_folder(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="module")
-def server(base):
-    with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
-        yield running
-
-
-@pytest.fixture
-def graph(base) -> Workflow:
-    return Workflow(base)
 
 
 def sampled(server, graph, models: dict[str, list]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -10,14 +10,13 @@ from pathlib import Path
 import comfyui_models
 import pytest
 from comfyui_graphs import to_api, without
-from comfyui_server import Server, python_of_comfyui
+from comfyui_server import COMFYUI, Server, needs_comfyui, python_of_comfyui
 
 from sedialect.sedialect_core import demo
 
 pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
-COMFYUI = os.environ.get("COMFYUI_DIR")
-pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
+pytestmark = needs_comfyui
 PICTURES = os.environ.get("SEDIALECT_PICTURES")
 STEPS = int(os.environ.get("SEDIALECT_STEPS", "2"))
 EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "compare_16_bit_and_4_bit.json"

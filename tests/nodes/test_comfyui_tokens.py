@@ -1,14 +1,12 @@
 """Salient tokens, groups and protected steps in a real ComfyUI on the CPU; COMFYUI_DIR names it, as for test_comfyui.py."""
 
 import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from comfyui_server import Server, python_of_comfyui
-from comfyui_workflows import PROMPT, Workflow, base_folder, distance, samples
+from comfyui_server import needs_comfyui
+from comfyui_workflows import PROMPT, Workflow, distance, samples
 from safetensors.torch import load_file
 
 import sedialect
@@ -17,27 +15,10 @@ from sedialect.sedialect_core.checkpoint.wan_names import to_authors
 from sedialect.sedialect_core.integrations.semantics import HOOK
 from sedialect.sedialect_core.linear import SeDialectLinear
 
-COMFYUI = os.environ.get("COMFYUI_DIR")
-pytestmark = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
+pytestmark = needs_comfyui
 BY_NORM = {"salient_ratio": 0.25, "salient_by": "norm", "salient_layers": "all"}
 BY_ATTENTION = {**BY_NORM, "salient_by": "attention"}
 GROUPS = {"salient_ratio": 0.0, "semantic": "on"}
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return base_folder(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="module")
-def server(base):
-    with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
-        yield running
-
-
-@pytest.fixture
-def graph(base) -> Workflow:
-    return Workflow(base)
 
 
 def recorded(server, graph, settings: dict, steps: int = 3, model: list | None = None, **more: object) -> tuple[dict, dict]:
@@ -95,7 +76,7 @@ def compare_layers(found: dict, model) -> int:
             key = f"{number}|{to_authors(name)}" if isinstance(layer, SeDialectLinear) and layer.guide is not None else ""
             if key:
                 x = found[f"{key}|x"]
-                assert set(found[f"{key}|salient"].tolist()) == set(layer.guide(x).salient.tolist())
+                assert set(found[f"{key}|salient"].tolist()) == set(layer.guide(x, layer.transform).salient.tolist())
                 torch.testing.assert_close(found[f"{key}|y"], layer(x), rtol=1e-5, atol=1e-4)
                 compared += 1
     return compared

@@ -1,17 +1,12 @@
 """Attention in 8 bit in diffusers' models: which calls run so and why not; compiled, in parallel, alone, in files."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import tiny_models
 import torch
-from interruptible import PATIENCE
 from quantized_pipelines import quantized
 from tiny_pipelines import build, generate
 from torch._dynamo.testing import CompileCounter
+from two_processes import run_both
 
 from sedialect import SeDialectConfig, quantize_model
 from sedialect.kernels import attention_support, flash3
@@ -373,15 +368,6 @@ dist.destroy_process_group()
 @feature("Attention in 8 bit: context parallel (Ulysses, Ring)", "first", "Two processes over gloo, Wan.")
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 def test_two_processes_compute_what_one_does(kind, tmp_path):
-    command = [sys.executable, "-P", "-c", PARALLEL]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "helpers"), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([*command, str(rank), kind, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=PATIENCE)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
-    for rank in range(2):
-        alone, together, last = torch.load(tmp_path / f"{rank}.pt")
+    for alone, together, last in run_both(PARALLEL, kind, tmp_path):
         assert last == {""}
         assert distance(together, alone) < (1e-5 if kind == "ulysses" else 0.02)

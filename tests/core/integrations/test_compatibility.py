@@ -5,20 +5,16 @@ Offloading and LoRAs have files of their own, test_offloading.py and test_lora.p
 
 import copy
 import io
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import diffusers
 import pytest
 import torch
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
-from interruptible import PATIENCE
 from offloads import compile_blocks, compile_whole
 from quantized_pipelines import WEIGHT_ONLY, close, layers, quantized, twin
 from tiny_pipelines import build, generate
+from two_processes import run_both
 
 from sedialect import SeDialectLinear
 from sedialect.sedialect_core.errors import ModelError
@@ -115,14 +111,6 @@ def test_caches_skip_what_they_skip_in_the_decoded_model(order, name):
 
 
 # Compiling
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -242,15 +230,7 @@ dist.destroy_process_group()
     orders("Context parallel (Ulysses)", "Two processes over gloo, Wan. Each chooses second terms among its own tokens."),
 )
 def test_two_processes_compute_what_one_does(order, tmp_path):
-    command = [sys.executable, "-P", "-c", PARALLEL]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "helpers"), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen([*command, str(rank), order, str(tmp_path)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=PATIENCE)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(errors)
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    results = run_both(PARALLEL, order, tmp_path)
     pipe, _ = quantized(preset="plain")
     generator = torch.Generator().manual_seed(1)
     latents, text = (torch.randn(shape, generator=generator) for shape in ((1, 16, 2, 4, 6), (1, 8, 32)))
