@@ -44,8 +44,9 @@ def chance(x: torch.Tensor) -> torch.Tensor:
 
 
 def salient_count(ratio: float, tokens: int) -> int:
-    """k = ceil(ratio * tokens), at most all of them."""
-    return torch.sym_min(tokens, math.ceil(ratio * tokens))
+    """k = ceil(ratio * tokens), at most all of them, since no ratio exceeds 1. `tokens` may be symbolic; torch.sym_min and
+    min would break the graph or fix its size."""
+    return math.ceil(ratio * tokens)
 
 
 def top_tokens(score: torch.Tensor, count: int) -> torch.Tensor:
