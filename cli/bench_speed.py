@@ -12,6 +12,7 @@ PARTS = {
     "attention": "attention kernels alone, with their errors against float64; by model",
     "layers": "linear layers with every arm; by model",
     "blocks": "transformer blocks of diffusers with every arm",
+    "pieces": "every kernel that a compiled block runs, with its share of the time",
     "models": "step time and peak memory of a whole transformer",
     "enabling": "encoding all weights of a model",
 }
@@ -47,6 +48,7 @@ def run_speed(parsed: argparse.Namespace) -> int:
     from ..bench.speed.plot import draw
     from ..bench.speed.rendering import place, render
     from ..bench.speed.results import read_parts
+    from ..bench.speed.summary import WHERE, summary
     from ..sedialect_core.storage.atomic import write_text
     from ..sedialect_core.storage.marked import write_marked
 
@@ -59,6 +61,9 @@ def run_speed(parsed: argparse.Namespace) -> int:
     page = "\n\n".join(f"## {name}\n\n{section}" for name, section in sections.items())
     print(page)
     print("written:", write_text(parsed.output / PAGE, f"{page}\n"), sep="\n  ")
+    line = summary(parts["layers"]) if "layers" in parts else None
+    if line is not None:
+        print(f"\nNo table of ours is of this GPU. Please send us this line ({WHERE}):\n\n{line}")
     if parsed.write is not None:
         draw(parts, parsed.write.parent / PICTURE)
         write_marked(parsed.write, {place(name): section for name, section in sections.items()})

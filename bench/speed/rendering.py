@@ -8,12 +8,15 @@ from .arms import ARMS, BASELINE
 from .blocks import ATTENTION
 from .floors import BF16_PEAK, COPY, DEVICE, FP8_PEAK
 from .layers import AGAIN
+from .pieces import OTHER, kind_of
 from .results import Part, Row
 from .shapes import LAYERS, QUICK_LAYERS, VIDEOS, Layers
 from .trials import COMPILED, EAGER
 
 FAST = f"{FP8_PEAK}, fast accumulation"
 GIGA = 1e9
+NAMED = 0.01  # of a block's time, from which on a kernel is named
+NAME_LENGTH = 80
 
 
 def place(name: str) -> str:
@@ -34,6 +37,8 @@ def render(parts: dict[str, Part]) -> dict[str, str]:
                 tables[name] = layers(part, parts.get("kernels"))
             case "blocks":
                 tables[name] = blocks(part)
+            case "pieces":
+                tables[name] = pieces(part)
             case "models":
                 tables[name] = models(part)
             case "enabling":
@@ -165,6 +170,27 @@ def _block(part: Part, case: str) -> str:
         )
     columns = ["arm", "ms", "x BF16", "compiled, ms", "x BF16", "error", "covered weights, of 16 bit", "more, GB", ""]
     return f"**{case}**\n\n{table(columns, rows)}"
+
+
+def pieces(part: Part) -> str:
+    """A table for each block and arm: what takes NAMED of the time or more, the kinds of kernels before single ones."""
+    return "\n\n".join(_pieces(row) for row in part.rows)
+
+
+def _pieces(row: Row) -> str:
+    title = f"**{row.case}, {row.arm}**"
+    total = sum(row.numbers.values())
+    if not total:
+        return f"{title}: {row.note}"
+    kinds: dict[str, float] = {}
+    for name, spent in row.numbers.items():
+        kinds[kind_of(name)] = kinds.get(kind_of(name), 0) + spent
+    by_time = sorted(kinds.items(), key=lambda item: -item[1])
+    rows = [[kind, "all", f"{spent:.3f}", f"{spent / total:.1%}"] for kind, spent in by_time]
+    for name, spent in sorted(row.numbers.items(), key=lambda item: -item[1]):
+        if kind_of(name) == OTHER and spent >= NAMED * total:
+            rows.append([OTHER, f"`{name[:NAME_LENGTH]}`", f"{spent:.3f}", f"{spent / total:.1%}"])
+    return f"{title}: {total:.2f} ms\n\n{table(['kind', 'kernel', 'ms', 'of all'], rows)}"
 
 
 def models(part: Part) -> str:

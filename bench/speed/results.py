@@ -9,7 +9,7 @@ from typing import Any
 from ...sedialect_core.errors import InputError
 from ...sedialect_core.storage.atomic import write_text
 
-PARTS = ("kernels", "attention", "layers", "blocks", "models", "enabling")
+PARTS = ("kernels", "attention", "layers", "blocks", "pieces", "models", "enabling")
 NOT_MEASURED = "not measured: "
 
 

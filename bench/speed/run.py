@@ -18,6 +18,7 @@ from .floors import measure_kernels
 from .layers import measure_layers
 from .machine import machine
 from .models import MODELS, QUICK_MODELS, measure_models
+from .pieces import measure_pieces
 from .results import Part
 from .shapes import LAYERS, QUICK_LAYERS
 from .timing import Clock
@@ -25,7 +26,7 @@ from .trials import Trials
 
 KERNEL_LAYERS = ("wan-14b out", "wan-14b feed-forward up", "wan-14b feed-forward down", "wan-1.3b out")
 # In the order of measuring, with their shares of the seconds that are left. What costs little stands before what compiles.
-SHARES = {"kernels": 1.5, "attention": 1.0, "layers": 4.0, "enabling": 1.0, "blocks": 3.5, "models": 4.0}
+SHARES = {"kernels": 1.5, "attention": 1.0, "layers": 4.0, "enabling": 1.0, "blocks": 3.5, "pieces": 1.5, "models": 4.0}
 Case = TypeVar("Case")
 
 
@@ -77,6 +78,8 @@ def _measure(name: str, cases: Any, trials: Trials, arms: tuple[Arm, ...], to_co
             measure_layers(trials, cases, tuple(arm for arm in arms if arm.has_layers), to_compile)
         case "blocks":
             measure_blocks(trials, cases, arms, to_compile)
+        case "pieces":
+            measure_pieces(trials, cases, arms, to_compile)
         case "models":
             measure_models(trials, cases, arms, to_compile)
         case "enabling":
@@ -93,6 +96,7 @@ def _choose(choice: Choice) -> dict[str, tuple[Any, ...]]:
         "attention": _by_name((attention.model, attention) for attention in attentions),
         "layers": _by_name((layer.model, layer) for layer in layers),
         "blocks": _by_name((kind.name, kind) for kind in blocks),
+        "pieces": _by_name((kind.name, kind) for kind in blocks),
         "models": _by_name((model.name, model) for model in models),
         "enabling": _by_name((model.name, model) for model in models),
     }

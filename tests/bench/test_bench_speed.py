@@ -11,8 +11,11 @@ from torch import nn
 
 from sedialect.bench.peers import layers as peer_layers
 from sedialect.bench.speed import arms, block_kinds, blocks, layers, models, rendering, run
+from sedialect.bench.speed.block_kinds import QUICK_BLOCKS
+from sedialect.bench.speed.pieces import kind_of, measure_pieces
 from sedialect.bench.speed.results import NOT_MEASURED, PARTS, Part, Row, read_parts
 from sedialect.bench.speed.shapes import HUNYUAN_720P, LTX, QUICK_LAYERS, WAN_480P
+from sedialect.bench.speed.summary import summary
 from sedialect.bench.speed.timing import FEWEST, WARM_UPS, Clock, time_calls, time_long_calls
 from sedialect.bench.speed.trials import EAGER, Trials
 from sedialect.cli.main import main
@@ -232,7 +235,7 @@ def test_parts_are_measured_from_what_costs_little_to_what_compiles(tmp_path, mo
     begun = []
     monkeypatch.setattr(run, "_measure", lambda name, cases, trials, *_: begun.append((name, trials.clock.seconds)))
     run.measure_speed(run.Choice(dict.fromkeys(PARTS), quick=True, seconds=100), CPU, tmp_path, {})
-    assert [name for name, _ in begun] == ["kernels", "attention", "layers", "enabling", "blocks", "models"]
+    assert [name for name, _ in begun] == ["kernels", "attention", "layers", "enabling", "blocks", "pieces", "models"]
     assert begun[-1][1] == pytest.approx(100, rel=0.05)  # nothing was used, so all is left for the last
 
 
@@ -314,6 +317,59 @@ def test_a_row_that_was_not_measured_is_in_the_table_with_its_reason():
         part(Row("x", "BF16", numbers={"ms": 2.0}), Row("x", "peer", note="peer is not installed")), None
     )
     assert "| BF16 | 2.000 | 1.00 |" in text and "peer is not installed" in text
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("attention_kernel", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16", "attention"),
+        ("query_kernel", "quantizing queries, keys, values"),
+        ("encode_kernel", "encoding"),
+        ("decode_kernel", "decoding"),
+        ("nvjet_qqtst_128x256_128x6_2x1_v_bz_coopA_NTT", "product"),
+        ("int8_kernel", "product"),
+        ("triton_poi_fused_gelu_0", "other"),
+    ],
+)
+def test_a_kernel_is_told_by_its_name(kernel, kind):
+    assert kind_of(kernel) == kind
+
+
+def test_the_pieces_of_a_block_are_summed_by_kind_and_named_from_a_hundredth_on():
+    spent = {"attention_kernel": 6.0, "nvjet_a": 2.0, "nvjet_b": 1.0, "triton_poi_fused_gelu_0": 0.95, "tiny": 0.05}
+    text = rendering.pieces(part(Row("x", "w4a4", "compiled", spent)))
+    assert "**x, w4a4**: 10.00 ms" in text and "| product | all | 3.000 | 30.0% |" in text
+    assert "| other | all | 1.000 | 10.0% |" in text
+    assert "| other | `triton_poi_fused_gelu_0` | 0.950 | 9.5% |" in text and "tiny" not in text
+
+
+def test_a_compiled_block_is_taken_to_pieces():
+    one = part()
+    chosen = arms.choose_arms(["w4a4"])
+    measure_pieces(Trials(one, Clock(100), CPU), QUICK_BLOCKS[:1], chosen, {arm.name for arm in chosen})
+    assert [row.arm for row in one.rows] == ["BF16", "w4a4"] and all(sum(row.numbers.values()) > 0 for row in one.rows)
+    encodes = [any("encode" in name for name in row.numbers) for row in one.rows]
+    assert encodes == [False, True]
+
+
+def test_a_card_of_no_table_gets_a_line_to_send():
+    rows = [
+        Row("x", "BF16", numbers={"ms": 3.0}),
+        Row("x", "BF16", "compiled", {"ms": 2.0}),
+        Row("x", "w4a4", numbers={"ms": 1.6}),
+        Row("x", "peer", note="not installed"),
+        Row("x", "BF16, again", numbers={"ms": 2.1}),
+        Row("y", "w4a4", numbers={"ms": 1.0}),
+    ]
+    where = {"device": "NVIDIA GeForce RTX 3090", "versions": {"torch": "2.13.0"}, "date": "2026-11-28"}
+    where |= {"path": "triton: why", "gpu": {"compute capability": "8.6"}}
+    line = summary(Part("layers", where, rows))
+    assert line is not None and "\n" not in line and "y" not in line.split("|")[2:]
+    assert line.startswith("NVIDIA GeForce RTX 3090; torch 2.13.0; 2026-11-28. Compute capability 8.6; triton: why")
+    assert line.endswith("| x: w4a4 1.25")
+    assert summary(Part("layers", where | {"device": "NVIDIA H100 80GB HBM3"}, rows)) is None
+    assert summary(Part("layers", where | {"device": "x86_64 CPU, 2 threads"}, rows)) is None
 
 
 def test_the_page_has_a_place_for_every_part():
