@@ -184,12 +184,16 @@ def _equalization() -> tuple[Arm, ...]:
 
 def _products() -> tuple[Arm, ...]:
     """Every preset on each kind of matrix units; on a CPU those of FP8 are computed in float32."""
-    chosen = {"plain": PLAIN_PRESET, **PRESETS}
-    return tuple(
-        _ours(f"preset {name}, {units} products", "matrix products", **settings, products=units)
-        for name, settings in chosen.items()
-        for units in ("fp8", "int8", "16bit")
-        if settings.get("precision") != "w4a16"
+    group, chosen = "matrix products", {"plain": PLAIN_PRESET, **PRESETS}
+    calibrated = {"calibrated": True, "products": "int8"}
+    return (
+        *(
+            _ours(f"preset {name}, {units} products", group, **settings, products=units)
+            for name, settings in chosen.items()
+            for units in ("fp8", "int8", "16bit")
+            if settings.get("precision") != "w4a16"
+        ),
+        _ours("preset quality, calibrated, int8 products", group, **PRESETS["quality"], **calibrated),
     )
 
 
