@@ -188,10 +188,7 @@ def _add_quality(bench: Any) -> None:
     quality.add_argument("--lora", help="a LoRA's file, folder or name on the Hub, fused into the 16-bit model first")
     quality.add_argument("--fps", type=int, default=16)
     quality.add_argument(
-        "--output",
-        type=Path,
-        default=Path("sedialect-quality"),
-        help="folder for results; an interrupted run continues there",
+        "--output", default="sedialect-quality", help="folder for results; an interrupted run continues there"
     )
     quality.add_argument(
         "--write", type=Path, help="a document whose tables between marks are replaced, such as docs/results/quality.md"
@@ -202,8 +199,8 @@ def _add_quality(bench: Any) -> None:
 def run_quality(parsed: argparse.Namespace) -> int:
     """Measure what has no results yet; print the tables, and write them where asked."""
     from ..bench import quality
-    from ..sedialect_core.storage.atomic import check_writable
-    from ..sedialect_core.storage.marked import write_marked
+    from ..sedialect_core.storage.marked import check_marked, write_marked
+    from ..sedialect_core.storage.paths import folder_to_write, place
 
     base = parsed.base or quality.BASE
     if parsed.list:
@@ -211,19 +208,21 @@ def run_quality(parsed: argparse.Namespace) -> int:
         return 0
     arms = quality.choose(parsed.arms, base, parsed.quick)
     jobs = _jobs_of(parsed)
-    check_writable(parsed.output)
-    failed: dict[str, str] = {}
-    by_job = {job: _measured(job, arms, base, parsed.output, failed) for job in jobs}
+    output, failed = folder_to_write(parsed.output), dict[str, str]()
+    document = parsed.write and place(parsed.write)
+    if document is not None:
+        check_marked(document, [quality.PART])
+    by_job = {job: _measured(job, arms, base, output, failed) for job in jobs}
     if len(jobs) == 1:
         table = quality.markdown(jobs[0], by_job[jobs[0]], base)
-        paths = quality.write_results(jobs[0], by_job[jobs[0]], base, parsed.output)
+        paths = quality.write_results(jobs[0], by_job[jobs[0]], base, output)
     else:
         table = quality.variants_markdown(by_job, base)
-        paths = quality.write_variants(by_job, base, parsed.output)
+        paths = quality.write_variants(by_job, base, output)
     print(table)
     print("written:", *paths, sep="\n  ")
-    if parsed.write is not None:
-        write_marked(parsed.write, {quality.PART: table})
+    if document is not None:
+        write_marked(document, {quality.PART: table})
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,6 +1,7 @@
 """`sedialect bench speed`: the tables of docs/results/speed.md, measured again."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def add_to(bench: Any) -> None:
     speed.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     speed.add_argument("--seconds", type=float, default=280, help="start no new row after so many seconds (280)")
     speed.add_argument("--device", default="auto")
-    speed.add_argument("--output", type=Path, default=Path("sedialect-speed"), help="results, tables and picture")
+    speed.add_argument("--output", default="sedialect-speed", help="results, tables and picture")
     speed.add_argument(
         "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show the results in these folders"
     )
@@ -49,9 +50,13 @@ def run_speed(parsed: argparse.Namespace) -> int:
     from ..bench.speed.rendering import place, render
     from ..bench.speed.results import read_parts
     from ..bench.speed.summary import WHERE, summary
+    from ..sedialect_core.storage import paths
     from ..sedialect_core.storage.atomic import write_text
-    from ..sedialect_core.storage.marked import write_marked
+    from ..sedialect_core.storage.marked import check_marked, write_marked
 
+    parsed.output, document = paths.folder_to_write(parsed.output), parsed.write and paths.place(parsed.write)
+    if document is not None:
+        check_marked(document, [place(name) for name in _names(parsed)] if parsed.results is None else [])
     if parsed.results is None:
         _measure(parsed)
     parts = read_parts(parsed.results or [parsed.output])
@@ -64,9 +69,9 @@ def run_speed(parsed: argparse.Namespace) -> int:
     line = summary(parts["layers"]) if "layers" in parts else None
     if line is not None:
         print(f"\nNo table of ours is of this GPU. Please send us this line ({WHERE}):\n\n{line}")
-    if parsed.write is not None:
-        draw(parts, parsed.write.parent / PICTURE)
-        write_marked(parsed.write, {place(name): section for name, section in sections.items()})
+    if document is not None:
+        draw(parts, document.parent / PICTURE)
+        write_marked(document, {place(name): section for name, section in sections.items()})
     return 0
 
 
@@ -83,6 +88,10 @@ def _measure(parsed: argparse.Namespace) -> None:
 def _choice(parsed: argparse.Namespace) -> "Choice":
     from ..bench.speed.run import Choice
 
+    return Choice(_names(parsed), parsed.arms, parsed.quick, not parsed.no_compile, parsed.seconds)
+
+
+def _names(parsed: argparse.Namespace) -> dict[str, Sequence[str] | None]:
+    """The parts that were asked for, all of them if none was, each with its names."""
     given = {part: getattr(parsed, part) for part in PARTS}
-    names = {part: chosen or None for part, chosen in given.items() if chosen is not None} or dict.fromkeys(PARTS)
-    return Choice(names, parsed.arms, parsed.quick, not parsed.no_compile, parsed.seconds)
+    return {part: chosen or None for part, chosen in given.items() if chosen is not None} or dict.fromkeys(PARTS)

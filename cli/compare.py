@@ -153,18 +153,18 @@ def _add_sampling(command: argparse.ArgumentParser) -> None:
     add_config(command)
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 …")
     add_dtype(command, "of the 16-bit video")
-    command.add_argument("--output", type=Path, default=Path("sedialect-demo"), help="folder for videos and numbers")
+    command.add_argument("--output", default="sedialect-demo", help="folder for videos and numbers")
 
 
 def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request", config: SeDialectConfig, fps: int) -> int:
     from ..sedialect_core.comparison import compare, write_comparison
     from ..sedialect_core.progress import Console
-    from ..sedialect_core.storage.atomic import check_writable
+    from ..sedialect_core.storage.paths import folder_to_write
     from ..sedialect_core.video.mp4 import check_codec
     from ..sedialect_core.video.sampling import computed_in, in_words
 
     check_codec()
-    check_writable(parsed.output)
+    output = folder_to_write(parsed.output)
     print(f"prompt: {request.prompt} (seed {request.seed}, {request.steps} steps)", file=sys.stderr)
     with Console() as watch:
         watch.on_phase("loading the model")
@@ -173,7 +173,7 @@ def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request"
         print(f"computing in {in_words(computed_in(pipe))}", file=sys.stderr)
         comparison = compare(pipe, request, config, watch=watch)
         watch.on_phase("writing")
-        paths = write_comparison(comparison, parsed.output, fps)
+        paths = write_comparison(comparison, output, fps)
     print(comparison.table())
     print("written:", *paths, sep="\n  ")
     return 0

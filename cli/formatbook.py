@@ -31,7 +31,7 @@ def add_to(commands: Any) -> None:
     pull = books.add_parser("pull", help="download a book")
     pull.add_argument("repository", help="owner/name")
     pull.add_argument("--revision", help="branch, tag or commit")
-    pull.add_argument("--output", type=Path, help="file (.json) or folder; default: NAME.json in the current folder")
+    pull.add_argument("--output", help="file (.json) or folder; default: NAME.json in the current folder")
     pull.set_defaults(run=run_pull)
     fitting.add_to(books)
 
@@ -73,12 +73,12 @@ def run_pull(parsed: argparse.Namespace) -> int:
         InputError: no place was given, and the usual one is taken.
     """
     from ..sedialect_core.formatbook import Formatbook
+    from ..sedialect_core.storage.paths import check_place, place
 
-    output = parsed.output
-    if output is None:
-        output = Path(f"{parsed.repository.rpartition('/')[2]}.json")
-        if output.exists():
-            raise InputError(f"{output} exists already; pass --output {output} to replace it, or another place")
+    output = place(parsed.output if parsed.output is not None else f"{parsed.repository.rpartition('/')[2]}.json")
+    if parsed.output is None and output.exists():
+        raise InputError(f"{output.name} exists already; pass --output {output.name} to replace it, or another place")
+    check_place(output.parent if output.suffix == ".json" else output)
     book = Formatbook.from_pretrained(parsed.repository, revision=parsed.revision)
     written = book.save(output) if output.suffix == ".json" else book.save_pretrained(output)
     print(f"pulled: {written} ({len(book.dialects)} dialects, digest {book.digest})")

@@ -23,7 +23,7 @@ def add_to(actions: Any) -> None:
     fit = actions.add_parser("fit", help="learn a book that suits one model's activations and weights")
     fit.add_argument("--model", required=True, help="a pipeline's folder, its name on the Hub, 'bundled', or 'synthetic'")
     fit.add_argument("--prompts", help="a file, one prompt a line; for the bundled model also a number of prompts")
-    fit.add_argument("--output", required=True, type=Path, help="folder for the book and its measured gain")
+    fit.add_argument("--output", required=True, help="folder for the book and its measured gain")
     fit.add_argument("--push-to", metavar="REPO", help="upload the book to this Hub repository, too")
     fit.add_argument("--name", help="name of the book")
     fit.add_argument("--start", default="universal-32", help="the book to improve on")
@@ -51,7 +51,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.formatbook import Formatbook
     from ..sedialect_core.formatbook.matching import remember
     from ..sedialect_core.progress import shown_bar
-    from ..sedialect_core.storage.atomic import check_writable
+    from ..sedialect_core.storage.paths import folder_to_write
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import computed_in, load_pipeline, pick_device
 
@@ -59,7 +59,7 @@ def run(parsed: argparse.Namespace) -> int:
         return run_synthetic(parsed)
     config, start = SeDialectConfig(block_size=parsed.block_size), Formatbook.resolve(parsed.start)
     requests = requests_of(parsed)
-    check_writable(parsed.output)
+    parsed.output = folder_to_write(parsed.output)
     source = demo.MODEL if parsed.model == BUNDLED else parsed.model
     device = pick_device(parsed.device)
     with shown_bar("loading the model"):
@@ -88,9 +88,9 @@ def run_synthetic(parsed: argparse.Namespace) -> int:
     """Learn the built-in `universal-32` again, write it, and print it beside the other built-in books."""
     from ..sedialect_core.calibration.universal import comparison_table, fit_universal
     from ..sedialect_core.formatbook import Formatbook
-    from ..sedialect_core.storage.atomic import check_writable
+    from ..sedialect_core.storage.paths import folder_to_write
 
-    check_writable(parsed.output)
+    parsed.output = folder_to_write(parsed.output)
     book = fit_universal(parsed.seed).book
     book.save_pretrained(parsed.output)
     others = [Formatbook.builtin(name) for name in ("dialectfp4-16", "sedialect-32")]

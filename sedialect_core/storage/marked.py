@@ -1,6 +1,6 @@
 """Text between marks in a document: what a command prints stands there, and is written there again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import InputError
@@ -31,14 +31,26 @@ def marked(text: str, parts: Mapping[str, str], where: str | Path) -> str:
     return text
 
 
+def check_marked(path: Path, names: Iterable[str]) -> None:
+    """Refuse, before what is to stand there is measured, a document in which these parts have no place.
+
+    Raises:
+        InputError: the document cannot be read, or see `marked`.
+    """
+    marked(_text(path), dict.fromkeys(names, ""), path)
+
+
 def write_marked(path: Path, parts: Mapping[str, str]) -> None:
     """Replace what stands between marks in a document; nothing is written if one of them is amiss.
 
     Raises:
         InputError: the document cannot be read or written, or see `marked`.
     """
+    write_text(path, marked(_text(path), parts, path))
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    write_text(path, marked(text, parts, path))

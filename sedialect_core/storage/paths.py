@@ -21,6 +21,13 @@ def place(text: str | Path) -> Path:
         raise InputError(f"{str(text)!r} is no place to write to: {error}; choose another path") from None
 
 
+def folder_to_write(text: str | Path) -> Path:
+    """The folder that a path means, checked: see `place` and `check_place`, also for what they raise."""
+    folder = place(text)
+    check_place(folder)
+    return folder
+
+
 def check_place(folder: Path) -> None:
     """Refuse, before minutes of work, a folder that cannot be made or written in; nothing stays of the attempt.
 

@@ -1,0 +1,67 @@
+"""Every command that writes a folder: what the path means, and refusals before the work."""
+
+from pathlib import Path
+
+import pytest
+
+from sedialect.cli.main import main
+from sedialect.sedialect_core.errors import InputError
+from sedialect.sedialect_core.formatbook import Formatbook
+from sedialect.sedialect_core.storage import marked
+
+WORK = {  # each command, and what would begin its work
+    "bench quality --quick": "sedialect.cli.bench._measured",
+    "bench speed --quick --layers": "sedialect.cli.bench_speed._measure",
+    "compare some-model": "sedialect.sedialect_core.video.sampling.load_pipeline",
+    "demo --steps 1": "sedialect.sedialect_core.comparison.compare",
+    "formatbook fit --model bundled": "sedialect.sedialect_core.video.sampling.load_pipeline",
+    "formatbook fit --model synthetic": "sedialect.sedialect_core.calibration.universal.fit_universal",
+    "formatbook pull someone/book": "sedialect.sedialect_core.formatbook.Formatbook.from_pretrained",
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path
+
+
+@pytest.mark.parametrize("output", ["../file", "../file/deeper", "../circle", ""])
+@pytest.mark.parametrize("command", WORK)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(command, output, here, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(WORK[command], lambda *_, **__: begun.append(command), raising=True)
+    assert main([*command.split(), "--output", output]) == 2
+    *progress, said = capsys.readouterr().err.splitlines()
+    assert begun == [] and said.startswith("sedialect: ") and all(line.startswith("starting") for line in progress)
+    assert (here / "file").read_text() == "mine" and list((here / "here").iterdir()) == []
+
+
+@pytest.mark.parametrize("typed", ["../there/", "link", "~/there"])
+def test_a_book_is_pulled_to_where_the_path_means(typed, here, monkeypatch):
+    (here / "here" / "link").symlink_to(here / "there")
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setattr(Formatbook, "from_pretrained", lambda *_, **__: Formatbook.builtin())
+    assert main(["formatbook", "pull", "someone/book", "--output", typed]) == 0
+    assert (here / "there" / "formatbook.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["bench quality --quick", "bench speed --quick --layers"])
+def test_a_document_without_a_place_for_the_tables_is_refused_before_the_work(command, here, monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(WORK[command], lambda *_, **__: begun.append(command))
+    for document in (here / "file", here / "none"):
+        assert main([*command.split(), "--output", str(here / "out"), "--write", str(document)]) == 2
+    assert begun == [] and (here / "file").read_text() == "mine"
+
+
+def test_marks_are_looked_for_without_writing(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x -->\nold\n<!-- /x -->\n")
+    marked.check_marked(page, ["x"])
+    with pytest.raises(InputError, match="must hold <!-- y -->"):
+        marked.check_marked(page, ["x", "y"])
+    assert "old" in page.read_text()
