@@ -12,7 +12,7 @@ from sedialect.sedialect_core.storage import marked
 WORK = {  # each command, and what would begin its work
     "bench quality --quick": "sedialect.cli.bench._measured",
     "bench speed --quick --layers": "sedialect.cli.bench_speed._measure",
-    "compare some-model": "sedialect.sedialect_core.video.sampling.load_pipeline",
+    "compare --model some-model --prompt word": "sedialect.sedialect_core.video.sampling.load_pipeline",
     "demo --steps 1": "sedialect.sedialect_core.comparison.compare",
     "formatbook fit --model bundled": "sedialect.sedialect_core.video.sampling.load_pipeline",
     "formatbook fit --model synthetic": "sedialect.sedialect_core.calibration.universal.fit_universal",
