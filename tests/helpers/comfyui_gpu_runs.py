@@ -103,7 +103,7 @@ class Run(Graph):
             "denoise": 1.0,
         }
         timed = self.add("SeDialectTestTimed", model=model, run=run)
-        sampled = self.add("KSampler", model=timed, latent_image=latent, denoise=1.0, **{**texts, **said, **other})
+        sampled = self.add("KSampler", model=timed, latent_image=latent, **{**texts, **said, **other})
         file = self.setup.base / "kept" / f"{re.sub('[^a-zA-Z0-9.]+', '_', run)}.safetensors"
         file.parent.mkdir(exist_ok=True)
         return self.add("SeDialectTestTimes", samples=sampled, run=run, file=str(file))[0], file
@@ -113,10 +113,11 @@ def measured(setup: Setup, server: Server, row: Row, run: str, **other: object) 
     """A row filled by one run of its model."""
     graph = Run(setup)
     node, file = graph.sample(graph.model(row.model), run, **other)
+    start = time.monotonic()
     with Peak(setup.gpu) as peak:
         outcome = server.run(graph.nodes)
     fill(row, outcome, node)
-    row.peak = peak.most / GIB
+    row.run, row.peak = time.monotonic() - start, peak.most / GIB
     return row, file
 
 

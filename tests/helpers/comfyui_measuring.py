@@ -23,7 +23,8 @@ class Row:
     model: str
     flags: str
     left: str = "all"  # memory of the GPU that this process could have
-    first: float | None = None  # seconds of the first step, loading included
+    run: float | None = None  # seconds of the whole run, loading included
+    first: float | None = None  # seconds of the first step; with dynamic VRAM, loading included
     step: float | None = None  # seconds of a later one, the median
     peak: float | None = None  # GiB
     latents: str = ""  # how they compare with those of the same model with all memory
@@ -42,14 +43,14 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def table(rows: list[Row]) -> str:
     """Rows as Markdown."""
-    head = ("model", "flags", "memory left", "first step, s", "step, s", "peak, GiB", "latents", "")
+    head = ("model", "flags", "memory left", "whole run, s", "first step, s", "step, s", "peak, GiB", "latents", "")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
         cells = (
             row.model,
             row.flags or "none",
             row.left,
-            *(number(v) for v in (row.first, row.step, row.peak)),
+            *(number(v) for v in (row.run, row.first, row.step, row.peak)),
             row.latents,
         )
         lines.append("| " + " | ".join((*cells, row.note.replace("\n", " ").replace("|", "/")[:200])) + " |")

@@ -50,7 +50,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, nargs="*", default=[150, 300, 120, 150], help=f"limits of {', '.join(SECTIONS)}"
     )
-    parser.add_argument("--tests", nargs="*", default=list(SUITE), help="arguments to pytest for the section suite")
+    parser.add_argument(
+        "--tests",
+        nargs="*",
+        default=list(SUITE),
+        help="files of the section suite",
+    )
     parser.add_argument("--write", type=Path, help="put the tables of a result JSON into docs/comfyui.md, and run nothing")
     return parser.parse_args()
 
@@ -88,7 +93,7 @@ def run(parsed: argparse.Namespace, setup: Setup) -> list[Row]:
                 rows.append(row)
                 print(table([row]).splitlines()[-1], flush=True)
         except Exception as error:  # noqa: BLE001 - the other sections are wanted all the same
-            rows.append(Row("error", "", "", note=sections.reason(error)))
+            rows.append(Row("error", "", "", note=sections.reason(error), more={"error": str(error)[-3000:]}))
             print(rows[-1].note, flush=True)
 
     for name in asked:
