@@ -1,4 +1,4 @@
-"""What run_comfyui_gpu.py stands on, without ComfyUI: its models on the disk, its rows, and their places in docs/comfyui.md."""
+"""What run_comfyui_gpu.py stands on, without ComfyUI: models on the disk, rows, and their places in docs/comfyui.md."""
 
 from pathlib import Path
 
