@@ -16,6 +16,7 @@ import comfy.sd
 import comfy.supported_models
 import folder_paths
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
@@ -97,7 +98,7 @@ class TestLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, file):
-        save_file({"samples": samples["samples"].contiguous()}, file)
+        save_file({"samples": samples["samples"].cpu().contiguous()}, file)
         return io.NodeOutput()
 
 
@@ -126,13 +127,69 @@ class TestLayers(io.ComfyNode):
             if isinstance(layer, kind) and layer.encoded:
                 x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
                 guide, layer.guide = layer.guide, None  # there is no forward to tell it anything
-                found[f"{name}|y"] = layer(x).contiguous()
+                found[f"{name}|y"] = layer(x.to(model.load_device)).cpu().contiguous()
                 layer.guide = guide
                 for suffix, tensor in layer.weight.state_dict("weight").items():
-                    found[f"{name}|{suffix}"] = tensor.contiguous()
+                    found[f"{name}|{suffix}"] = tensor.cpu().contiguous()
         model.detach()
         save_file(found, file)
         return io.NodeOutput()
+
+
+TIMES = {}  # seconds of each step, by the name of the run
+
+
+def synchronize():
+    for number in range(torch.cuda.device_count()):
+        torch.cuda.synchronize(number)
+
+
+class TestTimed(io.ComfyNode):
+    """A clone of which every step is timed, from idle devices to idle devices, until `SeDialectTestTimes` asks."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestTimed",
+            category=CATEGORY,
+            inputs=[io.Model.Input("model"), io.String.Input("run")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, run):
+        def timed(executor, *args, **kwargs):
+            synchronize()
+            start = time.perf_counter()
+            try:
+                return executor(*args, **kwargs)
+            finally:
+                synchronize()
+                TIMES.setdefault(run, []).append(time.perf_counter() - start)
+
+        model = model.clone()
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "sedialect_tests", timed)
+        return io.NodeOutput(model)
+
+
+class TestTimes(io.ComfyNode):
+    """Seconds of each step of a timed run, and the latents in a file."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestTimes",
+            category=CATEGORY,
+            is_output_node=True,
+            not_idempotent=True,
+            inputs=[io.Latent.Input("samples"), io.String.Input("run"), io.String.Input("file")],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, samples, run, file):
+        save_file({"samples": samples["samples"].cpu().contiguous()}, file)
+        return io.NodeOutput(ui={"text": (json.dumps(TIMES.pop(run, [])),)})
 
 
 RECORDED = {}  # what the layers of a watched model read, were told and answered, forward by forward
@@ -606,6 +663,8 @@ class TestExtension(ComfyExtension):
             TestDecode,
             TestLatents,
             TestLayers,
+            TestTimed,
+            TestTimes,
             TestOverride,
             TestRecord,
             TestRecorded,

@@ -1,4 +1,4 @@
-"""A real ComfyUI on the CPU, in a process and a base folder of its own, and its HTTP API."""
+"""A real ComfyUI in a process and a base folder of its own, and its HTTP API."""
 
 import json
 import os
@@ -17,14 +17,17 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("models/diffusion_models", "models/loras", "models/vae", "custom_nodes", "input", "output", "temp", "user")
 COMFYUI = os.environ.get("COMFYUI_DIR")
 needs_comfyui = pytest.mark.skipif(not COMFYUI, reason="set COMFYUI_DIR to a ComfyUI, as make test-comfyui does")
+# Flags of the server that tests share: with COMFYUI_FLAGS="" it takes the GPU.
+FLAGS = tuple(os.environ.get("COMFYUI_FLAGS", "--cpu").split())
+ON_CPU = "--cpu" in FLAGS
 PATIENCE = 600.0  # seconds for a start or a run, on a busy machine
 
 
 class Server:
     """Started by `with`; `run` queues a workflow in API form and gives what it ended with."""
 
-    def __init__(self, comfyui: Path, python: str, base: Path, *flags: str) -> None:
-        self.comfyui, self.python, self.base, self.flags = comfyui, python, base, flags
+    def __init__(self, comfyui: Path, python: str, base: Path, *flags: str, patience: float = PATIENCE) -> None:
+        self.comfyui, self.python, self.base, self.flags, self.patience = comfyui, python, base, flags, patience
         for folder in FOLDERS:
             (base / folder).mkdir(parents=True, exist_ok=True)
         for name, target in (("sedialect", ROOT), ("sedialect_tests", ROOT / "tests" / "comfyui_pack")):
@@ -39,9 +42,11 @@ class Server:
 
     def __enter__(self) -> "Server":
         database = f"sqlite:///{self.base / 'user' / 'comfyui.db'}"
-        command = [self.python, str(self.comfyui / "main.py"), "--cpu", "--base-directory", str(self.base)]
+        command = [self.python, str(self.comfyui / "main.py"), "--base-directory", str(self.base)]
         command += ["--port", str(self.port), "--disable-auto-launch", "--disable-metadata", "--database-url", database]
-        environment = {**os.environ, "SEDIALECT_TESTS": "1", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "SEDIALECT_TESTS": "1", "PYTHONUNBUFFERED": "1"}
+        if "--cpu" in self.flags:
+            environment["OMP_NUM_THREADS"] = "1"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*command, *self.flags], stdout=log, stderr=log, env=environment, cwd=self.base)
         self._wait(lambda: self.get("/system_stats"), "start")
@@ -101,7 +106,7 @@ class Server:
         return outcome.message
 
     def _wait(self, ask, what: str):
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + self.patience
         while time.monotonic() < end:
             if self.process.poll() is not None:
                 break

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import comfyui_models
 import torch
-from comfyui_server import Graph
+from comfyui_server import ON_CPU, Graph
 from safetensors.torch import load_file
 
 PROMPT = "a striped purple star moves right, over an orange background with clouds, the camera pans down"
@@ -77,3 +77,12 @@ def samples(path: Path) -> torch.Tensor:
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+def assert_near(found: torch.Tensor, expected: torch.Tensor, exactly: float, roughly: float) -> None:
+    """Hold two results of layers against each other: on the CPU, which computes in float32, each number to `exactly`; on a
+    GPU, whose products are rounded to bfloat16, their distance to `roughly`."""
+    if ON_CPU:
+        torch.testing.assert_close(found, expected, rtol=exactly, atol=exactly)
+    else:
+        assert distance(found, expected) < roughly

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from comfyui_server import COMFYUI, Server, python_of_comfyui
+from comfyui_server import COMFYUI, FLAGS, Server, python_of_comfyui
 from comfyui_workflows import Workflow, base_folder
 
 
@@ -18,7 +18,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(base: Path) -> Iterator[Server]:
     """It runs for all tests of a file."""
     assert COMFYUI is not None
-    with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
+    with Server(Path(COMFYUI), python_of_comfyui(), base, *FLAGS) as running:
         yield running
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import comfyui_models
 import pytest
 from comfyui_graphs import to_api, without
-from comfyui_server import COMFYUI, Server, needs_comfyui, python_of_comfyui
+from comfyui_server import COMFYUI, FLAGS, Server, needs_comfyui, python_of_comfyui
 
 from sedialect.sedialect_core import demo
 
@@ -30,7 +30,7 @@ def server(tmp_path_factory):
     (base / "models" / "diffusion_models").mkdir(parents=True)
     comfyui_models.bundled(base / "models" / "diffusion_models")
     comfyui_models.embeddings(base / "prompts.safetensors", [prompt(), ""])
-    with Server(Path(COMFYUI), python_of_comfyui(), base) as running:
+    with Server(Path(COMFYUI), python_of_comfyui(), base, *FLAGS) as running:
         yield running
 
 

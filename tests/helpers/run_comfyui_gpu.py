@@ -1,0 +1,170 @@
+"""The nodes in a ComfyUI on a GPU: `python tests/helpers/run_comfyui_gpu.py --comfyui DIR --output FOLDER SECTION ...`.
+
+suite    the tests of `make test-comfyui`, less those in a browser
+vram     a Wan of random weights in 16 bit, in ComfyUI's FP8 and by SeDialect Load, under ComfyUI's ways to keep weights and
+         with less and less memory: seconds of a step, peak, and whether the latents are the same
+session  /free, switching models, cancelling, an out-of-memory half way, twenty prompts in a row
+two      MultiGPU CFG Split beside one GPU
+
+With --tiny --cpu all of it runs on a CPU with a tiny model. Results are printed, and written to FOLDER as JSON and Markdown;
+--write puts the tables of such a JSON into docs/comfyui.md.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import comfyui_gpu_sections as sections
+from comfyui_big_models import Size, bytes_of
+from comfyui_gpu_runs import Setup
+from comfyui_measuring import GIB, Gpu, Row, table, writing_speed
+from comfyui_server import python_of_comfyui
+
+SECTIONS = ("suite", "vram", "session", "two")
+SUITE = ("tests/nodes/test_comfyui.py", "tests/nodes/test_comfyui_tokens.py", "tests/nodes/test_comfyui_attention.py")
+SIZES = {"wan14b": Size(40, 5120, 13824), "tiny": Size(2, 256, 512)}
+FILES_A_LAYER = 1.0 + 0.5 + 0.3  # 16 bit, FP8, ours: bytes on the disk beside those of 16 bit
+PAGE = Path(__file__).parents[2] / "docs" / "comfyui.md"
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"of {', '.join(SECTIONS)}; all of them by default")
+    parser.add_argument("--comfyui", type=Path, help="folder of ComfyUI")
+    parser.add_argument("--python", default=python_of_comfyui(), help="interpreter that ComfyUI runs in")
+    parser.add_argument("--flags", default="", help='flags for every start of ComfyUI, as in "--front-end-root DIR"')
+    parser.add_argument("--output", type=Path, help="where results go")
+    parser.add_argument("--models", type=Path, help="where models are written; a temporary folder by default")
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU")
+    parser.add_argument("--tiny", action="store_true", help="a model of two layers")
+    parser.add_argument("--layers", type=int, default=40, help="of the model; fewer if the disk is too small or slow")
+    parser.add_argument("--writing", type=float, default=120, help="seconds that writing the models may take")
+    parser.add_argument("--left", type=float, nargs="*", default=[8, 12, 16, 24], help="GB of memory that are left")
+    parser.add_argument("--video", type=int, nargs=3, help="width, height and frames")
+    parser.add_argument("--steps", type=int, default=4, help="of each run")
+    parser.add_argument(
+        "--seconds", type=float, nargs="*", default=[150, 300, 120, 150], help=f"limits of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument(
+        "--tests",
+        nargs="*",
+        default=list(SUITE),
+        help="files of the section suite",
+    )
+    parser.add_argument("--write", type=Path, help="put the tables of a result JSON into docs/comfyui.md, and run nothing")
+    return parser.parse_args()
+
+
+def size_for(parsed: argparse.Namespace, folder: Path) -> Size:
+    """The model, with as many layers as the disk has room and time for."""
+    size = SIZES["tiny" if parsed.tiny else "wan14b"]
+    if parsed.tiny:
+        return size
+    whole, bare = bytes_of(size), bytes_of(size._replace(layers=0))
+    layer = (whole - bare) / size.layers * FILES_A_LAYER
+    room, speed = shutil.disk_usage(folder).free - 2 * GIB, writing_speed(folder)
+    fits = int((min(room, parsed.writing * speed) - bare * FILES_A_LAYER) / layer)
+    print(f"{folder}: {room / GIB:.0f} GiB free, {speed / GIB:.2f} GiB/s; room and time for {fits} layers", flush=True)
+    return size._replace(layers=max(1, min(parsed.layers, fits)))
+
+
+def setup_for(parsed: argparse.Namespace, base: Path) -> Setup:
+    """What the sections are given, without models."""
+    video = tuple(parsed.video or ((64, 64, 5) if parsed.tiny else (832, 480, 33)))
+    flags = (*parsed.flags.split(), *(("--cpu",) if parsed.cpu else ()))
+    size = SIZES["tiny"] if parsed.tiny else SIZES["wan14b"]._replace(layers=parsed.layers)
+    return Setup(parsed.comfyui.resolve(), parsed.python, base, Gpu(parsed.cpu), size, video, parsed.steps, flags)
+
+
+def run(parsed: argparse.Namespace, setup: Setup) -> list[Row]:
+    """All rows, printed as they come."""
+    rows: list[Row] = []
+    limits = dict(zip(SECTIONS, (*parsed.seconds, *[150] * len(SECTIONS)), strict=False))
+    asked = parsed.sections or list(SECTIONS)
+
+    def take(found: sections.Rows) -> None:
+        try:
+            for row in found:
+                rows.append(row)
+                print(table([row]).splitlines()[-1], flush=True)
+        except Exception as error:  # noqa: BLE001 - the other sections are wanted all the same
+            rows.append(Row("error", "", "", note=sections.reason(error), more={"error": str(error)[-3000:]}))
+            print(rows[-1].note, flush=True)
+
+    for name in asked:
+        start = time.monotonic()
+        if name != "suite" and not setup.quantized:
+            setup.size = size_for(parsed, setup.base)
+            setup.write_models()
+            print(f"{setup.size}, written in {time.monotonic() - start:.0f} s", flush=True)
+            take(sections.save_ours(setup, sections.Deadline(180)))
+        deadline = sections.Deadline(limits[name])
+        more = {"suite": (parsed.tests,), "vram": (parsed.left,)}.get(name, ())
+        take(getattr(sections, name)(setup, deadline, *more))
+        print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+        keep(parsed, setup, rows)
+    return rows
+
+
+def where(setup: Setup) -> str:
+    """Machine, versions and date."""
+    from sedialect.sedialect_core.environment import environment, machine_line
+
+    version = (setup.comfyui / "comfyui_version.py").read_text(encoding="utf-8").rpartition("=")[2].strip().strip('"')
+    width, height, frames = setup.video
+    model = f"Wan of random weights, {setup.size.layers} layers of {setup.size.dim}"
+    return f"*{model}; {width}x{height}x{frames}, {setup.steps} steps; ComfyUI {version}; {machine_line(environment())}*"
+
+
+def parts(rows: list[dict], said: str) -> dict[str, str]:
+    """The text of each section by the name of its place in the document."""
+    found: dict[str, str] = {}
+    for name in SECTIONS:
+        mine = [Row(**row) for row in rows if row["section"] == name]
+        if mine:
+            found[f"comfyui {name}"] = f"{table(mine)}\n\n{said}"
+    return found
+
+
+def keep(parsed: argparse.Namespace, setup: Setup, rows: list[Row]) -> None:
+    """Write what there is so far."""
+    if parsed.output is None:
+        return
+    parsed.output.mkdir(parents=True, exist_ok=True)
+    result = {"where": where(setup), "rows": [row.to_dict() for row in rows]}
+    (parsed.output / "comfyui.json").write_text(json.dumps(result, indent=1))
+    (parsed.output / "comfyui.md").write_text("\n\n".join(parts(result["rows"], result["where"]).values()))
+    for log in ("server.log", "suite.txt"):
+        if (setup.base / log).exists():
+            shutil.copy(setup.base / log, parsed.output / log)
+
+
+def main() -> int:
+    """Run the sections, or write what was run before."""
+    parsed = arguments()
+    if parsed.write is not None:
+        from sedialect.sedialect_core.storage.marked import write_marked
+
+        kept = json.loads(parsed.write.read_text())
+        write_marked(PAGE, parts(kept["rows"], kept["where"]))
+        return 0
+    if parsed.comfyui is None or not (parsed.comfyui / "comfyui_version.py").exists():
+        print(f"--comfyui must name a ComfyUI, not {parsed.comfyui}", file=sys.stderr)
+        return 2
+    if wrong := [name for name in parsed.sections if name not in SECTIONS]:
+        print(f"there is no section {wrong[0]!r}; choose of {', '.join(SECTIONS)}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(dir=parsed.models) as folder:
+        setup = setup_for(parsed, Path(folder))
+        rows = run(parsed, setup)
+        print(f"\n{table(rows)}\n\n{where(setup)}")
+    return 1 if any(row.section == "error" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
