@@ -9,13 +9,13 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..sedialect_core.config import PRESETS, SeDialectConfig
-from ..sedialect_core.settings import ADVANCED, BASIC, SETTINGS, Choice, Number, Setting, Switch
+from ..sedialect_core.settings import ADVANCED, BASIC, FRONT, SETTINGS, Choice, Number, Setting, Switch
 
 AS_PRESET = "preset"
 UNSET = -1
 MOST = 10000  # of a number without an end: ComfyUI wants one
 SWITCH = {True: "on", False: "off"}
-SHOWN = tuple(entry for where in (BASIC, ADVANCED) for entry in SETTINGS if entry.node == where)
+SHOWN = tuple(entry for where in (FRONT, BASIC, ADVANCED) for entry in SETTINGS if entry.node == where)
 LIVE_SHOWN = tuple(entry for entry in SHOWN if entry.live)
 """What layers do while the model runs; the encoded weights are the same."""
 PATTERNS = next(entry for entry in SETTINGS if entry.name == "skip")
@@ -26,12 +26,12 @@ def inputs_of(entry: Setting, unset: str = AS_PRESET, hidden: bool = False) -> I
 
     Args:
         unset: the choice that decides nothing.
-        hidden: among the advanced inputs, even where it is not by itself.
+        hidden: folded away, even where it stands in front by itself.
     """
     values, words = entry.values, choices(entry)
     for name, part in zip(entry.inputs, getattr(values, "parts", ()) or ("",), strict=True):
         tooltip = " ".join(filter(None, (entry.help, f"This input: {part}." if part else "")))
-        said: dict[str, Any] = {"optional": True, "advanced": hidden or entry.node == ADVANCED}
+        said: dict[str, Any] = {"optional": True, "advanced": hidden or entry.node != FRONT}
         if words:
             yield io.Combo.Input(name, options=[unset, *words], default=unset, tooltip=tooltip, **said)
         elif isinstance(values, Number):
