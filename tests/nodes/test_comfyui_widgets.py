@@ -1,4 +1,4 @@
-"""What our nodes show and fold away in ComfyUI's own frontend, in both of its node systems. COMFYUI_DIR names the ComfyUI."""
+"""What our nodes show and fold away in ComfyUI's own frontend, in both node systems. COMFYUI_DIR names the ComfyUI."""
 
 import os
 from pathlib import Path
