@@ -32,8 +32,9 @@ from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.formatbook.blocks import BlockSample
 from ...sedialect_core.formatbook.fitting import fit_book
 from ...sedialect_core.formatbook.matching import find_book, weights_digest
+from ...sedialect_core.plan.advice import slower_than_possible
 from ...sedialect_core.plan.layers import LayerPlan, Plan
-from ...sedialect_core.plan.report import ModelReport, implementations, report_of
+from ...sedialect_core.plan.report import ModelReport, implementations, megabytes, report_of
 from ...sedialect_core.plan.rules import check_quantizes, make_plan, recorded_plan
 from ...sedialect_core.quantize.checks import check_attention
 from ...sedialect_core.quantize.products import check_products
@@ -70,12 +71,14 @@ def quantize(
     book: Formatbook | None,
     watch: Watch,
     calibration: CalibrationCache | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
     Args:
         book: the formatbook, where it is not the one that `config` names.
         calibration: of this MODEL, by which weights are encoded.
+        notes: what else the report is to say.
 
     Raises:
         InputError: the calibration is of another MODEL, or not finished.
@@ -93,10 +96,10 @@ def quantize(
     check_attention(config)
     plan = make_plan(network, config, linear_types=linear_types(network))
     check_quantizes(plan)
-    notes: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
     if book is None:
-        book, _, notes = find_book(network, config.formatbook, config.block_size)
-    plan = replace(plan, config=config.override(formatbook=book.name), notes=(*plan.notes, *notes))
+        book, _, found = find_book(network, config.formatbook, config.block_size)
+    plan = replace(plan, config=config.override(formatbook=book.name), notes=(*notes, *plan.notes, *found))
     built_from = operations(patcher.model.get_dtype_inference())
     weights = _own_weights(patcher)
     check_weights(weights, plan)
@@ -175,6 +178,22 @@ def report(patcher: Any, known: Quantized) -> ModelReport:
     found = report_of("diffusion_model", network, known.plan, known.bytes_before, patcher.load_device, seen)
     after = comfy.model_management.module_size(patcher.model)
     return replace(found, bytes_after=after, implementation=implementations(patcher.load_device, known.plan))
+
+
+def runs_on(patcher: Any) -> torch.device:
+    """The device that a MODEL is loaded to when it runs."""
+    device: torch.device = patcher.load_device
+    return device
+
+
+def summary(patcher: Any) -> str:
+    """What was made of a quantized MODEL, in a few lines for its node: layers, memory, notes, and what makes it slow."""
+    known = quantized(patcher)
+    assert known is not None
+    plan, after = known.plan, comfy.model_management.module_size(patcher.model)
+    made = f"{len(plan.quantized)} of {len(plan.layers)} layers in {plan.config.precision}"
+    slow = [f"speed: {why}" for why in slower_than_possible(patcher.load_device, plan.config)]
+    return "\n".join([f"{made}, {megabytes(known.bytes_before)} -> {megabytes(after)} MB", *plan.notes, *slow])
 
 
 class RunSeen(NamedTuple):
