@@ -16,7 +16,7 @@ from ..sedialect_core.storage.hub import is_repo_id
 from .comfy import model as comfy_model
 from .pictures import chart
 from .progress import Progress
-from .sockets import CATEGORY, FormatbookSocket
+from .sockets import CATEGORY, SHOWS_TEXT, FormatbookSocket
 
 FOLDER = "sedialect_formatbooks"
 FROM_HUB = "(from the Hub repository below)"
@@ -43,6 +43,7 @@ class SeDialectFormatbook(io.ComfyNode):
             description="The set of 4-bit number formats that blocks choose from. Fitting looks at the weights of a MODEL "
             "and takes some minutes; `sedialect formatbook fit` on the command line looks at activations too.",
             search_aliases=["formatbook", "dialects", "number format"],
+            **SHOWS_TEXT,
             inputs=[
                 io.Combo.Input(
                     "book",

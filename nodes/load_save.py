@@ -7,19 +7,33 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..sedialect_core.errors import ModelError, SeDialectError
+from ..sedialect_core.errors import InputError, ModelError, SeDialectError
+from ..sedialect_core.plan.ignored import ignored_settings
 from ..sedialect_core.storage.atomic import check_room
 from .comfy import model as comfy_model
 from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model
 from .progress import Progress
-from .settings import LIVE_SHOWN, inputs_of, with_settings
-from .sockets import CATEGORY
+from .saving import prefix_problem
+from .settings import LIVE_SHOWN, UNSET, inputs_of, named, problem, with_settings
+from .sockets import CATEGORY, SHOWS_TEXT
 
 FOLDER = "diffusion_models"
 FROM_HUB = "(from the Hub repository below)"
 NAMES = ("ComfyUI", "diffusers")
 AS_SAVED = "as saved"
+ALIASES = [
+    "load quantized model",
+    "load 4-bit",
+    "4-bit loader",
+    "load nvfp4",
+    "load int4",
+    "load fp8",
+    "gguf loader",
+    "unet loader",
+    "diffusion model loader",
+    "SemanticDialect",
+]  # what people type who look for such a node
 
 
 class SeDialectLoad(io.ComfyNode):
@@ -34,7 +48,8 @@ class SeDialectLoad(io.ComfyNode):
             category=CATEGORY,
             description="Loads a model that SeDialect has quantized, from the folder diffusion_models or from the Hugging "
             "Face Hub. Files of diffusers and of ComfyUI both load.",
-            search_aliases=["load quantized model", "4-bit", "unet loader", "SemanticDialect"],
+            search_aliases=ALIASES,
+            **SHOWS_TEXT,
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -56,8 +71,10 @@ class SeDialectLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, repository: str = "") -> bool | str:
-        """Look at the header before anything runs."""
+    def validate_inputs(cls, file: str, repository: str = "", salient_ratio: float = float(UNSET)) -> bool | str:
+        """Look at the header, and at what was typed, before anything runs."""
+        if (wrong := problem({"salient_ratio": salient_ratio})) is not None:
+            return wrong
         if file == FROM_HUB:
             return True if repository.strip() else "choose a file, or write the repository to load from, as in owner/name"
         path = folder_paths.get_full_path(FOLDER, file)
@@ -88,7 +105,10 @@ class SeDialectLoad(io.ComfyNode):
                 progress.on_phase("loading")
             else:
                 path = folder_paths.get_full_path_or_raise(FOLDER, file)
-            return io.NodeOutput(load_model(path, tokens))
+            made = load_model(path, tokens)
+            known = comfy_model.quantized(made)
+            idle = ignored_settings(known.plan.config, named(tokens, LIVE_SHOWN))
+            return io.NodeOutput(made, ui=ui.PreviewText("\n".join([comfy_model.summary(made), *idle])))
 
 
 def load_model(path: str, tokens: Mapping[str, Any], disable_dynamic: bool = False) -> Any:
@@ -110,7 +130,7 @@ class SeDialectSave(io.ComfyNode):
             category=CATEGORY,
             description="Saves a quantized model. LoRAs on it are not saved: they stay beside the quantized weights. To "
             "bake one in, save the 16-bit MODEL with the LoRA first, and quantize that.",
-            search_aliases=["save quantized model", "export diffusers", "SemanticDialect"],
+            search_aliases=["save quantized model", "save 4-bit", "checkpoint save", "export diffusers", "SemanticDialect"],
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="From SeDialect Quantize or SeDialect Load."),
@@ -131,6 +151,11 @@ class SeDialectSave(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+        """Whether the file can be written, before the model is quantized that is to stand in it."""
+        return prefix_problem(filename_prefix, folder_paths.get_output_directory()) or True
+
+    @classmethod
     def execute(cls, model: Any, filename_prefix: str, names: str) -> io.NodeOutput:
         """Save it."""
         known = comfy_model.quantized(model)
@@ -139,6 +164,8 @@ class SeDialectSave(io.ComfyNode):
         checkpoint = Checkpoint(comfy_model.tensors(model), known.record, known.settings)
         check_complete(checkpoint)
         output = folder_paths.get_output_directory()
+        if (error := prefix_problem(filename_prefix, output)) is not None:  # it may come from another node
+            raise InputError(error)
         folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
         check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
         path = Path(folder) / f"{name}_{counter:05}_"

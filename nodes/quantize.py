@@ -2,15 +2,35 @@
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..sedialect_core.calibration.cache import CalibrationCache
 from ..sedialect_core.formatbook import Formatbook
 from .comfy import model as comfy_model
 from .comfy.attention_alone import attention_alone
 from .progress import Progress
-from .settings import config_from, setting_inputs
-from .sockets import CATEGORY, CalibrationSocket, FormatbookSocket
+from .settings import AUTO, UNSET, asked, problem, setting_inputs
+from .sockets import CATEGORY, SHOWS_TEXT, CalibrationSocket, FormatbookSocket
+
+ALIASES = [
+    "4-bit",
+    "quantize 4-bit",
+    "W4A4",
+    "W4A8",
+    "W4A16",
+    "FP4",
+    "nvfp4",
+    "mxfp4",
+    "int4",
+    "int8",
+    "fp8",
+    "gguf",
+    "quantize video model",
+    "quantize Wan",
+    "compress model",
+    "low VRAM",
+    "SemanticDialect",
+]  # what people type who look for such a node
 
 
 class SeDialectQuantize(io.ComfyNode):
@@ -25,7 +45,8 @@ class SeDialectQuantize(io.ComfyNode):
             category=CATEGORY,
             description="Quantizes a video model to 4-bit weights and 4-bit activations. The model that is connected "
             "stays as it is, so that both can be compared in one workflow. LoRAs may stand before this node or behind it.",
-            search_aliases=["4-bit", "W4A4", "quantize video model", "SemanticDialect", "FP4"],
+            search_aliases=ALIASES,
+            **SHOWS_TEXT,
             inputs=[
                 io.Model.Input("model", tooltip="A 16-bit video model: Wan, HunyuanVideo, LTX, Cosmos, CogVideoX, ..."),
                 *setting_inputs(),
@@ -42,18 +63,25 @@ class SeDialectQuantize(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, skip: str = "", salient_ratio: float = float(UNSET)) -> bool | str:
+        """Look at what was typed before anything runs."""
+        return problem({"salient_ratio": salient_ratio}, skip) or True
+
+    @classmethod
     def execute(
         cls,
         model: Any,
-        preset: str = "default",
+        preset: str = AUTO,
         skip: str = "",
         formatbook: Formatbook | None = None,
         calibration: CalibrationCache | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         """Quantize layer by layer; the run may be cancelled between two of them."""
-        config = config_from(preset, settings, skip)
+        device = comfy_model.runs_on(model)
+        config, notes = asked(preset, settings, skip, device)
         if config.attention_alone:
-            return io.NodeOutput(attention_alone(model, config))
+            return io.NodeOutput(attention_alone(model, config), ui=ui.PreviewText("\n".join(notes) or config.label))
         with Progress("quantizing") as progress:
-            return io.NodeOutput(comfy_model.quantize(model, config, formatbook, progress, calibration))
+            made = comfy_model.quantize(model, config, formatbook, progress, calibration, notes)
+        return io.NodeOutput(made, ui=ui.PreviewText(comfy_model.summary(made)))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from ...sedialect_core.errors import ModelError
+
 Patch = tuple[float, Any, float, tuple[int, int, int] | None, Callable[..., Any] | None]
 Dense = Callable[[list[Patch], torch.Tensor], torch.Tensor]
 """Patches and a float weight to the patched weight; ComfyUI's own arithmetic."""
@@ -57,6 +59,11 @@ def add_patches(
 
 
 def _add_low_rank(y: torch.Tensor, x: torch.Tensor, part: LowRank) -> None:
+    if part.down.shape[1] != x.shape[-1] or part.start + part.up.shape[0] > y.shape[-1]:
+        raise ModelError(
+            f"a LoRA for a layer of {part.start + part.up.shape[0]} x {part.down.shape[1]} numbers is connected to one of "
+            f"{y.shape[-1]} x {x.shape[-1]}: it was made for another model; take it off, or choose one for this model"
+        )
     down = part.down.to(x.device, x.dtype, non_blocking=True)
     up = part.up.to(x.device, x.dtype, non_blocking=True)
     y.narrow(-1, part.start, up.shape[0]).add_(functional.linear(functional.linear(x, down), up), alpha=part.factor)

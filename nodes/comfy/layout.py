@@ -129,6 +129,16 @@ def wrap(
     return QuantizedTensor(codes, LAYOUT, Params(scale, dtype, shape, meta, **settings))
 
 
+def rewrapped(weight: QuantizedTensor) -> QuantizedTensor:
+    """Another weight around the same tensors, of which nobody has said yet which units multiply it."""
+    return QuantizedTensor(weight._qdata, LAYOUT, replace(weight._params, products="auto"))
+
+
+def stored_bytes(weight: QuantizedTensor) -> int:
+    """What codes, meta, row scales and exponents take."""
+    return sum(tensor.nbytes for tensor in SeDialectLayout.get_plain_tensors(weight))
+
+
 def wrap_all(weights: dict[str, Any], record: Record) -> None:
     """Put the three tensors of each recorded layer together, in place.
 

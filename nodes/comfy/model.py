@@ -7,7 +7,7 @@ mixed-precision ones with an encoded weight, so that offloading, dynamic VRAM an
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,23 +32,21 @@ from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.formatbook.blocks import BlockSample
 from ...sedialect_core.formatbook.fitting import fit_book
 from ...sedialect_core.formatbook.matching import find_book, weights_digest
+from ...sedialect_core.plan.advice import slower_than_possible
 from ...sedialect_core.plan.layers import LayerPlan, Plan
-from ...sedialect_core.plan.report import ModelReport, implementations, report_of
+from ...sedialect_core.plan.report import ModelReport, implementations, megabytes, report_of
 from ...sedialect_core.plan.rules import check_quantizes, make_plan, recorded_plan
 from ...sedialect_core.quantize.checks import check_attention
 from ...sedialect_core.quantize.products import check_products
-from ...sedialect_core.quantize.weights import WeightEncoder, exponents_by_weights, groups_of
+from ...sedialect_core.quantize.weights import exponents_by_weights, groups_of
 from . import layout
 from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
+from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
 from .products import settle_products
-
-ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
-MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64
-Watch = Callable[[int, int], None]  # told how many weights are done, of how many
 
 
 @dataclass(frozen=True)
@@ -67,23 +65,20 @@ def quantized(patcher: Any) -> Quantized | None:
     return found
 
 
-def interruptible() -> None:
-    """Raise if the user has cancelled the run."""
-    comfy.model_management.throw_exception_if_processing_interrupted()
-
-
 def quantize(
     patcher: Any,
     config: SeDialectConfig,
     book: Formatbook | None,
     watch: Watch,
     calibration: CalibrationCache | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
     Args:
         book: the formatbook, where it is not the one that `config` names.
         calibration: of this MODEL, by which weights are encoded.
+        notes: what else the report is to say.
 
     Raises:
         InputError: the calibration is of another MODEL, or not finished.
@@ -101,14 +96,14 @@ def quantize(
     check_attention(config)
     plan = make_plan(network, config, linear_types=linear_types(network))
     check_quantizes(plan)
-    notes: tuple[str, ...] = ()
+    found: tuple[str, ...] = ()
     if book is None:
-        book, _, notes = find_book(network, config.formatbook, config.block_size)
-    plan = replace(plan, config=config.override(formatbook=book.name), notes=(*plan.notes, *notes))
+        book, _, found = find_book(network, config.formatbook, config.block_size)
+    plan = replace(plan, config=config.override(formatbook=book.name), notes=(*notes, *plan.notes, *found))
     built_from = operations(patcher.model.get_dtype_inference())
     weights = _own_weights(patcher)
     check_weights(weights, plan)
-    plan = _encode(weights, plan, book, watch, calibration)
+    plan = encode_or_reuse(patcher.model, weights, plan, book, watch, calibration)
     plan = settle_products(plan, patcher.load_device, lambda layer: weights[f"{layer.name}.weight"])
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
@@ -185,6 +180,22 @@ def report(patcher: Any, known: Quantized) -> ModelReport:
     return replace(found, bytes_after=after, implementation=implementations(patcher.load_device, known.plan))
 
 
+def runs_on(patcher: Any) -> torch.device:
+    """The device that a MODEL is loaded to when it runs."""
+    device: torch.device = patcher.load_device
+    return device
+
+
+def summary(patcher: Any) -> str:
+    """What was made of a quantized MODEL, in a few lines for its node: layers, memory, notes, and what makes it slow."""
+    known = quantized(patcher)
+    assert known is not None
+    plan, after = known.plan, comfy.model_management.module_size(patcher.model)
+    made = f"{len(plan.quantized)} of {len(plan.layers)} layers in {plan.config.precision}"
+    slow = [f"speed: {why}" for why in slower_than_possible(patcher.load_device, plan.config)]
+    return "\n".join([f"{made}, {megabytes(known.bytes_before)} -> {megabytes(after)} MB", *plan.notes, *slow])
+
+
 class RunSeen(NamedTuple):
     """What the last run of a MODEL showed: saliency [T, H, W] or None, what its numbers are or why there are none, notes."""
 
@@ -254,35 +265,6 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
 def _own_weights(patcher: Any) -> dict[str, Any]:
     """The network's tensors without the LoRAs on it: it has just been unloaded, which undoes them."""
     return dict(patcher.model.diffusion_model.state_dict())
-
-
-def _encode(
-    weights: dict[str, Any], plan: Plan, book: Formatbook, watch: Watch, calibration: CalibrationCache | None
-) -> Plan:
-    """Replace each planned weight in the dictionary, one layer at a time; the tensors themselves stay as they are. Gives the
-    plan as it was carried out."""
-    device = comfy.model_management.get_torch_device()
-    widest = max(layer.in_features for layer in plan.quantized) if calibration is not None else 0
-    comfy.model_management.free_memory(ENCODING_BYTES + MOMENT_BYTES * widest**2, device)
-    known = None if calibration is None else calibration.component(COMPONENT)
-    encoder = WeightEncoder(book, plan.config.candidates, known)
-    total, done = sum(layer.weights for layer in plan.quantized), dict[str, LayerPlan]()
-
-    def weight_of(layer: LayerPlan) -> Any:
-        interruptible()
-        return weights[f"{layer.name}.weight"].to(device)
-
-    for group in groups_of(plan.quantized):
-        for layer, encoded in encoder.encode(group, weight_of):
-            before = weights[f"{layer.name}.weight"]
-            settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
-            stored = encoded.to(before.device).stored
-            parts, settings["equalizer"] = [stored[suffix] for suffix in layout.SUFFIXES], stored.get(layout.EQUALIZER)
-            weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
-            done[layer.name] = layer
-            watch(sum(one.weights for one in done.values()), total)
-    notes = plan.notes if calibration is None else (*plan.notes, calibration.describe())
-    return replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers), notes=notes)
 
 
 @dataclass(frozen=True)

@@ -10,3 +10,9 @@ def show(text: str) -> None:
     server = getattr(PromptServer, "instance", None)
     if context is not None and server is not None:
         server.send_progress_text(text, context.node_id)
+
+
+def running_node() -> str:
+    """The id of the node that runs in this context; "" outside of one."""
+    context = get_executing_context()
+    return "" if context is None else str(context.node_id)

@@ -12,6 +12,7 @@ from ..inspection import LinearSite, TokenLayout, family_of, find_linears, layou
 from ..inspection.unreadable import unreadable
 from ..settings.table import UNQUANTIZED
 from .attention import with_attention
+from .ignored import idle_patterns
 from .layers import LayerPlan, Plan
 from .tokens import attention_modules, check_layout, decide, is_guided
 
@@ -46,7 +47,8 @@ def make_plan(
     kept, read = _kept_in_fp32(model), unreadable(model)
     layers = tuple(_decide(site, config, kept, read.get(site.name)) for site in sites)
     name = type(model).__name__
-    plan = Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model))
+    notes = tuple(idle_patterns(config, layers))
+    plan = Plan(name, family_of(model).name, config, layers, token_layout or layout_of(model), notes)
     plan = with_attention(plan, model)
     if not plan.quantized and not any(one.runs != UNQUANTIZED for one in plan.attentions):
         if config.attention_alone:

@@ -5,6 +5,7 @@ from typing import Any
 
 from .values import Numbers, Switch, Values
 
+FRONT = "front"
 BASIC = "basic"
 ADVANCED = "advanced"
 MORE = "More"
@@ -37,7 +38,7 @@ class Setting:
     help     what it does, in one or two sentences; what is possible is told by `values`
     live     whether it may change in a quantized model, because the encoded weights are the same
     option   on the command line; None: it has none there
-    node     in ComfyUI: BASIC, ADVANCED, or empty where it is not shown
+    node     in ComfyUI: FRONT, or folded away in two groups, BASIC before ADVANCED; empty: it is not shown
     web      the heading in the app that it stands below; empty: it is not shown
     most     the largest number that a visitor of the app may ask for, where `values` has no end
     """

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .entry import BASIC, Option, entries, setting
+from .entry import BASIC, FRONT, Option, entries, setting
 from .values import Book, Choice, LayerPrecisions, Number, Numbers, Patterns, Switch, Text
 
 PRECISIONS = ("w4a4", "w4a8", "w4a16")  # of quantized layers
@@ -41,7 +41,7 @@ class Settings:
         "Precision",
         "Bits of weights and activations in the transformer blocks. w4a4 is the method; w4a8 is closer to 16 bit, and as "
         "fast on GPUs with FP8; w4a16 encodes the weights only; 16bit leaves the layers as they are, for attention alone.",
-        node=BASIC,
+        node=FRONT,
         web=FORMATS,
     )
     block_size: int = setting(
@@ -49,7 +49,7 @@ class Settings:
         Choice(BLOCK_SIZES),
         "Block size",
         "Numbers that share one dialect: 16 takes 4.5 bits a weight, 32 takes 4.25.",
-        node=BASIC,
+        node=FRONT,
         web=FORMATS,
     )
     formatbook: str = setting(

@@ -538,7 +538,7 @@ class TestTokenFamilies(io.ComfyNode):
     @classmethod
     def run(cls, config, family):
         kind, settings, shape, said, text = family
-        comfy_model, linear = sedialect("nodes.comfy.model"), sedialect("nodes.comfy.linear")
+        encoding, linear = sedialect("nodes.comfy.encoding"), sedialect("nodes.comfy.linear")
         linear.register()
         torch.manual_seed(0)
         common = {"dtype": torch.float32, "device": "cpu"}
@@ -551,9 +551,8 @@ class TestTokenFamilies(io.ComfyNode):
         except ValueError as error:
             return kind.__name__, {"refused": str(error)}
         weights = dict(plain.state_dict())
-        comfy_model._encode(
-            weights, plan, sedialect("sedialect_core.formatbook").Formatbook.builtin(), lambda *_: None, None
-        )
+        book = sedialect("sedialect_core.formatbook").Formatbook.builtin()
+        encoding.encode_weights(weights, plan, book, lambda *_: None, None)
         model = SimpleNamespace(model_sampling=SimpleNamespace(sigma_max=torch.tensor(1.0)))
         model.diffusion_model = kind(**settings, **common, operations=linear.operations(torch.float32)).eval()
         model.diffusion_model.load_state_dict(weights, strict=False, assign=True)
@@ -652,7 +651,9 @@ class TestMemory(io.ComfyNode):
         status = Path("/proc/self/status").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines() if line.startswith(("VmHWM", "VmRSS")))
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        text = json.dumps({key: int(value.split()[0]) * 1024 for key, value in fields.items()})
+        found = {key: int(value.split()[0]) * 1024 for key, value in fields.items()}
+        kept = sedialect("nodes.comfy.encoding").kept_bytes()
+        text = json.dumps({**found, "kept": kept})
         return io.NodeOutput(ui={"text": (text,)})
 
 

@@ -98,6 +98,8 @@ def modules(base: Any) -> dict[str, ModuleType]:
     version.__version__ = "0.33.0"
     model = ModuleType("sedialect.nodes.comfy.model")  # the one import that needs ComfyUI itself
     model.quantized = lambda patcher: getattr(patcher, "known", None)
+    model.runs_on = lambda patcher: "cpu"
+    model.summary = lambda patcher: "summary"
     alone = ModuleType("sedialect.nodes.comfy.attention_alone")
     alone.attention_alone = lambda patcher, config: patcher
     alone.alone_report = lambda patcher: getattr(patcher, "alone", None)
@@ -126,6 +128,7 @@ NODE_FILES = (
     "report",
     "compare",
     "settings",
+    "saving",
     "sockets",
     "progress",
 )

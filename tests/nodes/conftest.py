@@ -1,11 +1,14 @@
-"""A real ComfyUI with the bundled model, for the tests that COMFYUI_DIR names one for."""
+"""A real ComfyUI with the bundled model, and its frontend, for the tests that COMFYUI_DIR names one for."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from comfyui_server import COMFYUI, FLAGS, Server, python_of_comfyui
 from comfyui_workflows import Workflow, base_folder
+
+SYSTEMS = {"canvas": False, "vue": True}  # ComfyUI's node systems: is the second one on?
 
 
 @pytest.fixture(scope="module")
@@ -26,3 +29,28 @@ def server(base: Path) -> Iterator[Server]:
 def graph(base: Path) -> Workflow:
     """An empty workflow."""
     return Workflow(base)
+
+
+@pytest.fixture(params=SYSTEMS)
+def page(request: pytest.FixtureRequest, browser: Any, server: Server) -> Iterator[Any]:
+    """The frontend, ready, in one of the two node systems; at the end none of our scripts may have failed."""
+    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    page, faults = context.new_page(), []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.set_default_timeout(120_000)
+    page.goto(server.url, wait_until="domcontentloaded")
+    page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
+    page.wait_for_timeout(4000)
+    page.evaluate(
+        """async (vue) => {
+          const setting = window.app.extensionManager.setting;
+          await setting.set("Comfy.TutorialCompleted", true);
+          await setting.set("Comfy.VueNodes.Enabled", vue);
+        }""",
+        SYSTEMS[request.param],
+    )
+    page.keyboard.press("Escape")
+    page.system = request.param
+    yield page
+    context.close()
+    assert [fault for fault in faults if "sedialect" in fault.lower()] == []

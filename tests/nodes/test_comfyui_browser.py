@@ -21,7 +21,6 @@ PICTURES = os.environ.get("SEDIALECT_PICTURES")
 STEPS = int(os.environ.get("SEDIALECT_STEPS", "2"))
 EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "compare_16_bit_and_4_bit.json"
 PATIENCE = 600_000  # ms
-SYSTEMS = {"canvas": False, "vue": True}
 
 
 @pytest.fixture(scope="module")
@@ -59,31 +58,6 @@ def workflow(server: Server) -> dict:
             node["class_type"], node["inputs"] = "SeDialectTestDecode", {"samples": node["inputs"]["samples"]}
         node["inputs"] |= changes.get(node["class_type"], {})
     return nodes
-
-
-@pytest.fixture(params=SYSTEMS)
-def page(request, browser, server):
-    """The frontend, ready, in one of the two node systems; at the end none of our scripts may have failed."""
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    page, faults = context.new_page(), []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_default_timeout(120_000)
-    page.goto(server.url, wait_until="domcontentloaded")
-    page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
-    page.wait_for_timeout(4000)
-    page.evaluate(
-        """async (vue) => {
-          const setting = window.app.extensionManager.setting;
-          await setting.set("Comfy.TutorialCompleted", true);
-          await setting.set("Comfy.VueNodes.Enabled", vue);
-        }""",
-        SYSTEMS[request.param],
-    )
-    page.keyboard.press("Escape")
-    page.system = request.param
-    yield page
-    context.close()
-    assert [fault for fault in faults if "sedialect" in fault.lower()] == []
 
 
 def test_a_node_is_dragged_from_the_library(page):

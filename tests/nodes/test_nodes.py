@@ -126,7 +126,7 @@ class TestSettings:
     def test_every_preset_is_offered_and_left_as_it_is(self, base):
         settings = importlib.import_module("sedialect.nodes.settings")
         (preset, *others) = settings.setting_inputs()
-        assert preset.said["options"] == list(PRESETS)
+        assert preset.said["options"] == ["auto", *PRESETS] and preset.said["default"] == "auto"
         untouched = {socket.id: socket.said["default"] for socket in others}
         for name in PRESETS:
             skip = untouched.get("skip", "")
@@ -147,6 +147,81 @@ class TestSettings:
         assert settings.config_from("default", {}, " a+ \n\n b$ \n").skip == ("a+", "b$")
         with pytest.raises(ConfigError, match="no regular expression"):
             settings.config_from("default", {}, "(")
+
+    def test_what_is_asked_for_is_told_where_it_changes_nothing(self, base):
+        settings = importlib.import_module("sedialect.nodes.settings")
+        found = settings.asked("auto", {"precision": "w4a8", "salient_ratio": 0.5}, "", "cpu")
+        assert found.config == SeDialectConfig.preset("weight-only", precision="w4a8", salient_ratio=0.5)
+        assert found.notes[0].startswith("auto took the preset weight-only: on cpu")
+        assert found.notes[1].startswith("salient_ratio changes nothing") and len(found.notes) == 2
+        assert settings.asked("default", {"salient_ratio": -1, "semantic": "preset"}, "", "cpu").notes == ()
+
+    @pytest.mark.parametrize("name", ["SeDialectQuantize", "SeDialectLoad"])
+    def test_a_number_between_the_unset_one_and_zero_is_refused_before_the_run(self, base, name):
+        load = {"file": "(from the Hub repository below)", "repository": "me/model"} if name == "SeDialectLoad" else {}
+        for given in (-1.0, 0.0, 1.0):
+            assert node(name).validate_inputs(**load, salient_ratio=given) is True
+        said = node(name).validate_inputs(**load, salient_ratio=-0.5)
+        assert said == "salient_ratio is -0.5; give number from 0 to 1, or -1 to leave it to the preset or file"
+        assert "salient_ratio is 2.0" in node(name).validate_inputs(**load, salient_ratio=2.0)
+
+    def test_a_pattern_is_looked_at_before_the_run(self, base):
+        assert node("SeDialectQuantize").validate_inputs(skip="ffn") is True
+        assert "no regular expression" in node("SeDialectQuantize").validate_inputs(skip="(")
+
+    def test_three_inputs_stand_in_front(self, schemas):
+        shown = {"SeDialectQuantize": ["preset", "precision", "block_size"], "SeDialectLoad": ["file", "repository"]}
+        for name, front in shown.items():
+            widgets = [s for s in schemas[name].inputs if s.kind in ("COMBO", "STRING", "INT", "FLOAT", "BOOLEAN")]
+            assert [s.id for s in widgets if not s.said.get("advanced")] == front
+
+    def test_the_order_of_inputs_is_that_of_saved_workflows(self, schemas):
+        """A saved workflow holds values in this order: a new input comes at the end of the settings."""
+        found = [s.id for s in schemas["SeDialectQuantize"].inputs]
+        assert found[1:18] == [
+            "preset", "precision", "block_size", "salient_ratio", "semantic", "protected_first", "protected_last",
+            "salient_by", "salient_layers", "refresh_every", "rotation", "equalize", "candidates", "modulation",
+            "attention", "products", "skip",
+        ]  # fmt: skip
+
+
+class TestSave:
+    @pytest.mark.parametrize(
+        ("prefix", "says"),
+        [
+            ("", "names no file"),
+            ("models/", "names no file"),
+            ("..", "names no file"),
+            ("a\0b", "no file name may"),
+            ("x" * 201, "201 bytes"),
+            ("../above", "leads out of the output folder"),
+            ("/tmp/elsewhere/x", "leads out of the output folder"),
+            ("taken/x", "taken is a file"),
+            ("link/x", "leads out of the output folder"),
+        ],
+    )
+    def test_a_path_that_cannot_be_written_is_said_before_the_run(self, base, prefix, says):
+        (base / "output" / "taken").write_bytes(b"")
+        (base / "output" / "link").symlink_to(base)
+        assert says in node("SeDialectSave").validate_inputs(filename_prefix=prefix)
+        assert sorted(path.name for path in (base / "output").iterdir()) == ["link", "taken"], "nothing is made"
+
+    def test_paths_that_can_be_written_pass_and_nothing_is_made(self, base):
+        for prefix in ("x", "diffusion_models/sedialect", "a/b/c/x", "%year%/x", "./x"):
+            assert node("SeDialectSave").validate_inputs(filename_prefix=prefix) is True
+        assert list((base / "output").iterdir()) == []
+
+    def test_a_folder_without_permission_is_said(self, base, monkeypatch):
+        monkeypatch.setattr("os.access", lambda path, mode: False)
+        assert "cannot be written" in node("SeDialectSave").validate_inputs(filename_prefix="x")
+
+
+def test_what_people_search_for_finds_the_nodes(schemas):
+    for word, name in (
+        ("nvfp4", "Quantize"), ("gguf", "Quantize"), ("int4", "Quantize"), ("fp8", "Quantize"), ("load 4-bit", "Load"),
+        ("load nvfp4", "Load"), ("gguf loader", "Load"), ("save 4-bit", "Save"),
+    ):  # fmt: skip
+        assert word in schemas[f"SeDialect{name}"].search_aliases
 
 
 class TestLoad:

@@ -128,6 +128,11 @@ class TestAdapters:
         expected = self.y + 0.7 * (2.0 / 4) * (self.x @ down.T @ up.T)
         torch.testing.assert_close(self.add((0.7, lora, 1.0, None, None)), expected)
 
+    def test_a_lora_of_another_model_is_told(self):
+        for patch in ((1.0, plain_lora(rows=64), 1.0, None, None), (1.0, plain_lora(rows=48), 1.0, (0, 16, 48), None)):
+            with pytest.raises(ModelError, match="of 64 x 128 numbers is connected to one of 48 x 128"):
+                self.add(patch)
+
     def test_loras_add_up_and_without_alpha_count_whole(self):
         one, other = plain_lora(alpha=None), plain_lora(rank=2)
         both = self.add((1.0, one, 1.0, None, None), (-0.5, other, 1.0, None, None)) - self.y
