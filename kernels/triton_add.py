@@ -18,8 +18,10 @@ def add_kernel(
     """TILE elements of one extra row a program."""
     number = tl.program_id(0).to(tl.int64)
     row = tl.load(rows_ptr + number).to(tl.int64)
+    if row < 0:
+        return
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    inside = (column < N) & (row >= 0)
+    inside = column < N
     total = tl.load(product_ptr + row * N + column, mask=inside, other=0.0).to(tl.float32)
     total += tl.load(extra_ptr + number * N + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(product_ptr + row * N + column, total.to(product_ptr.dtype.element_ty), mask=inside)

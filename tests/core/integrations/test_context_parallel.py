@@ -1,53 +1,79 @@
-"""A model whose sequence is split over processes computes what one process does (issue of many GPUs): over gloo, on CPUs."""
+"""A model whose sequence is split over processes computes what one process does: over gloo, on CPUs, by diffusers' context
+parallelism."""
 
-CASES = {
-    "default": {},
-    "plain": {"preset": "plain"},
-    "compact": {"preset": "compact"},
-    "quality": {"preset": "quality"},
-    "weight-only": {"preset": "weight-only"},
-    "all layers": {"salient_layers": "all"},
-    "by error": {"salient_by": "error"},
-    "at random": {"salient_by": "random"},
-    "by attention": {"salient_by": "attention", "refresh_every": 2},
-    "by peaks": {"salient_by": "peak-attention", "refresh_every": 2},
-    "by both": {"salient_by": "attention-error", "refresh_every": 2},
-    "groups": {"semantic": True, "semantic_similarity": 0.2, "semantic_quantile": 0.2, "refresh_every": 2},
-    "dialects": {"semantic": True, "semantic_sharing": "dialect", "semantic_similarity": 0.2, "refresh_every": 2},
-    "protected": {"protected_steps": (1, 0)},
-    "8-bit attention": {"attention": "8bit"},
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from interruptible import PATIENCE
+
+SCRIPT = Path(__file__).parents[2] / "helpers" / "split_wan.py"
+EVEN, ODD = [4, 8, 8], [3, 6, 10]  # latent frames, rows and columns: 64 and 45 tokens
+PROFILED = {"refresh_every": 2}
+GROUPS = {"semantic": True, "semantic_similarity": 0.2, "semantic_quantile": 0.2, **PROFILED}
+ULYSSES, RING, BOTH = {"ulysses_degree": 2}, {"ring_degree": 2}, {"ring_degree": 2, "ulysses_degree": 2}
+
+TWO = {
+    "default": ({}, EVEN, ULYSSES, ""),
+    "plain": ({"preset": "plain"}, EVEN, ULYSSES, ""),
+    "compact": ({"preset": "compact"}, EVEN, ULYSSES, ""),
+    "quality": ({"preset": "quality"}, EVEN, ULYSSES, ""),
+    "weight-only": ({"preset": "weight-only"}, EVEN, ULYSSES, ""),
+    "all layers": ({"salient_layers": "all"}, EVEN, ULYSSES, ""),
+    "by error": ({"salient_by": "error"}, EVEN, ULYSSES, ""),
+    "by attention": ({"salient_by": "attention", **PROFILED}, EVEN, ULYSSES, ""),
+    "by peaks": ({"salient_by": "peak-attention", **PROFILED}, EVEN, ULYSSES, ""),
+    "by both": ({"salient_by": "attention-error", **PROFILED}, EVEN, ULYSSES, ""),
+    "groups": (GROUPS, EVEN, ULYSSES, ""),
+    "dialects": ({**GROUPS, "semantic_sharing": "dialect"}, EVEN, ULYSSES, ""),
+    "protected": ({"protected_steps": (1, 0)}, EVEN, ULYSSES, ""),
+    "8-bit attention": ({"attention": "8bit"}, EVEN, ULYSSES, ""),
+    "compiled": ({}, EVEN, ULYSSES, "aot_eager"),
+    "compiled groups": (GROUPS, EVEN, ULYSSES, "aot_eager"),
+    "ring": ({}, EVEN, RING, ""),
+    "ring, by attention": ({"salient_by": "attention", **PROFILED}, EVEN, RING, ""),
+    "odd": ({}, ODD, {**ULYSSES, "ulysses_anything": True}, ""),
+    "odd groups": (GROUPS, ODD, {**ULYSSES, "ulysses_anything": True}, ""),
+    "odd ring": ({"salient_by": "error"}, ODD, {**RING, "ring_anything": True}, ""),
 }
-WITHOUT_SECOND_TERMS = {"plain", "quality", "weight-only"}
+FOUR = {
+    **{name: (settings, size, {"ulysses_degree": 4}, "") for name, (settings, size, _, _) in list(TWO.items())[:5]},
+    "groups": (GROUPS, EVEN, {"ulysses_degree": 4}, ""),
+    "ring and ulysses": ({}, EVEN, BOTH, ""),
+}
+EXACT = {"plain", "quality", "weight-only"}  # without second terms
 
-SCRIPT = """
-import json, sys, torch, torch.distributed as dist
-import sedialect
-from sedialect.kernels import attention_support
-from diffusers import ContextParallelConfig, WanTransformer3DModel
-attention_support.LEAST_TOKENS, attention_support.HEAD_SIZES = 4, (16, 32)
-rank, folder, ranks = int(sys.argv[1]), sys.argv[3], int(sys.argv[4])
-cases, options = json.loads(sys.argv[2])
-torch.set_num_threads(1)
-torch.accelerator.device_count = lambda: ranks  # diffusers divides by it: without an accelerator it is 0
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
 
-def run(settings, split):
-    torch.manual_seed(7)
-    model = WanTransformer3DModel(
-        num_attention_heads=8, attention_head_dim=16, text_dim=32, freq_dim=64, ffn_dim=96, num_layers=2).eval()
-    settings = dict(settings)
-    config = sedialect.SeDialectConfig.preset(settings.pop("preset", "default"), **settings)
-    sedialect.quantize_model(model, config)
-    if split:
-        model.enable_parallelism(config=ContextParallelConfig(**options))
-    generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(2, 16, 4, 8, 8, generator=generator)
-    text = torch.randn(2, 8, 32, generator=generator)
-    outputs = [model(latents, torch.tensor([time]), text, return_dict=False)[0] for time in (900, 700, 500, 300)]
-    return torch.stack(outputs)
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each of two, and of four, processes got."""
+    folder = tmp_path_factory.mktemp("ranks")
+    runs = {ranks: [(name, *case) for name, case in cases.items()] for ranks, cases in ((2, TWO), (4, FOUR))}
+    command = [sys.executable, "-P", str(SCRIPT), json.dumps(runs), str(folder)]
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    return {ranks: [torch.load(folder / f"{ranks}-{rank}.pt") for rank in range(ranks)] for ranks in runs}
 
-with torch.no_grad():
-    results = {name: (run(settings, False) if rank == 0 else None, run(settings, True)) for name, settings in cases.items()}
-torch.save(results, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
-"""
+
+@pytest.mark.feature("Context parallel (Ring, both, odd lengths)", "first", "Two and four processes over gloo, Wan.")
+@pytest.mark.parametrize(("ranks", "name"), [*((2, name) for name in TWO), *((4, name) for name in FOUR)])
+def test_processes_together_compute_what_one_does(results, ranks, name):
+    alone = results[ranks][0][name][0]
+    for process in results[ranks]:
+        together = process[name][1]
+        if name in EXACT:
+            assert torch.equal(together, alone)
+        assert torch.linalg.vector_norm(together - alone) <= 1e-6 * torch.linalg.vector_norm(alone)
+
+
+def test_every_setting_changes_what_is_computed(results):
+    """So that none of the comparisons above is one of the same numbers."""
+    names = [name for name, (_, size, _, backend) in TWO.items() if size == EVEN and not backend and name != "ring"]
+    alone = {name: results[2][0][name][0] for name in names if name != "ring, by attention"}
+    for one in alone:
+        assert not any(torch.equal(alone[one], alone[other]) for other in alone if other != one)
