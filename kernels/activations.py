@@ -24,7 +24,8 @@ def encode_activations(
     """Operands, [M + E, K] in float32 (16 bits: as `transform_rows` gives them), and row scales, float32 [M + E], of
     activations x [M, K]; arguments as of `ops.encode`. For `products="int8"` they are whole numbers.
 
-    Row M + e is the residual of row salient[e], encoded like any row: x_hat of that token is the sum of the two.
+    Row M + e is the residual of row salient[e], encoded like any row: x_hat of that token is the sum of the two. Where
+    salient[e] is -1, it is a row of zeros.
     """
     salient, group, choice, protected = guidance
     given, x = x, transform_rows(x, transform)
@@ -43,8 +44,9 @@ def encode_activations(
     operand, scale = encode(x, allowed)
     if salient is None:
         return operand, scale
-    chosen = salient.long()
+    chosen = salient.clamp_min(0).long()
     residual = x[chosen].float() - operand[chosen] * scale[chosen].unsqueeze(1)
+    residual = residual.masked_fill((salient < 0).unsqueeze(1), 0.0)
     extra, extra_scale = encode(residual, None)
     return torch.cat([operand, extra]), torch.cat([scale, extra_scale])
 

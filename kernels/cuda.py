@@ -219,14 +219,18 @@ def float_product(
 
 
 def add_rows(product: torch.Tensor, extra: torch.Tensor, salient: torch.Tensor) -> torch.Tensor:
-    """`product` [M, N], in place, with row e of `extra` [E, N] added to its row salient[e]; each row at most once."""
+    """`product` [M, N], in place, with row e of `extra` [E, N] added to its row salient[e], each at most once; none for -1,
+    whose row is zeros."""
 
     def fast() -> torch.Tensor:
         from . import triton_add
 
         return triton_add.add_rows(product, extra, salient)
 
-    return run("adding residual rows", product.device, fast, lambda: product.index_add_(0, salient.long(), extra))
+    def plain() -> torch.Tensor:
+        return product.index_add_(0, salient.clamp_min(0).long(), extra)
+
+    return run("adding residual rows", product.device, fast, plain)
 
 
 def encode_weight(weight: torch.Tensor, tables: DialectTables, block_size: int, candidates: str = "all") -> EncodedRows:

@@ -190,7 +190,8 @@ def _guidance_of_all(guidance: RowGuidance, dims: tuple[Any, ...], count: int, r
     first = torch.arange(count, device=None if guidance.salient is None else guidance.salient.device).unsqueeze(1)
     salient, group, choice = guidance[:3]
     if salient is not None:
-        salient = (_first(salient, dims[0], count) + first * rows).flatten().int()
+        salient = _first(salient, dims[0], count)
+        salient = torch.where(salient < 0, salient, salient + first * rows).flatten().int()
     if group is not None and choice is not None:
         number = torch.arange(count, device=group.device).unsqueeze(1)
         all_choices, all_groups = _first(choice, dims[2], count), _first(group, dims[1], count)

@@ -133,7 +133,8 @@ def matmul(
     Args:
         operand: [M + E, K]; row_scale: float32 [M + E], None for ones.
         weight: codes uint8 [N, K/2], meta uint8 [N, K/B], scale float32 [N]; bias: [N] or None.
-        salient: as for `encode`; row M + e of the product is added to row salient[e]. On GPUs they must be distinct.
+        salient: as for `encode`; row M + e of the product is added to row salient[e], unless that is -1. On GPUs they must
+            be distinct, but for -1.
     """
     return matmul_operator(operand, row_scale, *weight, bias, tables, dtype, salient)
 
@@ -193,7 +194,8 @@ def _matmul(operand: torch.Tensor, row_scale: torch.Tensor | None, *rest: Any) -
         product = reference.scaled_matmul(operand.to(weight.dtype), row_scale, weight, stored.scale)
     if salient is not None:
         rows = product.shape[0] - salient.shape[0]
-        product = product[:rows].index_add_(0, salient, product[rows:])
+        # A row of -1 is zeros, and adding them changes nothing.
+        product = product[:rows].index_add_(0, salient.clamp_min(0), product[rows:])
     return (product if bias is None else product.add_(bias.float())).to(dtype)
 
 

@@ -1,5 +1,7 @@
 """What groups share: the sub-formatbook, or the dialect, that each (group, channel block) takes: docs/semantics.md."""
 
+from collections.abc import Callable
+
 import torch
 
 from . import reference
@@ -7,6 +9,7 @@ from .tables import Q_BITS, Q_VALUES, DialectTables
 
 FIELD_BITS = 16  # of one shape's error in a packed table entry
 ELEMENT_BYTES = 48  # of temporaries for an element that is looked at
+Sum = Callable[[torch.Tensor], torch.Tensor]
 QUARTERS = 16.0  # the tables count squared quarters of a half-unit
 
 
@@ -45,6 +48,7 @@ def choose_books(
     block_size: int,
     books: torch.Tensor,
     elements: int,
+    everywhere: Sum | None = None,
 ) -> torch.Tensor:
     """What each group takes in each channel block, uint8 [groups, K/B]: the sub-formatbook, as bits of its shapes, whose
     least errors add up to the least over the group; the first on ties, and for a group without rows.
@@ -52,17 +56,24 @@ def choose_books(
     Args:
         x: [M, K]; group: integer [M], 0..groups-1, -1 for rows in none; books: uint8 [P], as of `book_errors`.
         elements: of x that are looked at together; each takes some ELEMENT_BYTES.
+        everywhere: adds up what several processes have, where each has a part of the rows.
     """
     rows = (group >= 0).nonzero().squeeze(1)
     cost = torch.zeros(groups, x.shape[1] // block_size, len(books), dtype=torch.float32, device=x.device)
     for some in rows.split(max(1, elements // x.shape[1])):
         errors = book_errors(shape_errors(x[some], tables, block_size), books)
         cost.index_add_(0, group[some].long(), errors)
-    return books[cost.argmin(2)]
+    return books[(cost if everywhere is None else everywhere(cost)).argmin(2)]
 
 
 def choose_dialects(
-    x: torch.Tensor, group: torch.Tensor, groups: int, tables: DialectTables, block_size: int, elements: int
+    x: torch.Tensor,
+    group: torch.Tensor,
+    groups: int,
+    tables: DialectTables,
+    block_size: int,
+    elements: int,
+    everywhere: Sum | None = None,
 ) -> torch.Tensor:
     """The dialect that each group takes in each channel block, uint8 [groups, K/B] with SHARED_DIALECT: of all in the book
     the one whose errors add up to the least over the group; the first on ties, and for a group without rows.
@@ -80,6 +91,7 @@ def choose_dialects(
         step = max(1, elements // part.shape[1])
         for some, scales in zip(rows.split(step), scale.split(step), strict=True):
             cost.index_add_(0, group[some].long(), dialect_errors(part[some], scales, tables, block_size))
+        cost = cost if everywhere is None else everywhere(cost)
         choice[:, start : start + blocks] = cost.argmin(2) + reference.SHARED_DIALECT
     return choice
 

@@ -34,7 +34,7 @@ def encode_kernel(
     scale_ptr,  # float32 [M + E]
     choices_ptr,  # int64 [8, 32], DialectTables.choices
     errors_ptr,  # int64 [8, 32], DialectTables.packed_errors; read if ALL
-    salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
+    salient_ptr,  # int32 [E], rows of x, -1 for none; read if RESIDUAL
     group_ptr,  # int32 [M], -1 for none; read if GROUPS
     choice_ptr,  # uint8 [G, K / BLOCK], allowed shapes as bits, or SHARED plus a dialect; read if GROUPS
     protected_ptr,  # bool [1]; read if PROTECTED
@@ -66,16 +66,17 @@ def encode_kernel(
     valid = row < rows
     block = tl.arange(0, PIECE)
     column = tl.arange(0, BLOCK)[:, None, None] + block[None, :, None] * BLOCK
-    source, error_scale = source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
+    source, error_scale, read = source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
     from_x = x_ptr + source[None, None, :] * K
     from_operand = operand_ptr + source[None, None, :] * K
     here = valid[None, None, :]
+    there = read[None, None, :]
 
     pieces = ()
     top = tl.zeros((BLOCK, PIECE, ROWS), tl.float32)
     for start in tl.static_range(0, K, PIECE * BLOCK):
         piece = load_piece(
-            from_x, from_operand, equalizer_ptr, error_scale, column, start, here, K, RESIDUAL, EQUALIZED, ROTATION
+            from_x, from_operand, equalizer_ptr, error_scale, column, start, there, K, RESIDUAL, EQUALIZED, ROTATION
         )
         top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
         pieces = pieces + (piece,)  # noqa: RUF005  (Triton knows no unpacking)
@@ -125,7 +126,7 @@ def e4m3_kernel(
     x_ptr,  # [M, K] float, contiguous
     operand_ptr,  # [M + E, K] float8_e4m3fn, int8, bfloat16 or float32
     scale_ptr,  # float32 [M + E]
-    salient_ptr,  # int32 [E], rows of x; read if RESIDUAL
+    salient_ptr,  # int32 [E], rows of x, -1 for none; read if RESIDUAL
     protected_ptr,  # bool [1]; read if PROTECTED
     equalizer_ptr,  # int8 [K]; read if EQUALIZED
     rows,  # how many to encode: M, or E if RESIDUAL
@@ -146,16 +147,17 @@ def e4m3_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < rows
     column = tl.arange(0, PART)[:, None, None] + tl.arange(0, PIECE)[None, :, None] * PART
-    source, error_scale = source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
+    source, error_scale, read = source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL)
     from_x = x_ptr + source[None, None, :] * K
     from_operand = operand_ptr + source[None, None, :] * K
     here = valid[None, None, :]
+    there = read[None, None, :]
 
     pieces = ()
     top = tl.zeros((PART, PIECE, ROWS), tl.float32)
     for start in tl.static_range(0, K, PIECE * PART):
         piece = load_piece(
-            from_x, from_operand, equalizer_ptr, error_scale, column, start, here, K, RESIDUAL, EQUALIZED, ROTATION
+            from_x, from_operand, equalizer_ptr, error_scale, column, start, there, K, RESIDUAL, EQUALIZED, ROTATION
         )
         top = tl.maximum(top, tl.abs(piece.to(tl.float32)), propagate_nan=tl.PropagateNan.ALL)
         pieces = pieces + (piece,)  # noqa: RUF005

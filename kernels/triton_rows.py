@@ -52,13 +52,16 @@ def look_up(table_ptr, index):
 
 @triton.jit
 def source_rows(row, valid, salient_ptr, scale_ptr, RESIDUAL: tl.constexpr):
-    """Rows of x to read, int64 [ROWS], and the scales of what is subtracted from them."""
+    """Rows of x to read, int64 [ROWS], the scales of what is subtracted from them, and which are to be read: others are
+    zeros."""
     source = row.to(tl.int64)
     error_scale = row.to(tl.float32)
+    read = valid
     if RESIDUAL:
         source = tl.load(salient_ptr + row, mask=valid, other=0).to(tl.int64)
-        error_scale = tl.load(scale_ptr + source, mask=valid, other=0.0)
-    return source, error_scale
+        read = valid & (source >= 0)
+        error_scale = tl.load(scale_ptr + source, mask=read, other=0.0)
+    return source, error_scale, read
 
 
 @triton.jit

@@ -56,7 +56,7 @@ def guidance(count: int, blocks: int) -> dict[str, torch.Tensor]:
     shapes = torch.randint(1, 16, (3, blocks), generator=generator, dtype=torch.uint8)
     dialects = torch.randint(0, 32, (2, blocks), generator=generator, dtype=torch.uint8)
     return {
-        "salient": torch.randperm(count, generator=generator)[: count // 4].int(),
+        "salient": torch.cat([torch.randperm(count, generator=generator)[: count // 4], torch.tensor([-1, -1])]).int(),
         "group": torch.randint(-1, 5, (count,), generator=generator).int(),
         "choice": torch.cat([shapes, reference.SHARED_DIALECT + dialects]),
     }
@@ -223,13 +223,13 @@ def test_residual_rows_are_added_to_their_tokens(outputs):
     torch.manual_seed(0)
     weight, x = encode(torch.randn(outputs, 1536, device="cuda")), torch.randn(257, 1536, device="cuda").bfloat16()
     tables = list(Formatbook.builtin().tables("cuda"))
-    salient = torch.randperm(257, device="cuda")[:64].int()
+    salient = torch.cat([torch.randperm(257, device="cuda")[:64], torch.tensor([-1], device="cuda")]).int()
     bias = torch.randn(outputs, device="cuda").bfloat16()
     operand, scale = ops.encode(x, tables, 16, 4, "max", RowGuidance(salient))
     stored = reference.EncodedRows(weight.codes, weight.meta, weight.scale)
     y = ops.matmul(operand, scale, stored, bias, tables, x.dtype, salient)
     x_hat = operand.double() * scale.double().unsqueeze(1)
-    x_hat[salient.long()] += x_hat[257:]
+    x_hat[salient[:64].long()] += x_hat[257:-1]
     wanted = x_hat[:257] @ weight.dequantize(torch.float64).T + bias
     assert y.is_contiguous() and error(y, wanted) < 2 * error(wanted.bfloat16(), wanted)
 

@@ -186,7 +186,7 @@ class Tokens:
             padded = [size + -size % patch for size, patch in zip(shape[2:], layout.patch, strict=True)]
             layout = layout.with_grid(layout.grid_of((*shape[:2], *padded)))
         self._grid = layout.grid
-        self.flags.video_tokens = layout.video_tokens if layout.grid else 0
+        self.flags.know_tokens(layout.video_tokens if layout.grid else 0, None)
         chooses = self.plan.config.salient_ratio and not self.watched
         if self._grid is not None and chooses and self._is_due(step, self._counted):
             self._counts, self._counted = torch.zeros(self.flags.video_tokens, device=device), step.number
@@ -211,7 +211,7 @@ class Tokens:
 
     def _room(self, layout: TokenLayout, device: torch.device) -> Room:
         config = self.plan.config
-        extents = Extents(1, self.samples, layout.video_tokens, device)
+        extents = Extents(1, self.samples, layout.video_tokens, layout.video_tokens, device)
         room = Room({}, [], self.flags.windows)
         if config.semantic:
             room.windows = windows_of(layout, config.semantic_window, config.semantic_spacing).to(device)

@@ -10,6 +10,7 @@ import torch
 from ...kernels.tables import DialectTables
 from ...kernels.transform import InputTransform
 from . import operators
+from .shard import as_arguments
 from .state import BlockState, Flags, GroupState
 
 
@@ -64,6 +65,7 @@ class AttendedTokens:
             self.block.claims,
             state.group,
             state.choice,
+            *as_arguments(self.flags.shard),
         )
         group = torch.full(x.shape[:2], -1, dtype=torch.int32, device=x.device)
         group[:, start:stop] = self._now(state.group, x.device)

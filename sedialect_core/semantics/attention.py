@@ -40,10 +40,10 @@ def received_attention(
         mask = _rows_of_tiles(mask, sampled, tile) if tile else _rows_of_mask(mask, sampled, length)
     total = query.new_zeros(batch, key.shape[2], dtype=torch.float32)
     of_head = 4 * key.shape[2] * (width + (2 if mask is None else 4) * len(sampled))
-    for sample, part in _slices(batch, heads, of_head, megabytes):
+    for sample, part in heads_at_once(batch, heads, of_head, megabytes):
         asking = query[sample, part, sampled].float() * scale
         own = None if mask is None else _part_of(mask, sample, part)
-        seen = _received(asking, _heads_of(key[sample], heads, part), own, tile, peak)
+        seen = _received(asking, heads_of(key[sample], heads, part), own, tile, peak)
         total[sample] = torch.maximum(total[sample], seen) if peak else total[sample] + seen
     return total if peak else total / (heads * len(sampled))
 
@@ -69,8 +69,8 @@ def window_attention(
     total = query.new_zeros(batch, *members.shape, dtype=torch.float32)
     of_anchor = members.shape[1] * (width * (4 + key.element_size()) + 12)
     step = min(len(anchors), max(1, int(megabytes * 1e6) // of_anchor))
-    for sample, part in _slices(batch, heads, of_anchor * step, megabytes):
-        asking, asked = query[sample, part], _heads_of(key[sample], heads, part)
+    for sample, part in heads_at_once(batch, heads, of_anchor * step, megabytes):
+        asking, asked = query[sample, part], heads_of(key[sample], heads, part)
         for start in range(0, len(anchors), step):
             some = slice(start, start + step)
             total[sample, some] += _inside(asking[:, anchors[some]].float() * scale, asked, members[some])
@@ -126,14 +126,14 @@ def _apply(mask: torch.Tensor, logits: torch.Tensor, tile: int) -> None:
         logits += mask
 
 
-def _heads_of(key: torch.Tensor, heads: int, part: slice) -> torch.Tensor:
+def heads_of(key: torch.Tensor, heads: int, part: slice) -> torch.Tensor:
     """Of the keys [H_k, N, D] those that the query heads `part` see."""
     if key.shape[0] == heads:
         return key[part]
     return key[torch.arange(part.start, part.stop, device=key.device) * key.shape[0] // heads]
 
 
-def _slices(batch: int, heads: int, of_head: int, megabytes: float) -> Iterator[tuple[int, slice]]:
+def heads_at_once(batch: int, heads: int, of_head: int, megabytes: float) -> Iterator[tuple[int, slice]]:
     """Samples and slices of heads, so many at a time as may be looked at together, at `of_head` bytes each."""
     step = max(1, int(megabytes * 1e6) // max(1, of_head))
     for sample in range(batch):

@@ -6,6 +6,8 @@ import torch
 
 from ..errors import ModelError
 from ..inspection import TokenLayout
+from .shard import Shard
+from .split_attention import rows_of_all
 
 NO_GROUP = -1
 COSINE_BYTES = 8  # of temporaries that `members_alike` takes for an element of a row
@@ -82,28 +84,42 @@ def claim_tokens(attention: torch.Tensor, windows: Windows, quantile: float, tok
 
 
 def members_alike(
-    x: torch.Tensor, claims: torch.Tensor, anchors: torch.Tensor, similarity: float, rows_at_once: int
+    x: torch.Tensor,
+    claims: torch.Tensor,
+    anchors: torch.Tensor,
+    similarity: float,
+    rows_at_once: int,
+    shard: Shard | None = None,
 ) -> torch.Tensor:
     """The groups, int32 [B, N]: of the tokens that may join an anchor, those whose input is nearly the anchor's.
 
     Args:
         x: [B, N, K], the layer's input of the video tokens; claims: integer [B, N], as of `claim_tokens`.
         similarity: least cosine between a member's input and its anchor's. An anchor without members is in no group.
+        shard: the part that x is of the video tokens; `claims` and `anchors` are of all of them then, and the groups of x.
     """
+    total = claims.shape[1]
+    claims = claims if shard is None else shard.part(claims)
     batch, tokens, _ = x.shape
     sample, token = (claims >= 0).nonzero(as_tuple=True)
     anchor = claims[sample, token].long()
-    middle = anchors[anchor]
     length = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32).clamp_min(TINY)
+    if shard is None:
+        middles, places, reach, itself = x, anchors[anchor], length, token
+    else:  # the anchors' inputs from wherever they are
+        middles = rows_of_all(x.transpose(0, 1), anchors, total, shard).transpose(0, 1)
+        reach = torch.linalg.vector_norm(middles, dim=2, dtype=torch.float32).clamp_min(TINY)
+        places, itself = anchor, token + shard.first(total)
     cosine = torch.empty(len(token), device=x.device)
     for start in range(0, len(token), rows_at_once):
         part = slice(start, start + rows_at_once)
-        cosine[part] = x[sample[part], token[part]].float().mul_(x[sample[part], middle[part]]).sum(1)
-    cosine /= length[sample, token] * length[sample, middle]
+        cosine[part] = x[sample[part], token[part]].float().mul_(middles[sample[part], places[part]]).sum(1)
+    cosine /= length[sample, token] * reach[sample, places]
     near = cosine >= similarity
-    near |= token == middle  # rounding may put the cosine with oneself below 1
+    near |= itself == anchors[anchor]  # rounding may put the cosine with oneself below 1
     group = sample * len(anchors) + anchor
     size = torch.bincount(group[near], minlength=batch * len(anchors))
+    size = size if shard is None else shard.add_up(size)
     near &= size[group] > 1
     groups = torch.full((batch, tokens), NO_GROUP, dtype=torch.int32, device=x.device)
     groups[sample[near], token[near]] = group[near].int()

@@ -22,7 +22,10 @@ from ..settings.table import BY_ATTENTION, CHOSEN_BY_PROFILE
 from .attended import AttendedTokens
 from .probe import Watched
 from .saliency import Encoding, chance, encoding_error, row_norm, salient_count, top_tokens
+from .shard import Shard, packed
 from .state import BlockState, Flags, GroupState
+
+SPLIT = ("video", "joint", "either", "other")  # streams whose sequences are split where a model's are
 
 
 @dataclass
@@ -49,6 +52,7 @@ class TokenGuide:
     ratio, by  settings `salient_ratio` and `salient_by`
     protects   whether there are protected steps
     attention  what the attention of the layer's block shows, where anything is made of it
+    split      whether the input is one of those that are split over processes
     """
 
     flags: Flags
@@ -60,6 +64,7 @@ class TokenGuide:
     by: str = "norm"
     protects: bool = False
     attention: AttendedTokens | None = None
+    split: bool = False
 
     def __call__(self, x: torch.Tensor, transform: InputTransform = UNCHANGED) -> RowGuidance:
         """Guidance for x [..., N, K]; leading axes are samples.
@@ -77,27 +82,31 @@ class TokenGuide:
         return RowGuidance(salient, group, choice, self.flags.protected if self.protects else None)
 
     def _span(self, placement: Placement | None, length: int) -> tuple[int, int]:
-        return (0, length) if placement is None else placement.span(length, self.flags.video_tokens)
+        return (0, length) if placement is None else placement.span(length, self.flags.own_tokens)
 
     def _candidates(self, length: int) -> Placement | None:
         """Where the tokens stand that are chosen from.
 
-        All rows, where nothing but the input decides and it does not fit the grid: of a sequence that is split over devices,
-        or where a forward does not tell its grid.
+        All rows, where nothing but the input decides and it does not fit the grid, or a forward does not tell its grid.
         """
-        told = self.by in BY_ATTENTION or (self.among is not None and self.among.fits(length, self.flags.video_tokens))
+        told = self.by in BY_ATTENTION or (self.among is not None and self.among.fits(length, self.flags.own_tokens))
         return self.among if told else None
 
     def _salient(self, x: torch.Tensor, among: Placement | None, transform: InputTransform) -> torch.Tensor:
-        """Rows of the flattened input, int32 [E]: the chosen video tokens of each sample, and all its text."""
+        """Rows of the flattened input, int32 [E]: the chosen video tokens of each sample, and all its text; -1 in place of
+        those that another process has."""
         samples, length, _ = x.shape
         start, stop = self._span(among, length)
-        tokens = [self._chosen(x[:, start:stop], transform) + start] if stop > start else []
-        if among is not None and among.others:
-            rest = torch.cat([torch.arange(0, start, device=x.device), torch.arange(stop, length, device=x.device)])
-            tokens.append(rest.expand(samples, -1))
-        first = torch.arange(samples, device=x.device).unsqueeze(1) * length
-        return (torch.cat(tokens, dim=1) + first).flatten().int()
+        rows = torch.arange(samples * length, device=x.device).view(samples, length)
+        rest = torch.cat([rows[:, :start], rows[:, stop:]], dim=1) if among is not None and among.others else rows[:, :0]
+        if stop == start:
+            return rest.flatten().int()
+        video, shard = x[:, start:stop], self.flags.shard if self.split else None
+        if shard is None:
+            chosen = self._chosen(video, transform) + rows[:, start : start + 1]
+            return torch.cat([chosen, rest], dim=1).flatten().int()
+        total = shard.total(length) if among is None else self.flags.video_tokens
+        return torch.cat([rest.flatten().int(), self._chosen_here(video, transform, shard, total, rows[:, start:stop])])
 
     def _chosen(self, video: torch.Tensor, transform: InputTransform) -> torch.Tensor:
         """Places among the video tokens, int64 [samples, k]."""
@@ -105,12 +114,26 @@ class TokenGuide:
             return self.attention.chosen(video.device)
         return top_tokens(self._score(video, transform), salient_count(self.ratio, video.shape[1]))
 
+    def _chosen_here(
+        self, video: torch.Tensor, transform: InputTransform, shard: Shard, total: int, rows: torch.Tensor
+    ) -> torch.Tensor:
+        """Of the `total` video tokens of all processes the chosen ones that are here, whose rows are `rows`, int64
+        [samples, n]; and -1 up to as many as could be here, int32 [samples * min(k, n)]."""
+        count = salient_count(self.ratio, total)
+        if self.by in CHOSEN_BY_PROFILE and self.attention is not None:
+            places = self.attention.chosen(video.device)
+        else:
+            places = top_tokens(shard.gather(self._score(video, transform).detach(), total), count)
+        return packed(shard.mine(places, total), rows, video.shape[0] * torch.sym_min(count, video.shape[1]))
+
     def _score(self, video: torch.Tensor, transform: InputTransform) -> torch.Tensor:
         if self.by in ("error", "attention-error"):
             error = encoding_error(video, self._tables(video), self.encoding, transform)
             if self.by == "error" or self.attention is None:
                 return error
-            return error * self.attention.received(video.device)
+            received = self.attention.received(video.device)
+            shard = self.flags.shard
+            return error * (received if shard is None else shard.part(received))
         # Outlier channels say little about what encoding loses of a token, once they are equalized.
         return row_norm(scale_columns(video, transform.equalizer, -1)) if self.by == "norm" else chance(video)
 
@@ -174,6 +197,7 @@ def guide_for(entry: LayerPlan, layer: GuidedLayer, plan: Plan, hook: Told) -> G
         config.salient_ratio if entry.salient else 0.0,
         entry.salient or config.salient_by,
         protects,
+        split=entry.stream in SPLIT,
     )
     if entry.block in hook.blocks:
         guide.attention = _attended(entry, layer, config, hook)

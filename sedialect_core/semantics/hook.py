@@ -19,11 +19,12 @@ from ...kernels.lasting import lasting
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import TokenLayout
-from ..plan.tokens import counts_steps
+from ..plan.tokens import counts_steps, needs_profile
 from ..settings.table import UNQUANTIZED
 from . import probe
 from .grouping import windows_of
 from .runs import Runs, prompts_of
+from .shard import shard_of
 from .state import BlockState, Extents, Flags, GroupState, RunState
 from .steps import StepCounter, due, is_protected
 
@@ -96,7 +97,7 @@ class StepHook:
         arguments = dict(zip(self.parameters, args, strict=False)) | kwargs
         if not counts_steps(self.config):  # the input alone says what is done for its tokens
             layout = self.progress.seen_layout = self.layout.for_inputs(arguments)
-            self.flags.video_tokens = 0 if layout.grid is None else layout.video_tokens
+            self.flags.know_tokens(0 if layout.grid is None else layout.video_tokens, shard_of(module))
             return
         if derivatives.mapped():
             raise ModelError(
@@ -117,7 +118,7 @@ class StepHook:
         begins = self.counter.advance(timestep)
         with lasting():
             self.flags.move(latents[0].device)
-            self._know_grid(arguments, latents)
+            self._know_grid(module, arguments, latents)
             if begins:
                 self.reset()
             self._tell()
@@ -137,16 +138,22 @@ class StepHook:
             if state_is_made(state):
                 state.reset()
 
-    def _know_grid(self, arguments: Mapping[str, Any], latents: list[torch.Tensor]) -> None:
+    def _know_grid(self, module: nn.Module, arguments: Mapping[str, Any], latents: list[torch.Tensor]) -> None:
         layout = self.layout.for_inputs(arguments)
+        self.flags.shard = shard_of(module)
+        if self.flags.shard is not None and layout.order.startswith("history") and needs_profile(self.config):
+            raise ModelError(
+                f"a sequence of {type(module).__name__} holds past frames, and split over processes it does not tell where "
+                "attention is to be looked at; use salient_by='norm' and semantic=False"
+            )
         if layout.grid is None:
             return
+        self.flags.know_tokens(layout.video_tokens, self.flags.shard)
         samples = len(latents) if len(latents) > 1 else latents[0].shape[0]
         if isinstance(arguments.get(LATENTS[0]), list):
             samples = len(latents)
         calls = max(CALLS, self.counter.call + 1, self.progress.extents.calls if self.progress.extents is not None else 0)
-        extents = Extents(calls, samples, layout.video_tokens, latents[0].device)
-        self.flags.video_tokens = extents.video_tokens
+        extents = Extents(calls, samples, layout.video_tokens, self.flags.own_tokens, latents[0].device)
         if layout != self.progress.seen_layout and self.groups:
             windows = windows_of(layout, self.config.semantic_window, self.config.semantic_spacing)
             self.flags.windows = windows.to(extents.device)

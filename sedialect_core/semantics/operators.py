@@ -13,11 +13,15 @@ from ...kernels.transform import InputTransform, transform_rows
 from .attention import received_attention, window_attention
 from .grouping import COSINE_BYTES, Windows, claim_tokens, members_alike
 from .saliency import top_tokens
+from .shard import from_arguments
+from .split_attention import received_in_part, window_attention_in_part
+
+SHARD = "str process_group, int rank, int ranks, bool uneven"  # as of `shard.as_arguments`
 
 OBSERVE_SCHEMA = (
     "(Tensor query, Tensor key, Tensor? mask, float? scale, int tile, int sample, int start, Tensor profile, Tensor call, "
     "Tensor anchors, Tensor members, float quantile, bool peak, float megabytes, Tensor(a!) received, Tensor(b!) salient, "
-    "Tensor(c!) claims) -> ()"
+    f"Tensor(c!) claims, {SHARD}) -> ()"
 )
 
 
@@ -42,6 +46,10 @@ def observe_attention(
     received: torch.Tensor,
     salient: torch.Tensor,
     claims: torch.Tensor,
+    process_group: str,
+    rank: int,
+    ranks: int,
+    uneven: bool,
 ) -> None:
     """Note what an attention shows of the video tokens, if this step profiles.
 
@@ -53,19 +61,30 @@ def observe_attention(
         anchors, members: of `Windows`; empty where no groups are wanted.
         received: float32 [calls, samples, V]; salient: int64 [calls, samples, k], the k most attended; claims: int32
             [calls, samples, V], as of `claim_tokens`.
+        process_group, rank, ranks, uneven: the part of the video tokens that is here, as of `shard.as_arguments`. The state
+            is that of all of them.
     """
     if not bool(profile):
         return
-    slot, samples = int(call), slice(sample, sample + query.shape[0])
-    video = slice(start, start + received.shape[2])
-    score = received_attention(query, key, mask, scale, tile, peak=peak, megabytes=megabytes)[:, video]
+    slot, samples, tokens = int(call), slice(sample, sample + query.shape[0]), received.shape[2]
+    shard = from_arguments(process_group, rank, ranks, uneven)
+    own = tokens if shard is None else shard.own(tokens)
+    video = slice(start, start + own)
+    if shard is None:
+        score = received_attention(query, key, mask, scale, tile, peak=peak, megabytes=megabytes)[:, video]
+    else:
+        score = shard.gather(received_in_part(query, key, start, tokens, shard, scale, peak, megabytes), tokens)
     received[slot, samples] = score.to(received.device)
     salient[slot, samples] = top_tokens(score, salient.shape[2]).to(salient.device)
     if anchors.numel():
         windows = Windows(anchors, members).to(query.device)
-        asking = query if query.shape[2] == received.shape[2] else query[:, :, video]
-        attention = window_attention(asking, key[:, :, video], windows.anchors, windows.members, scale, megabytes)
-        claims[slot, samples] = claim_tokens(attention, windows, quantile, received.shape[2]).to(claims.device)
+        asking = query if query.shape[2] == own else query[:, :, video]
+        seen = (asking, key[:, :, video], windows.anchors, windows.members)
+        if shard is None:
+            attention = window_attention(*seen, scale, megabytes)
+        else:
+            attention = window_attention_in_part(*seen, tokens, shard, scale, megabytes)
+        claims[slot, samples] = claim_tokens(attention, windows, quantile, tokens).to(claims.device)
 
 
 @observe_attention.register_fake
@@ -87,6 +106,10 @@ def _(
     received: torch.Tensor,
     salient: torch.Tensor,
     claims: torch.Tensor,
+    process_group: str,
+    rank: int,
+    ranks: int,
+    uneven: bool,
 ) -> None:
     return None
 
@@ -94,7 +117,7 @@ def _(
 ASSIGN_SCHEMA = (
     "(Tensor x, Tensor[] tables, int block_size, Tensor? equalizer, int rotation, Tensor books, int start, "
     "float similarity, float megabytes, Tensor assign, Tensor call, Tensor anchors, Tensor claims, Tensor(a!) group, "
-    "Tensor(b!) choice) -> ()"
+    f"Tensor(b!) choice, {SHARD}) -> ()"
 )
 
 
@@ -115,6 +138,10 @@ def assign_groups(
     claims: torch.Tensor,
     group: torch.Tensor,
     choice: torch.Tensor,
+    process_group: str,
+    rank: int,
+    ranks: int,
+    uneven: bool,
 ) -> None:
     """Form a layer's groups from what the last profiled step claimed, and choose what they share, if it is time to.
 
@@ -123,22 +150,25 @@ def assign_groups(
         books: uint8 [P], shapes of each sub-formatbook as bits, on the CPU; empty where groups share a dialect.
         megabytes: that temporaries may take.
         assign: bool [1] and call: int64 [1], both on the CPU.
-        claims: int32 [calls, B, V]; group: int32 [calls, B, V], numbers b * A + a, -1 for none; choice: uint8
+        claims: int32 [calls, B, V]; group: int32 [calls, B, n], numbers b * A + a, -1 for none; choice: uint8
             [calls, B * A, K/B], as of `ops.encode`.
+        process_group, rank, ranks, uneven: as of `observe_attention`; x and `group` are of the tokens that are here.
     """
     if not bool(assign):
         return
     slot, width = int(call), x.shape[2]
-    video = x[:, start : start + claims.shape[2]]
+    shard = from_arguments(process_group, rank, ranks, uneven)
+    video = x[:, start : start + group.shape[2]]
     elements = max(width, int(megabytes * 1e6) // ELEMENT_BYTES)
     at_once = max(1, int(megabytes * 1e6) // (COSINE_BYTES * width))
-    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, at_once)
+    groups = members_alike(video, claims[slot].to(x.device), anchors.to(x.device), similarity, at_once, shard)
     rows = transform_rows(video.reshape(-1, width), InputTransform(equalizer, rotation))
     arguments = (rows, groups.flatten(), choice.shape[1], DialectTables(*tables), block_size)
+    everywhere = None if shard is None else shard.add_up
     if books.numel():
-        chosen = choose_books(*arguments, books.to(x.device), elements)
+        chosen = choose_books(*arguments, books.to(x.device), elements, everywhere)
     else:
-        chosen = choose_dialects(*arguments, elements)
+        chosen = choose_dialects(*arguments, elements, everywhere)
     group[slot] = groups.to(group.device)
     choice[slot] = chosen.to(choice.device)
 
@@ -160,5 +190,9 @@ def _(
     claims: torch.Tensor,
     group: torch.Tensor,
     choice: torch.Tensor,
+    process_group: str,
+    rank: int,
+    ranks: int,
+    uneven: bool,
 ) -> None:
     return None

@@ -18,9 +18,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import ModelError
 from ..inspection.placement import Placement
 from . import operators
 from .attending import Attending, Call
+from .shard import as_arguments
 from .state import BlockState, Flags
 
 
@@ -52,10 +54,15 @@ class Watched:
         """Note one call, if it is the self-attention of the video tokens."""
         if self.state.received.ndim != 3 or not self._is_self_attention(seen.query.shape[2], seen.key.shape[2]):
             return
-        first, video = self.state.samples_seen, self.flags.video_tokens
+        first, video = self.state.samples_seen, self.flags.own_tokens
         self.state.samples_seen = first + seen.query.shape[0]
         if self.state.samples_seen > self.state.received.shape[1]:
             return
+        if seen.mask is not None and self.flags.shard is not None:
+            raise ModelError(
+                "an attention with a mask cannot be looked at where its sequence is split over processes; use "
+                "salient_by='norm' and semantic=False"
+            )
         length = seen.key.shape[2]
         start = length - video if self.placement.where == "last" else 0
         windows = self.flags.windows
@@ -73,11 +80,12 @@ class Watched:
             self.state.received,
             self.state.salient,
             self.state.claims,
+            *as_arguments(self.flags.shard),
         )
 
     def _is_self_attention(self, queries: int, keys: int) -> bool:
         """Whether so many queries and keys can be those of all tokens; or of the video tokens, with text among the keys."""
-        video = self.flags.video_tokens
+        video = self.flags.own_tokens
         return keys >= video > 0 and (queries == keys or (queries == video and self.placement.others))
 
 

@@ -13,6 +13,7 @@ import torch
 from .attention import spread
 from .grouping import NO_GROUP, Windows
 from .saliency import salient_count
+from .shard import Shard
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Extents:
     """Forwards a step: 2 where guidance calls the model once with and once without the prompt."""
     samples: int
     video_tokens: int
+    own_tokens: int
+    """Of those, the ones that this process has."""
     device: torch.device
 
 
@@ -78,7 +81,7 @@ class BlockState(RunState):
 class GroupState(RunState):
     """The groups of one input, and what each took, for each call of a step.
 
-    group   int32 [calls, samples, V]              number b * A + a of the group, -1 for none
+    group   int32 [calls, samples, own tokens]     number b * A + a of the group, -1 for none
     choice  uint8 [calls, samples * A, K/B]        what a group may take in a block, as of `ops.encode`
     """
 
@@ -92,7 +95,7 @@ class GroupState(RunState):
 
     def allocate(self, extents: Extents, anchors: int) -> None:
         """Make the tensors, as `reset` leaves them."""
-        shape = (extents.calls, extents.samples, extents.video_tokens)
+        shape = (extents.calls, extents.samples, extents.own_tokens)
         self.group = torch.empty(shape, dtype=torch.int32, device=extents.device)
         sizes = (extents.calls, extents.samples * anchors, self.blocks)
         self.choice = torch.empty(sizes, dtype=torch.uint8, device=extents.device)
@@ -122,7 +125,16 @@ class Flags(RunState):
     """The same on the host, where attention runs in fewer bits: a compiled graph is made for each of both."""
     video_tokens: int = 0
     """Of the grid of this forward; 0 where it is not told."""
+    own_tokens: int = 0
+    """Of those, the ones that this process has."""
+    shard: Shard | None = None
+    """The part of them that those are, where the sequence is split over processes."""
     windows: Windows = field(default_factory=lambda: Windows(torch.empty(0).long(), torch.empty(0, 0).long()))
+
+    def know_tokens(self, video_tokens: int, shard: Shard | None) -> None:
+        """Say how many tokens the grid of this forward has, and which part of them is here."""
+        self.video_tokens, self.shard = video_tokens, shard
+        self.own_tokens = video_tokens if shard is None else shard.own(video_tokens)
 
     def move(self, device: torch.device) -> None:
         """Have what layers read on this device."""

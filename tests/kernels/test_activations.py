@@ -50,6 +50,17 @@ def test_the_product_adds_the_extra_rows_to_their_own():
     assert torch.allclose(y.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
 
+def test_rows_of_minus_one_are_zeros_and_are_added_nowhere():
+    x, weight = rows(), encode(rows(24))
+    x[0] = torch.nan  # the row that a careless index would take
+    stored = reference.EncodedRows(weight.codes, weight.meta, weight.scale)
+    few, padded = (torch.tensor(numbers, dtype=torch.int32) for numbers in ([8, 3], [8, -1, 3, -1]))
+    operand, scale = ops.encode(x, TABLES, 16, 4, "max", RowGuidance(padded))
+    assert (operand[[10, 12]] == 0).all() and (scale[[10, 12]] == 1).all()
+    y = [ops.linear(x, stored, None, TABLES, 4, "max", RowGuidance(salient)) for salient in (few, padded)]
+    assert torch.equal(y[0][1:], y[1][1:]) and y[1][0].isnan().all()
+
+
 @pytest.mark.parametrize("candidates", ["max", "all"])
 def test_groups_take_only_the_shapes_that_they_chose(candidates):
     x, blocks = rows(), 6

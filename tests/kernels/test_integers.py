@@ -26,7 +26,7 @@ def x() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("salient", [None, torch.tensor([1, 5], dtype=torch.int32)], ids=["rows", "with residual rows"])
+@pytest.mark.parametrize("salient", [None, torch.tensor([1, -1, 5], dtype=torch.int32)], ids=["rows", "with residual rows"])
 def test_the_kernel_rounds_as_the_specification_does(interpreter, x, bits, salient):
     guidance = UNGUIDED if salient is None else RowGuidance(salient)
     operand, scale = interpreter(encoded, x, TABLES, 16, bits, "max", torch.int8, guidance, WHOLE)

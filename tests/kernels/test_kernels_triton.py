@@ -85,7 +85,7 @@ def test_salient_rows_and_groups(interpreter, bits, candidates, tables):
     x = rows(9)
     generator = torch.Generator().manual_seed(2)
     settings = {
-        "salient": torch.tensor([8, 2, 5, 1, 3], dtype=torch.int32),
+        "salient": torch.tensor([8, 2, -1, 5, 1, 3, -1], dtype=torch.int32),
         "group": torch.tensor([0, 0, 1, -1, 1, -1, 0, 2, 2], dtype=torch.int32),
         "choice": torch.randint(1, 1 << tables.shapes, (3, 10), generator=generator, dtype=torch.uint8),
     }
@@ -162,7 +162,7 @@ def test_weights_encode(interpreter, dtype, block_size, tables):
 
 def test_extra_rows_are_added_to_their_own(interpreter):
     generator = torch.Generator().manual_seed(4)
-    product, extra = torch.randn(6, 1500, generator=generator), torch.randn(3, 1500, generator=generator)
-    salient = torch.tensor([4, 0, 5], dtype=torch.int32)
-    wanted = product.index_add(0, salient, extra)
+    product, extra = torch.randn(6, 1500, generator=generator), torch.randn(4, 1500, generator=generator)
+    salient = torch.tensor([4, 0, -1, 5], dtype=torch.int32)
+    wanted = product.index_add(0, salient[[0, 1, 3]], extra[[0, 1, 3]])
     assert torch.equal(interpreter(added, product, extra, salient), wanted)

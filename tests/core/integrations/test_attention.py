@@ -4,9 +4,9 @@ import pytest
 import tiny_models
 import torch
 from quantized_pipelines import quantized
+from several_processes import run_together
 from tiny_pipelines import build, generate
 from torch._dynamo.testing import CompileCounter
-from two_processes import run_both
 
 from sedialect import SeDialectConfig, quantize_model
 from sedialect.kernels import attention_support, flash3
@@ -368,6 +368,6 @@ dist.destroy_process_group()
 @feature("Attention in 8 bit: context parallel (Ulysses, Ring)", "first", "Two processes over gloo, Wan.")
 @pytest.mark.parametrize("kind", ["ulysses", "ring"])
 def test_two_processes_compute_what_one_does(kind, tmp_path):
-    for alone, together, last in run_both(PARALLEL, kind, tmp_path):
+    for alone, together, last in run_together(PARALLEL, kind, tmp_path):
         assert last == {""}
         assert distance(together, alone) < (1e-5 if kind == "ulysses" else 0.02)

@@ -13,8 +13,8 @@ import torch
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from offloads import compile_blocks, compile_whole
 from quantized_pipelines import WEIGHT_ONLY, close, layers, quantized, twin
+from several_processes import run_together
 from tiny_pipelines import build, generate
-from two_processes import run_both
 
 from sedialect import SeDialectLinear
 from sedialect.sedialect_core.errors import ModelError
@@ -230,7 +230,7 @@ dist.destroy_process_group()
     orders("Context parallel (Ulysses)", "Two processes over gloo, Wan. Each chooses second terms among its own tokens."),
 )
 def test_two_processes_compute_what_one_does(order, tmp_path):
-    results = run_both(PARALLEL, order, tmp_path)
+    results = run_together(PARALLEL, order, tmp_path)
     pipe, _ = quantized(preset="plain")
     generator = torch.Generator().manual_seed(1)
     latents, text = (torch.randn(shape, generator=generator) for shape in ((1, 16, 2, 4, 6), (1, 8, 32)))
