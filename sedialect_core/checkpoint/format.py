@@ -127,9 +127,7 @@ def read_contents(files: Iterable[str | Path]) -> Contents:
     return Contents(tensors, record, metadata)
 
 
-def check_contents(
-    contents: Contents, model: nn.Module, ignored: Iterable[str] = (), tied: Collection[str] = ()
-) -> None:
+def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] = (), tied: Collection[str] = ()) -> None:
     """Compare a checkpoint with the model that it is to be loaded into, before anything is changed.
 
     Args:

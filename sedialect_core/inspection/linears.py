@@ -60,14 +60,10 @@ def _block_of(family: Family, name: str, names: set[str]) -> tuple[str, BlockKin
     return None
 
 
-def _site(
-    name: str, module: nn.Module, found: tuple[str, BlockKind] | None, outside: Callable[[str], Role]
-) -> LinearSite:
+def _site(name: str, module: nn.Module, found: tuple[str, BlockKind] | None, outside: Callable[[str], Role]) -> LinearSite:
     features: dict[str, Any] = {"in_features": int(module.in_features), "out_features": int(module.out_features)}  # type: ignore[arg-type]
     if found is None:
-        return LinearSite(
-            name, **features, role=outside(plain_name(name)), stream="other", block=None, shared_input=None
-        )
+        return LinearSite(name, **features, role=outside(plain_name(name)), stream="other", block=None, shared_input=None)
     block, kind = found
     match = first_match(kind.rules, plain_name(name).removeprefix(f"{block}."))
     if match is None:

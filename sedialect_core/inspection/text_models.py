@@ -8,6 +8,7 @@ import re
 from torch import nn
 
 from .rules import BlockKind, Family, Rule
+from .sites import Role
 from .tokens import TokenLayout
 
 TEXT_FAMILY = "text model"
@@ -29,7 +30,7 @@ TEXT_RULES = (
 
 
 def is_text_model(model: nn.Module) -> bool:
-    """Whether it is a model of the transformers library, or a subclass of one; those that only use its base class are not."""
+    """Whether it is a model of the transformers library, or a subclass of one; others that use its base class are not."""
     return any(cls.__module__.startswith(ORIGIN) for cls in type(model).__mro__)
 
 
@@ -40,10 +41,12 @@ def text_family(model: nn.Module) -> Family:
         inside = any(name.startswith(f"{outer}.") for outer in lists)
         if name and isinstance(module, nn.ModuleList) and not inside and _holds_linears(module):
             lists.append(name)
-    return Family(TEXT_FAMILY, (), (BlockKind(tuple(lists), TEXT_RULES),), TokenLayout("unknown", patch=(1, 1, 1), axes="unknown"))
+    return Family(
+        TEXT_FAMILY, (), (BlockKind(tuple(lists), TEXT_RULES),), TokenLayout("unknown", patch=(1, 1, 1), axes="unknown")
+    )
 
 
-def outside_text_role(name: str) -> str:
+def outside_text_role(name: str) -> Role:
     """Role of a linear outside all blocks: "head" for what makes the model's outputs, else "embedder"."""
     head = r"(.+\.)?(lm_head|score|classifier|pooler|\w*projection|\w*projector|head|merger)(\..+)?"
     return "head" if re.fullmatch(head, name) else "embedder"

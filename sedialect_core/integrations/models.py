@@ -22,7 +22,8 @@ def quantize_model(
     of the transformers library, weights alone are quantized.
 
     Each layer is encoded on the device its weight lies on; besides the model, memory holds one layer at a time. A model of
-    diffusers or transformers knows afterwards that it is quantized: `save_pretrained` writes a checkpoint, and casting is refused.
+    diffusers or transformers knows afterwards that it is quantized: `save_pretrained` writes a checkpoint, and casting is
+    refused.
 
     Args:
         module: any `torch.nn.Module`; classes of diffusers and Open-Sora are known by name, others by rules.

@@ -64,13 +64,15 @@ def _follow_pipelines(module: ModuleType) -> None:
 
 
 def _add_quantizer(module: ModuleType) -> None:
-    """An entry in the tables of both libraries, as other quantizers have it: diffusers has no way to register, and the one of
-    transformers asks for a subclass of its own config."""
+    """An entry in the tables of both libraries, as other quantizers have it: diffusers has no way to register, and the one
+    of transformers asks for a subclass of its own config."""
     from ..config import SeDialectConfig, SeDialectMethod
 
     name = SeDialectMethod.SEDIALECT.value
     module.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = SeDialectConfig
-    module.AUTO_QUANTIZER_MAPPING[name] = _make_quantizer if module.__name__.startswith("diffusers") else _make_text_quantizer
+    module.AUTO_QUANTIZER_MAPPING[name] = (
+        _make_quantizer if module.__name__.startswith("diffusers") else _make_text_quantizer
+    )
 
 
 def _make_quantizer(*args: Any, **kwargs: Any) -> Any:

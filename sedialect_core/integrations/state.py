@@ -31,7 +31,8 @@ class Enabled:
 
 
 def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
-    """Make diffusers and transformers treat `model` as quantized: casting raises, fusing is refused, and saving writes a checkpoint.
+    """Make diffusers and transformers treat `model` as quantized: casting raises, fusing is refused, and saving writes a
+    checkpoint.
 
     Args:
         quantizer: the model's quantizer; None where the model is neither of diffusers nor of transformers.
@@ -73,7 +74,7 @@ def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialect
 def mark_plain(model: nn.Module) -> None:
     """Take the marks off again, those in the model's config included: what is saved now is a 16-bit model."""
     detach(model)
-    quantizer = model.__dict__.get("hf_quantizer")
+    quantizer: Any = model.__dict__.get("hf_quantizer")
     if hasattr(quantizer, "unregister"):
         quantizer.unregister(model)
     for name in ("_sedialect", "is_quantized", "quantization_method", "hf_quantizer", *REFUSED):

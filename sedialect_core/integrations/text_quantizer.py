@@ -36,7 +36,7 @@ from .state import Enabled, bytes_unquantized, mark_plain, mark_quantized
 LOADED = "_is_hf_initialized"  # transformers' mark on a parameter that needs no random numbers
 
 
-class SeDialectTextQuantizer(HfQuantizer):  # type: ignore[misc]
+class SeDialectTextQuantizer(HfQuantizer):
     """One of these belongs to each quantized model of transformers, as `model.hf_quantizer`."""
 
     requires_calibration = False
@@ -124,7 +124,7 @@ class SeDialectTextQuantizer(HfQuantizer):  # type: ignore[misc]
                 setattr(module, LOADED, True)  # no random numbers for codes that are missing: that is an error of ours
         return model
 
-    def _expect_codes(self, model: nn.Module, files: list[str]) -> None:
+    def _expect_codes(self, model: Any, files: list[str]) -> None:
         """Compare the files with the model, and put empty layers in place.
 
         Raises:
@@ -278,7 +278,7 @@ class _Loading:
         return self.gathering.carried_out(plan)
 
 
-class _Encode(ConversionOps):  # type: ignore[misc]
+class _Encode(ConversionOps):
     """Takes one weight out of transformers' hands. It stores the codes itself, for they come by groups of layers."""
 
     def __init__(self, quantizer: SeDialectTextQuantizer) -> None:
@@ -312,6 +312,7 @@ def tied_keys(model: nn.Module) -> set[str]:
     return set(tied)
 
 
-def _ignore(model: nn.Module, key: str) -> None:
+def _ignore(model: Any, key: str) -> None:
     """Have transformers take the key for nothing unexpected; in this very model, not in its class."""
-    model._keys_to_ignore_on_load_unexpected = set(model._keys_to_ignore_on_load_unexpected or ()) | {key}  # type: ignore[assignment]
+    known = model._keys_to_ignore_on_load_unexpected  # a set today, a list in transformers 5.0
+    model._keys_to_ignore_on_load_unexpected = {*known, key} if isinstance(known, set) else [*(known or ()), key]

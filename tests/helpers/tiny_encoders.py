@@ -8,7 +8,8 @@ import transformers
 
 WORDS = 99
 WIDE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT = {**WIDE, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": WORDS, "max_position_embeddings": 64, "pad_token_id": 0}
+HEADS = {"num_key_value_heads": 1, "head_dim": 16}
+TEXT = {**WIDE, **HEADS, "vocab_size": WORDS, "max_position_embeddings": 64, "pad_token_id": 0}
 CLIP = {**WIDE, "vocab_size": WORDS, "bos_token_id": 3, "eos_token_id": 1, "projection_dim": 32}
 EYES = {**WIDE, "image_size": 16, "patch_size": 8, "projection_dim": 32}
 QWEN_EYES = {"depth": 2, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32}
@@ -66,13 +67,8 @@ def _t5gemma2() -> Any:
     from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
     eyes = {key: EYES[key] for key in EYES if key != "projection_dim"}
-    return T5Gemma2Encoder(T5Gemma2EncoderConfig(text_config={**TEXT, "dropout_rate": 0.0}, vision_config=eyes, mm_tokens_per_image=4))
-
-
-def _gemma4() -> Any:
-    from transformers.models.gemma4_unified import Gemma4UnifiedConfig
-
-    return transformers.Gemma4UnifiedForConditionalGeneration(Gemma4UnifiedConfig())
+    text = {**TEXT, "dropout_rate": 0.0}
+    return T5Gemma2Encoder(T5Gemma2EncoderConfig(text_config=text, vision_config=eyes, mm_tokens_per_image=4))
 
 
 ENCODERS: dict[str, Callable[[], Any]] = {
