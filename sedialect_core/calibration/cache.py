@@ -189,6 +189,8 @@ class CalibrationCache:
     def describe(self) -> str:
         """One line for a plan."""
         size = "x".join(str(value) for value in self.resolution if value is not None) or "the pipeline's own size"
+        if self.fingerprint.get("read") == "sentences":
+            return f"calibrated with {self.fingerprint['prompt_count']} sentences on {self.fingerprint['date']}"
         if all(entry.diagonal for entry in self.inputs):
             return f"equalized by a glance at one prompt at {size} on {self.fingerprint['date']}"
         return f"calibrated with {self.fingerprint['prompt_count']} prompts at {size} on {self.fingerprint['date']}"

@@ -6,7 +6,7 @@ is ever unpickled.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,12 +127,13 @@ def read_contents(files: Iterable[str | Path]) -> Contents:
     return Contents(tensors, record, metadata)
 
 
-def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] = ()) -> None:
+def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] = (), tied: Collection[str] = ()) -> None:
     """Compare a checkpoint with the model that it is to be loaded into, before anything is changed.
 
     Args:
         model: with its float layers still in place.
         ignored: regular expressions of keys that may be there in vain.
+        tied: keys that may be missing, for their weights stand under another one.
 
     Raises:
         ModelError: a key is missing, superfluous, or has another shape or type; the first is named, with its file.
@@ -146,7 +147,7 @@ def check_contents(contents: Contents, model: nn.Module, ignored: Iterable[str] 
         f"the weights are of a {record.model}, and config.json describes {'another' if name == record.model else 'a'} {name}"
     )
     patterns = [re.compile(pattern) for pattern in ignored]
-    missing = sorted(key for key, tensor in expected.items() if tensor.needed and key not in tensors)
+    missing = sorted(key for key, tensor in expected.items() if tensor.needed and key not in tensors and key not in tied)
     extra = sorted(tensors.keys() - expected.keys() - {RECORD})
     extra = [key for key in extra if not any(pattern.search(key) for pattern in patterns)]
     if missing:

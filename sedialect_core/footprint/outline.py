@@ -15,8 +15,8 @@ from ..checkpoint.skeleton import skeleton
 from ..checkpoint.source import Place
 from ..errors import InputError, first_line
 from ..inspection import is_transformer
+from ..inspection.encoders import TEXT_ENCODER
 
-TEXT_ENCODER = re.compile(r"text_encoder(_\d+)?")
 # Decoded in float32, as diffusers advises for them; all other models are counted in 16 bit.
 FLOAT32_VAES = ("AutoencoderKLWan",)
 # What a config.json of transformers could say to make it fetch or run anything beside its own classes.

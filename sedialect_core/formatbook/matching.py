@@ -7,7 +7,7 @@ repository too. Where neither has one, the built-in book is used, and a warning 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,8 +94,9 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def config_digest(model: nn.Module) -> str:
-    """SHA-256 over what a diffusers model was built with; empty for other modules."""
-    config = dict(getattr(model, "config", None) or {})
+    """SHA-256 over what a model of diffusers or transformers was built with; empty for other modules."""
+    config = getattr(model, "config", None) or {}
+    config = dict(config if isinstance(config, Mapping) else config.to_dict() if hasattr(config, "to_dict") else {})
     public = {key: value for key, value in config.items() if not key.startswith("_")}
     return hashlib.sha256(json.dumps(public, sort_keys=True, default=str).encode()).hexdigest() if public else ""
 

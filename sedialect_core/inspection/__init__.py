@@ -4,6 +4,7 @@ from .families import FAMILIES, family_of, layout_of
 from .linears import find_linears
 from .rules import BlockKind, Family, Rule, is_transformer
 from .sites import LinearSite, Role, Stream
+from .text_models import is_text_model
 from .tokens import TokenLayout
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "TokenLayout",
     "family_of",
     "find_linears",
+    "is_text_model",
     "is_transformer",
     "layout_of",
 ]

@@ -16,6 +16,7 @@ from .diffusers_families import DIFFUSERS_FAMILIES
 from .generic import generic_family
 from .original_families import ORIGINAL_FAMILIES
 from .rules import Family
+from .text_models import is_text_model, text_family
 from .tokens import Grid, TokenLayout
 
 FAMILIES: tuple[Family, ...] = (*DIFFUSERS_FAMILIES, *ORIGINAL_FAMILIES)
@@ -24,7 +25,10 @@ _PATCH_NAMES = ("patch_size", "latent_patch_size")
 
 
 def family_of(model: nn.Module) -> Family:
-    """The model's family: by class name, else by tell-tale module names, else one made of generic rules."""
+    """The model's family: by class name, else by tell-tale module names, else one made of generic rules; of text models, one
+    made of theirs."""
+    if is_text_model(model):
+        return text_family(model)
     modules = {name for name, _ in model.named_modules()}
     present = [family for family in FAMILIES if modules.intersection(family.lists)]
     for cls in type(model).__mro__:

@@ -1,7 +1,7 @@
 """Every linear layer of a model, classified: the list from which a plan is made."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
@@ -9,7 +9,8 @@ from torch import nn
 from .families import family_of
 from .generic import outside_role
 from .rules import BlockKind, Family, first_match
-from .sites import LinearSite
+from .sites import LinearSite, Role
+from .text_models import TEXT_FAMILY, outside_text_role
 
 _BASE_LAYER = ".base_layer"
 
@@ -25,7 +26,8 @@ def find_linears(model: nn.Module, *, linear_types: tuple[type[nn.Module], ...] 
     family = family_of(model)
     names = {plain_name(name) for name, _ in model.named_modules()}  # of all types: some may be quantized already
     blocks = {name: _block_of(family, plain_name(name), names) for name in linears}
-    sites = [_site(name, module, blocks[name]) for name, module in linears.items()]
+    outside = outside_text_role if family.name == TEXT_FAMILY else outside_role
+    sites = [_site(name, module, blocks[name], outside) for name, module in linears.items()]
     readers = Counter(site.shared_input for site in sites)
     return [site if readers[site.shared_input] > 1 else _alone(site) for site in sites]
 
@@ -58,12 +60,10 @@ def _block_of(family: Family, name: str, names: set[str]) -> tuple[str, BlockKin
     return None
 
 
-def _site(name: str, module: nn.Module, found: tuple[str, BlockKind] | None) -> LinearSite:
+def _site(name: str, module: nn.Module, found: tuple[str, BlockKind] | None, outside: Callable[[str], Role]) -> LinearSite:
     features: dict[str, Any] = {"in_features": int(module.in_features), "out_features": int(module.out_features)}  # type: ignore[arg-type]
     if found is None:
-        return LinearSite(
-            name, **features, role=outside_role(plain_name(name)), stream="other", block=None, shared_input=None
-        )
+        return LinearSite(name, **features, role=outside(plain_name(name)), stream="other", block=None, shared_input=None)
     block, kind = found
     match = first_match(kind.rules, plain_name(name).removeprefix(f"{block}."))
     if match is None:

@@ -1,9 +1,9 @@
-"""`sedialect.quantize_model`: one transformer, without a pipeline around it."""
+"""`sedialect.quantize_model`: one transformer or text encoder, without a pipeline around it."""
 
 from torch import nn
 
 from ..config import SeDialectConfig
-from ..inspection import TokenLayout
+from ..inspection import TokenLayout, is_text_model
 from ..plan.layers import Plan
 from ..plan.report import model_bytes
 from ..quantize.apply import quantize_layers
@@ -18,10 +18,12 @@ def quantize_model(
     *,
     progress: bool = False,
 ) -> Plan:
-    """Rewrite the linear layers of a video transformer in place, and return what was done to which and why.
+    """Rewrite the linear layers of a video transformer in place, and return what was done to which and why. Of text encoders
+    of the transformers library, weights alone are quantized.
 
     Each layer is encoded on the device its weight lies on; besides the model, memory holds one layer at a time. A model of
-    diffusers knows afterwards that it is quantized: `save_pretrained` writes a checkpoint, and casting is refused.
+    diffusers or transformers knows afterwards that it is quantized: `save_pretrained` writes a checkpoint, and casting is
+    refused.
 
     Args:
         module: any `torch.nn.Module`; classes of diffusers and Open-Sora are known by name, others by rules.
@@ -46,10 +48,16 @@ def quantize_model(
 
 
 def mark_with_quantizer(model: nn.Module, state: Enabled) -> None:
-    """Mark a model that was quantized in memory; a model of diffusers gets a quantizer, as if one had loaded it. A model of
+    """Mark a model that was quantized in memory; a model of diffusers or transformers gets a quantizer, as if one had loaded
+    it. A model of
     which attention alone was changed stays what it was."""
     if not state.plan.quantized:
         mark_attending(model, state)
+        return
+    if is_text_model(model):
+        from .text_quantizer import SeDialectTextQuantizer
+
+        mark_quantized(model, state, SeDialectTextQuantizer.of(model, state.plan))
         return
     if not hasattr(model, "register_to_config"):
         mark_quantized(model, state, None)

@@ -12,7 +12,9 @@ from torch import nn
 
 from ..config import SeDialectConfig
 from ..errors import ModelError
+from ..inspection import is_text_model
 from ..inspection.denoisers import denoisers as denoisers
+from ..inspection.encoders import encoders
 from ..linear import SeDialectLinear
 from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from ..calibration.cache import CalibrationCache
     from ..video.sampling import Request
 
+TEXT = "text"  # a calibration of the text encoders alone
 ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
 
 
@@ -35,20 +38,25 @@ def enable_sedialect(
     config: SeDialectConfig | None = None,
     *,
     preset: str | None = None,
+    text_encoder: bool | str | Sequence[str] = False,
     calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
     keep_original: bool = False,
     progress: bool | Watch = True,
     **overrides: Any,
 ) -> Any:
-    """Quantize the pipeline's video transformers in place, both of Wan 2.2 included. Returns the pipeline.
+    """Quantize the pipeline's video transformers in place, both of Wan 2.2 included; text encoders on request, weights
+    only. Returns the pipeline.
 
     With `precision="16bit"` and an `attention` no layer is touched, and only attention changes, in quantized models, too.
 
     Args:
         config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
+        text_encoder: True quantizes all text encoders as well, a name or several those; transformers that sedialect has
+            quantized already stay as they are then, if nothing else is asked for.
         calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
             prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
             "glance": run one prompt in a few steps, and only equalize layers by the size of the channels that they read.
+            Text encoders read a few hundred sentences; "text": they alone.
         keep_original: keep the 16-bit layers in CPU memory, so that `disable_sedialect` can put them back.
         progress: show progress bars on stderr, or tell a watch.
 
@@ -61,33 +69,64 @@ def enable_sedialect(
     Example:
         >>> pipe.enable_sedialect(preset="quality", keep_original=True)
         >>> pipe.enable_sedialect(calibration="self", rotation=64)
+        >>> pipe.enable_sedialect(text_encoder=True, calibration="text")
         >>> pipe.enable_sedialect(precision="16bit", attention="8bit")
     """
     if config is not None and preset is not None:
         raise ModelError("pass either a config or a preset, not both")
+    plain = config is None and preset is None and not overrides and calibration in (None, TEXT)
     config = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
-    models = denoisers(pipe)
+    texts = encoders(pipe, text_encoder)
+    models = {name: model for name, model in denoisers(pipe).items() if not (texts and plain and _is_ours(model))}
     for name, model in models.items():
         (check_attends if config.attention_alone else check_ready)(name, model)
-    cache = None
-    if calibration is not None:
-        from ..calibration.moments import calibration_of
-
-        cache = calibration_of(pipe, calibration, config, progress)
+    for name, model in texts.items():
+        check_ready(name, model)
+    caches = _calibrations(pipe, calibration, config, progress, list(models), texts)
     enabled: list[nn.Module] = []
     try:
         for name, model in models.items():
             if config.attention_alone and getattr(model, "is_quantized", False) and hasattr(model, "_sedialect"):
                 reguide(model, attention=config.attention)
             else:
-                _enable(name, model, config, keep_original, progress, cache)
+                _enable(name, model, config, keep_original, progress, caches.get(name))
                 enabled.append(model)
             follow(pipe, model)
+        for name, model in texts.items():
+            _enable(name, model, config, keep_original, progress, caches.get(name))
+            enabled.append(model)
     except BaseException:  # such as a watch's wish to stop: with the originals at hand, nothing stays half done
         for model in enabled if keep_original else ():
             _disable(model)
         raise
     return pipe
+
+
+def _calibrations(
+    pipe: Any, given: Any, config: SeDialectConfig, progress: bool | Watch, names: Sequence[str], texts: dict[str, nn.Module]
+) -> "dict[str, CalibrationCache]":
+    """The calibration of each component that has one."""
+    if given is None:
+        return {}
+    found: dict[str, CalibrationCache] = {}
+    if not (isinstance(given, str) and given == TEXT):
+        from ..calibration.moments import calibration_of
+
+        found |= dict.fromkeys(names, calibration_of(pipe, given, config, progress))
+    elif not texts:
+        raise ModelError(f"calibration={TEXT!r} is for text encoders, and none is asked for; add text_encoder=True")
+    if texts:
+        from ..calibration.texts import calibrate_texts, tokenizers_of
+
+        watch = progress if isinstance(progress, Watch) else None
+        read = tokenizers_of(pipe, list(texts))
+        found |= dict.fromkeys(texts, calibrate_texts(texts, read, config, progress=progress is True, watch=watch))
+    return found
+
+
+def _is_ours(model: nn.Module) -> bool:
+    """Whether sedialect has quantized layers of it."""
+    return any(isinstance(module, SeDialectLinear) for module in model.modules())
 
 
 def disable_sedialect(pipe: Any) -> Any:
@@ -97,7 +136,7 @@ def disable_sedialect(pipe: Any) -> Any:
         ModelError: the pipeline is not enabled, or was enabled without `keep_original=True`, or is offloaded layer by
             layer, or has LoRAs fused. No model has been changed then.
     """
-    states = {name: (model, _state(name, model)) for name, model in denoisers(pipe).items()}
+    states = {name: (model, _state(name, model)) for name, model in _enabled(pipe).items()}
     for name, (model, state) in states.items():
         if state.loaded:
             raise ModelError(f"{name} was quantized when it was loaded; load the 16-bit model, or call {name}.dequantize()")
@@ -112,12 +151,12 @@ def disable_sedialect(pipe: Any) -> Any:
 
 
 def sedialect_report(pipe: Any) -> "PipelineReport":
-    """Layers, bits, memory and the implementation that runs, for each transformer. Print it.
+    """Layers, bits, memory and the implementation that runs, for each transformer and quantized text encoder. Print it.
 
     Raises:
         ModelError: the pipeline is not enabled.
     """
-    found = denoisers(pipe).items()
+    found = _enabled(pipe).items()
     states = ((name, model, _state(name, model)) for name, model in found)
     runs_on = getattr(pipe, "_execution_device", None)
     return PipelineReport(
@@ -130,7 +169,7 @@ def sedialect_report(pipe: Any) -> "PipelineReport":
 
 @dataclass(frozen=True)
 class PipelineReport:
-    """One `ModelReport` for each transformer of a pipeline."""
+    """One `ModelReport` for each transformer and quantized text encoder of a pipeline."""
 
     models: tuple[ModelReport, ...]
 
@@ -170,6 +209,16 @@ def _disable(model: nn.Module) -> None:
         if isinstance(layer, SeDialectLinear):
             set_submodule(model, name, layer.__dict__[ORIGINAL].to(layer.weight.device))
     mark_plain(model)
+
+
+def _enabled(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers, and the models of the transformers library that are quantized."""
+    components: dict[str, Any] = pipe.components
+    return denoisers(pipe) | {
+        name: part
+        for name, part in components.items()
+        if isinstance(part, nn.Module) and is_text_model(part) and isinstance(getattr(part, "_sedialect", None), Enabled)
+    }
 
 
 def _state(name: str, model: nn.Module) -> Enabled:

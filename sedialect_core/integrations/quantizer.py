@@ -37,9 +37,8 @@ from ..quantize.apply import set_submodule
 from ..quantize.products import settle_products
 from ..quantize.weights import WeightEncoder
 from .grouped_weights import GroupedWeights
+from .savable import check_savable
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
-
-UNLOAD = "call pipe.unload_lora_weights() first, or pipe.fuse_lora() and then pipe.unload_lora_weights() to keep its effect"
 
 
 class SeDialectQuantizer(DiffusersQuantizer):
@@ -291,7 +290,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         """
         model = self._model() if self._model is not None else None
         if model is not None:
-            _check_savable(model.state_dict(), model)
+            check_savable(model.state_dict(), model)
         return True
 
     def get_state_dict_and_metadata(
@@ -305,7 +304,7 @@ class SeDialectQuantizer(DiffusersQuantizer):
         assert self.record is not None
         if not safe_serialization:
             raise ModelError("a quantized model is saved as safetensors only; leave out safe_serialization=False")
-        _check_savable(state_dict, None)
+        check_savable(state_dict, None)
         record = self.record.of_layers({key.removesuffix(SCALE) for key in state_dict if key.endswith(SCALE)})
         return {**state_dict, RECORD: record.sealed(state_dict).to_tensor()}, record.metadata()
 
@@ -327,17 +326,3 @@ class SeDialectQuantizer(DiffusersQuantizer):
         mark_plain(model)
         model.hf_quantizer = self  # for diffusers to delete
         return model
-
-
-def _check_savable(state: Mapping[str, torch.Tensor], model: nn.Module | None) -> None:
-    for key, tensor in state.items():
-        if ".base_layer." in key or ".lora_" in key:
-            raise ModelError(f"a LoRA is loaded (key {key!r}), and no model has these keys; {UNLOAD}")
-        if tensor.device.type == "meta":
-            raise ModelError(f"{key} is not in memory (device meta); switch sequential or disk offloading off, then save")
-    for name, module in model.named_modules() if model is not None else ():
-        if getattr(module, "fused_projections", False):
-            raise ModelError(
-                f"{name} has fused projections, which a freshly built model lacks; call unfuse_qkv_projections() first: the "
-                "results do not change"
-            )

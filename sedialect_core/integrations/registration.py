@@ -7,7 +7,7 @@ calls us back when the module that defines pipelines is executed, or at once whe
 import sys
 from functools import wraps
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 PIPELINE_MODULES = ("diffusers.pipelines.pipeline_utils", "diffusers.modular_pipelines.modular_pipeline")
 QUANTIZER_MODULES = ("diffusers.quantizers.auto", "transformers.quantizers.auto")
@@ -64,15 +64,15 @@ def _follow_pipelines(module: ModuleType) -> None:
 
 
 def _add_quantizer(module: ModuleType) -> None:
-    """Neither library has a way to register, so both get an entry in their tables, as other quantizers do it.
-
-    transformers only has to know the name: diffusers' `PipelineQuantizationConfig(quant_backend=...)` looks there too.
-    """
+    """An entry in the tables of both libraries, as other quantizers have it: diffusers has no way to register, and the one
+    of transformers asks for a subclass of its own config."""
     from ..config import SeDialectConfig, SeDialectMethod
 
     name = SeDialectMethod.SEDIALECT.value
     module.AUTO_QUANTIZATION_CONFIG_MAPPING[name] = SeDialectConfig
-    module.AUTO_QUANTIZER_MAPPING[name] = _make_quantizer if module.__name__.startswith("diffusers") else _refuse_text_model
+    module.AUTO_QUANTIZER_MAPPING[name] = (
+        _make_quantizer if module.__name__.startswith("diffusers") else _make_text_quantizer
+    )
 
 
 def _make_quantizer(*args: Any, **kwargs: Any) -> Any:
@@ -82,13 +82,11 @@ def _make_quantizer(*args: Any, **kwargs: Any) -> Any:
     return SeDialectQuantizer(*args, **kwargs)
 
 
-def _refuse_text_model(*args: Any, **kwargs: Any) -> NoReturn:
-    from ..errors import ModelError
+def _make_text_quantizer(*args: Any, **kwargs: Any) -> Any:
+    """The same for models of transformers."""
+    from .text_quantizer import SeDialectTextQuantizer
 
-    raise ModelError(
-        "sedialect quantizes video transformers, not models of the transformers library; name the components to quantize: "
-        "PipelineQuantizationConfig(quant_backend='sedialect', ..., components_to_quantize=['transformer'])"
-    )
+    return SeDialectTextQuantizer(*args, **kwargs)
 
 
 def _extend_peft(module: ModuleType) -> None:

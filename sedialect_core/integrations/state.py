@@ -31,10 +31,11 @@ class Enabled:
 
 
 def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
-    """Make diffusers treat `model` as quantized: casting raises, fusing is refused, and saving writes a checkpoint.
+    """Make diffusers and transformers treat `model` as quantized: casting raises, fusing is refused, and saving writes a
+    checkpoint.
 
     Args:
-        quantizer: the model's `SeDialectQuantizer`; None where the model is none of diffusers'.
+        quantizer: the model's quantizer; None where the model is neither of diffusers nor of transformers.
     """
     marks: dict[str, Any] = {"_sedialect": state, "is_quantized": True}
     marks |= {method: partial(_refuse, method) for method in REFUSED if hasattr(model, method)}
@@ -73,6 +74,9 @@ def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialect
 def mark_plain(model: nn.Module) -> None:
     """Take the marks off again, those in the model's config included: what is saved now is a 16-bit model."""
     detach(model)
+    quantizer: Any = model.__dict__.get("hf_quantizer")
+    if hasattr(quantizer, "unregister"):
+        quantizer.unregister(model)
     for name in ("_sedialect", "is_quantized", "quantization_method", "hf_quantizer", *REFUSED):
         model.__dict__.pop(name, None)
     config = getattr(model, "_internal_dict", None)

@@ -1,19 +1,20 @@
 """The rules by which a plan is made, from a model and its settings or from what a checkpoint says."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
 
 from ..config import SeDialectConfig
 from ..errors import ModelError
-from ..inspection import LinearSite, TokenLayout, family_of, find_linears, layout_of
+from ..inspection import LinearSite, TokenLayout, family_of, find_linears, is_text_model, layout_of
 from ..inspection.unreadable import unreadable
 from ..settings.table import UNQUANTIZED
 from .attention import with_attention
 from .ignored import idle_patterns
 from .layers import LayerPlan, Plan
+from .text_models import text_layers, text_plan, weights_only
 from .tokens import attention_modules, check_layout, decide, is_guided
 
 ROTATED_ROLES = ("attention", "feed_forward")  # and equalized ones; modulation sees one row a sample
@@ -33,7 +34,7 @@ def make_plan(
     *,
     linear_types: LinearTypes = (nn.Linear,),
 ) -> Plan:
-    """Decide for every linear layer of `model`, without changing it.
+    """Decide for every linear layer of `model`, without changing it. Of text models, weights alone are quantized.
 
     Args:
         token_layout: where video and text tokens stand, for a model that inspection does not know.
@@ -43,6 +44,8 @@ def make_plan(
         ModelError: no layer can be quantized; the message holds the commonest reason. Or groups are wanted, and where the
             video tokens stand is unknown.
     """
+    if is_text_model(model):
+        return text_plan(model, weights_only(config))
     sites = find_linears(model, linear_types=linear_types)
     kept, read = _kept_in_fp32(model), unreadable(model)
     layers = tuple(_decide(site, config, kept, read.get(site.name)) for site in sites)
@@ -106,9 +109,13 @@ def recorded_plan(
         rotations: of each rotated layer, by name.
         equalized: by which statistics each equalized layer is, by name.
     """
-    sites = find_linears(model, linear_types=linear_types)
     plain = replace(config, skip=(), layer_precisions=())
-    decided = (_decide(site, plain, _kept_in_fp32(model)) for site in sites)
+    decided: Iterable[LayerPlan]
+    if is_text_model(model):
+        decided = text_layers(model, plain)
+    else:
+        sites = find_linears(model, linear_types=linear_types)
+        decided = (_decide(site, plain, _kept_in_fp32(model)) for site in sites)
     rotated, by = rotations or {}, equalized or {}
     done = (replace(one, rotation=rotated.get(one.name, 0), equalized=by.get(one.name, "")) for one in decided)
     layers = tuple(_recorded(layer, block_size, precisions.get(layer.name)) for layer in done)
