@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from comfyui_gpu_runs import FILES, MODELS, OURS, OURS_LORA, Run, Setup, compared, fill, measured
+from comfyui_gpu_runs import FILES, OURS, OURS_LORA, Run, Setup, compared, fill, measured
 from comfyui_measuring import GIB, Peak, Row, anonymous
 from comfyui_server import Server
 
@@ -84,14 +84,15 @@ def save_ours(setup: Setup, deadline: Deadline) -> Rows:
         graph.add("SeDialectSave", model=quantized, filename_prefix="diffusion_models/ours", names="ComfyUI")
         start = time.monotonic()
         with Peak(setup.gpu) as peak:
-            (shown,) = server.run(graph.nodes).outputs.values()
-        setup.quantized = Path(shown["text"][0].removeprefix("saved ")).name
+            shown = server.run(graph.nodes).outputs.values()
+        texts = [text for output in shown for text in output.get("text", ())]
+        setup.quantized = next(Path(text.removeprefix("saved ")).name for text in texts if text.startswith("saved "))
         seconds = time.monotonic() - start
     yield Row("vram", "Quantize, then Save", "", run=seconds, peak=peak.most / GIB)
 
 
-def vram(setup: Setup, deadline: Deadline, left: list[float]) -> Rows:
-    """Every model under the ways in which ComfyUI keeps weights, with all memory and with less."""
+def vram(setup: Setup, deadline: Deadline, left: list[float], models: list[str]) -> Rows:
+    """Models under the ways in which ComfyUI keeps weights, with all memory and with less."""
     caps: list[float | None] = [None, *left] if not setup.gpu.cpu else [None]
     middle = left[len(left) // 2] if left else 12.0
     few = [cap for cap in caps if cap in (None, min(left, default=None), middle)]
@@ -99,7 +100,7 @@ def vram(setup: Setup, deadline: Deadline, left: list[float]) -> Rows:
     references: dict[str, Path] = {}
     lowvram = () if setup.gpu.cpu else ((("--lowvram",), few[-1:]), (("--disable-dynamic-vram", "--lowvram"), few[-1:]))
     for flags, some in (((), caps), (("--disable-dynamic-vram",), few), *lowvram, (("--reserve-vram", reserve), [None])):
-        yield from _ways(setup, deadline, flags, [(cap, model) for cap in some for model in MODELS], references)
+        yield from _ways(setup, deadline, flags, [(cap, model) for cap in some for model in models], references)
 
 
 def _ways(
