@@ -18,6 +18,7 @@ PARTS = {
     "enabling": "encoding all weights of a model",
 }
 PICTURE, PAGE = "speed.png", "speed.md"
+MEMORY_TABLE, MEMORY_PICTURE = "bench speed: memory", "memory.png"  # the name of its marks in a document
 
 
 def add_to(bench: Any) -> None:
@@ -29,6 +30,13 @@ def add_to(bench: Any) -> None:
         speed.add_argument(
             f"--{part}", nargs="*", metavar="NAME", help=f"{what}. Without names, all; without parts, all parts"
         )
+    speed.add_argument(
+        "--memory",
+        nargs="*",
+        type=int,
+        metavar="GB",
+        help="whole pipelines with the process held to the memory of cards of so many GB (8 12 16 24); alone",
+    )
     speed.add_argument("--arms", nargs="+", metavar="ARM", help="measure only these beside BF16")
     speed.add_argument("--quick", action="store_true", help="tiny shapes, in a minute on a CPU: only tests the command")
     speed.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
@@ -46,6 +54,8 @@ def add_to(bench: Any) -> None:
 
 def run_speed(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
+    if parsed.memory is not None:
+        return _run_memory(parsed)
     from ..bench.speed.plot import draw
     from ..bench.speed.rendering import place, render
     from ..bench.speed.results import read_parts
@@ -72,6 +82,35 @@ def run_speed(parsed: argparse.Namespace) -> int:
     if document is not None:
         draw(parts, document.parent / PICTURE)
         write_marked(document, {place(name): section for name, section in sections.items()})
+    return 0
+
+
+def _run_memory(parsed: argparse.Namespace) -> int:
+    import torch
+
+    from ..bench.speed.held import CARDS, PART, measure_held
+    from ..bench.speed.held_report import draw_held, held_table
+    from ..bench.speed.results import read_part
+    from ..sedialect_core.environment import environment
+    from ..sedialect_core.errors import InputError
+    from ..sedialect_core.storage.marked import write_marked
+    from ..sedialect_core.video.sampling import pick_device
+
+    cards = parsed.memory or list(CARDS)
+    if min(cards) < 2:
+        raise InputError(f"--memory is {min(cards)}; the smallest card that can be held to has 2 GB")
+    if parsed.results is None:
+        device = torch.device(pick_device(parsed.device))
+        part = measure_held(cards, parsed.quick, parsed.seconds, device, parsed.output, environment())
+    else:
+        part = read_part(parsed.results[-1] / f"{PART}.json")
+    table = held_table(part)
+    print(table)
+    drawn = draw_held(part, parsed.output / MEMORY_PICTURE)
+    if parsed.write is not None:
+        write_marked(parsed.write, {MEMORY_TABLE: table})
+        if drawn:
+            draw_held(part, parsed.write.parent / MEMORY_PICTURE)
     return 0
 
 

@@ -35,6 +35,11 @@ def add_to(commands: Any) -> None:
     plan.set_defaults(preset=None)
     for option in ("height", "width", "num-frames"):
         plan.add_argument(f"--{option}", type=int, help="of the video that memory is counted for; the usual one by default")
+    plan.add_argument(
+        "--fit",
+        metavar="SIZE",
+        help="what to quantize and where models lie so that all fits a card, such as 12GB; preset quality if none is named",
+    )
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.add_argument("--table", action="store_true", help="a Markdown table of the public models that are known by name")
     plan.add_argument(
@@ -63,11 +68,43 @@ def run(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.footprint.memory import Estimator
     from ..sedialect_core.footprint.outline import outline_of
 
+    if parsed.fit is not None:
+        return _fit(parsed)
     settings = _settings(parsed)
     estimator = Estimator(outline_of(parsed.model), parsed.height, parsed.width, parsed.num_frames)
     found = [estimator.footprint(label, config) for label, config in settings.items()]
     runs = _products(parsed.products or DEFAULTS["products"])
     print(_json(estimator, found, runs) if parsed.json else _report(estimator, found, runs))
+    return 0
+
+
+def _fit(parsed: argparse.Namespace) -> int:
+    """Print what fits a card."""
+    from ..sedialect_core.footprint.fitted import fitted
+    from ..sedialect_core.footprint.memory import Estimator
+    from ..sedialect_core.footprint.outline import outline_of
+    from ..sedialect_core.plan.fit import card_of
+
+    card, given = card_of(parsed.fit), given_settings(parsed)
+    named = parsed.preset is not None or bool(given)
+    parsed.preset = parsed.preset or "quality"
+    config, outline = config_of(parsed), outline_of(parsed.model)
+    estimator = Estimator(outline, parsed.height, parsed.width, parsed.num_frames)
+    choice = fitted(estimator, card, config, block_sizes=not named)
+    option = choice.option
+    if parsed.json:
+        data = {
+            "model": outline.name,
+            "card": card,
+            "config": option.config.to_diff_dict(),
+            "text_encoder": option.encoder,
+            "place": option.place,
+            "vae_tiling": option.tiling,
+            "peak_bytes": dict(option.phases),
+        }
+        print(json.dumps(data, indent=1))
+    else:
+        print(f"{outline.name}: {choice}\n\npipe.enable_sedialect(fit={parsed.fit!r})")
     return 0
 
 

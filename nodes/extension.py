@@ -4,6 +4,7 @@ the comfy_*.py files alone touch."""
 from comfy_api.latest import ComfyExtension, io
 
 from .calibrate import SeDialectCalibrate
+from .clip import SeDialectLoadCLIP, SeDialectQuantizeCLIP, SeDialectSaveCLIP
 from .compare import SeDialectCompare
 from .formatbook import SeDialectFormatbook
 from .load_save import SeDialectLoad, SeDialectSave
@@ -18,6 +19,9 @@ NODES = (
     SeDialectCalibrate,
     SeDialectReport,
     SeDialectCompare,
+    SeDialectQuantizeCLIP,
+    SeDialectLoadCLIP,
+    SeDialectSaveCLIP,
 )
 
 

@@ -79,12 +79,17 @@ def read_parts(folders: Iterable[Path]) -> dict[str, Part]:
         if not files:
             raise InputError(f"{folder} holds no results; `sedialect bench speed --output {folder}` writes them")
         for path in files:
-            new = _read(path)
+            new = read_part(path)
             parts[new.name] = _merged(parts[new.name], new) if new.name in parts else new
     return parts
 
 
-def _read(path: Path) -> Part:
+def read_part(path: Path) -> Part:
+    """One file of results.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return Part(data["part"], data["where"], [Row(**row) for row in data["rows"]])

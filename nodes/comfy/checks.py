@@ -43,7 +43,7 @@ def check_quantizable(patcher: Any) -> None:
         )
     if replaced := [key for key in patcher.object_patches if key.startswith("diffusion_model")]:
         raise ModelError(f"another node replaces {replaced[0]} of the 16-bit MODEL; put that node behind SeDialect Quantize")
-    foreign = next((kind for kind in map(_foreign_kind, network.modules()) if kind), None)
+    foreign = next((kind for kind in map(foreign_kind, network.modules()) if kind), None)
     if foreign is not None:
         raise ModelError(f"this {name} is quantized already ({foreign}); load the 16-bit checkpoint of the model instead")
 
@@ -60,7 +60,7 @@ def check_groups(network: torch.nn.Module, config: SeDialectConfig) -> None:
         )
 
 
-def _foreign_kind(module: Any) -> str | None:
+def foreign_kind(module: Any) -> str | None:
     """How another quantizer has stored a layer's weight, or None where it is plain."""
     weight = getattr(module, "weight", None)
     if isinstance(weight, comfy.quant_ops.QuantizedTensor):

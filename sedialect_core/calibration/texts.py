@@ -13,7 +13,7 @@ from ..progress import Watch
 from .cache import CalibrationCache
 from .fingerprint import fingerprint
 from .gathering import Run, gather, inputs_of
-from .sentences import sentences
+from .sentences import plain_sentences, sentences
 
 SENTENCES = 256
 Tokenizer = Callable[..., Any]
@@ -43,7 +43,7 @@ def calibrate_texts(
     if lacking := [name for name in models if name not in tokenizers]:
         raise ModelError(f"{lacking[0]} has no tokenizer by whose name it could be found; encode it without calibration")
     config = weights_only(config or SeDialectConfig())
-    read = [*texts, *sentences(SENTENCES)]
+    read = [*texts, *sentences(SENTENCES), *plain_sentences()]
     inputs = tuple(entry for name, model in models.items() for entry in inputs_of(name, model, config))
     made = {**fingerprint(", ".join(models), models, read), "read": "sentences"}
     cache = CalibrationCache(made, (None, None, None), inputs)

@@ -6,19 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..checkpoint.format import layer_shapes
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError
 from ..inspection import family_of, layout_of
+from ..plan.fit import GIB, RESERVED, saved_bytes
 from ..plan.layers import Plan
 from ..plan.report import model_bytes
 from ..plan.rules import make_plan
+from ..plan.working_memory import Shape, decoding_bytes, sampling_bytes, usual
 from .outline import Outline, Part
-from .working_memory import Shape, decoding_bytes, sampling_bytes, usual
 
 CARDS = (8, 12, 16, 24, 48, 80)  # GB as they are sold, which is GiB
-GIB = 2**30
-RESERVED = 10**9  # of a card: the driver's context, kernels, and gaps between blocks of the allocator
 FITS, FITS_CPU, TOO_LARGE = "yes", "prompt on CPU", "no"
 
 
@@ -154,7 +152,7 @@ class Estimator:
         """
         before = self.before
         plans = {} if config is None else {part.name: _planned(part, config) for part in self.transformers}
-        saved = {name: _saved(plan, self._model(name)) for name, plan in plans.items()}
+        saved = {name: saved_bytes(plan, self._model(name)) for name, plan in plans.items()}
         found = [self._sampled(part, plans.get(part.name)) for part in self.transformers]
         return Footprint(
             label,
@@ -184,16 +182,6 @@ def _planned(part: Part, config: SeDialectConfig) -> Plan:
         return make_plan(part.model, config.override(equalize=False))
     except ModelError as error:
         raise InputError(f"{part.name}: {error}") from None
-
-
-def _saved(plan: Plan, model: Any) -> int:
-    """By how many bytes the quantized layers become smaller."""
-    saved = 0
-    for layer in plan.quantized:
-        shapes = layer_shapes(layer.in_features, layer.out_features, layer.block_size or 1)
-        weight = model.get_submodule(layer.name).weight
-        saved += weight.numel() * weight.element_size() - sum(rows * columns for rows, columns in shapes.values())
-    return saved
 
 
 def _size(outline: Outline, given: Mapping[str, int | None]) -> Size:

@@ -59,6 +59,12 @@ def known_models() -> Mapping[str, Any]:
     return models
 
 
+def text_encoder_config(name: str) -> Mapping[str, Any]:
+    """The configuration of a text encoder that comes with the package, by the short name that `known_models.json` has."""
+    config: Mapping[str, Any] = _data()["text_encoders"][name]["config"]
+    return config
+
+
 def outline_of(model: str) -> Outline:
     """The models of a pipeline, or one transformer.
 

@@ -15,15 +15,17 @@ from .text_models import TEXT_FAMILY, outside_text_role
 _BASE_LAYER = ".base_layer"
 
 
-def find_linears(model: nn.Module, *, linear_types: tuple[type[nn.Module], ...] = (nn.Linear,)) -> list[LinearSite]:
+def find_linears(
+    model: nn.Module, *, linear_types: tuple[type[nn.Module], ...] = (nn.Linear,), family: Family | None = None
+) -> list[LinearSite]:
     """All linears of the model in its own order; an empty list if it has none, no attention site if it has no blocks.
 
     Only exact types count: a subclass is another library's quantized layer, or ours. Where peft has wrapped a linear,
     the wrapped one is listed under its true name and the adapters beside it are not. `linear_types` is for programs
-    with a linear of their own.
+    with a linear of their own, and `family` for models that are not known by their class.
     """
     linears = {name: module for name, module in _without_adapters(model) if type(module) in linear_types}
-    family = family_of(model)
+    family = family or family_of(model)
     names = {plain_name(name) for name, _ in model.named_modules()}  # of all types: some may be quantized already
     blocks = {name: _block_of(family, plain_name(name), names) for name in linears}
     outside = outside_text_role if family.name == TEXT_FAMILY else outside_role

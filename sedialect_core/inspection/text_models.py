@@ -60,4 +60,4 @@ def looked_up(model: nn.Module) -> dict[int, str]:
 
 
 def _holds_linears(blocks: nn.ModuleList) -> bool:
-    return any(isinstance(part, nn.Linear) for block in blocks.children() for part in block.modules())
+    return any(hasattr(part, "in_features") for block in blocks.children() for part in block.modules())

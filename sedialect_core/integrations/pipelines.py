@@ -3,11 +3,12 @@
 Plain functions of a pipeline; `registration` puts them on diffusers' `DiffusionPipeline` and `ModularPipeline`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..config import SeDialectConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ..calibration.cache import CalibrationCache
     from ..video.sampling import Request
 
+FITTED = "_sedialect_fit"  # on a pipeline, for what was chosen
 TEXT = "text"  # a calibration of the text encoders alone
 ORIGINAL = "_sedialect_original"  # on a layer, for its 16-bit predecessor
 
@@ -38,7 +40,9 @@ def enable_sedialect(
     config: SeDialectConfig | None = None,
     *,
     preset: str | None = None,
-    text_encoder: bool | str | Sequence[str] = False,
+    text_encoder: bool | str | Sequence[str] | None = None,
+    fit: str | float | None = None,
+    video: Mapping[str, int] | None = None,
     calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
     keep_original: bool = False,
     progress: bool | Watch = True,
@@ -52,7 +56,11 @@ def enable_sedialect(
     Args:
         config: the settings; or name a `preset`; either can be changed by `overrides`, such as `block_size=32`.
         text_encoder: True quantizes all text encoders as well, a name or several those; transformers that sedialect has
-            quantized already stay as they are then, if nothing else is asked for.
+            quantized already stay as they are then, if nothing else is asked for. None: no, or as `fit` needs it.
+        fit: memory of a card, as it is sold: "12GB". Chooses the preset if none is named, whether text encoders are
+            quantized, where models lie and whether the VAE decodes in tiles, so that everything fits; says what and why on
+            stderr and in the report, and places the models. Call it on a pipeline that is not offloaded.
+        video: `height`, `width`, `num_frames` that `fit` counts memory for; else what is usual for the model.
         calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
             prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
             "glance": run one prompt in a few steps, and only equalize layers by the size of the channels that they read.
@@ -62,22 +70,73 @@ def enable_sedialect(
 
     Raises:
         ConfigError: an unknown preset, setting or value.
-        ModelError: the pipeline has no transformer, or is in a state that quantizing would break; the message says how
-            to mend it. No model has been changed then.
+        ModelError: the pipeline has no transformer, or is in a state that quantizing would break, or nothing fits; the
+            message says how to mend it. No model has been changed then.
         InputError: the calibration is of another model, not finished, or failed. No model has been changed then.
 
     Example:
         >>> pipe.enable_sedialect(preset="quality", keep_original=True)
         >>> pipe.enable_sedialect(calibration="self", rotation=64)
         >>> pipe.enable_sedialect(text_encoder=True, calibration="text")
+        >>> pipe.enable_sedialect(fit="12GB")
         >>> pipe.enable_sedialect(precision="16bit", attention="8bit")
     """
     if config is not None and preset is not None:
         raise ModelError("pass either a config or a preset, not both")
-    plain = config is None and preset is None and not overrides and calibration in (None, TEXT)
-    config = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
+    asked = config is not None or preset is not None or bool(overrides)
+    settings = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
+    if fit is not None:
+        return _fit(pipe, fit, video, settings if asked else None, text_encoder, calibration, keep_original, progress)
+    plain = not asked and (calibration is None or _is_text(calibration))
+    return _enable_all(pipe, settings, plain, text_encoder or False, calibration, keep_original, progress)
+
+
+def _fit(
+    pipe: Any,
+    fit: str | float,
+    video: Mapping[str, int] | None,
+    config: SeDialectConfig | None,
+    text_encoder: bool | str | Sequence[str] | None,
+    calibration: Any,
+    keep_original: bool,
+    progress: bool | Watch,
+) -> Any:
+    """Choose, quantize and place."""
+    from .fitting import choose, place, tell
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    encoder = None if text_encoder is None else bool(text_encoder)
+    choice = choose(pipe, fit, config, video=video, encoder=encoder, device=device)
+    texts = text_encoder if isinstance(text_encoder, str | Sequence) else choice.option.encoder
+    open_texts = [name for name, part in encoders(pipe, texts).items() if not _is_ours(part)]
+    if open_texts or not all(map(_is_ours, denoisers(pipe).values())):
+        _enable_all(pipe, choice.option.config, True, open_texts, calibration, keep_original, progress)
+    if device.type == "cuda":
+        place(pipe, choice, device)
+    else:
+        choice = replace(choice, notes=(*choice.notes, "this machine has no CUDA GPU, so that nothing was moved"))
+    if progress:
+        tell(choice)
+    pipe.__dict__[FITTED] = choice
+    return pipe
+
+
+def _enable_all(
+    pipe: Any,
+    config: SeDialectConfig,
+    plain: bool,
+    text_encoder: bool | str | Sequence[str],
+    calibration: Any,
+    keep_original: bool,
+    progress: bool | Watch,
+) -> Any:
+    """Quantize what is asked for; `plain`: transformers that are quantized already may stay as they are."""
     texts = encoders(pipe, text_encoder)
-    models = {name: model for name, model in denoisers(pipe).items() if not (texts and plain and _is_ours(model))}
+    models = {
+        name: model
+        for name, model in denoisers(pipe).items()
+        if not ((texts or text_encoder == []) and plain and _is_ours(model))
+    }
     for name, model in models.items():
         (check_attends if config.attention_alone else check_ready)(name, model)
     for name, model in texts.items():
@@ -109,7 +168,7 @@ def _calibrations(
     if given is None:
         return {}
     found: dict[str, CalibrationCache] = {}
-    if not (isinstance(given, str) and given == TEXT):
+    if not _is_text(given):
         from ..calibration.moments import calibration_of
 
         found |= dict.fromkeys(names, calibration_of(pipe, given, config, progress))
@@ -122,6 +181,10 @@ def _calibrations(
         read = tokenizers_of(pipe, list(texts))
         found |= dict.fromkeys(texts, calibrate_texts(texts, read, config, progress=progress is True, watch=watch))
     return found
+
+
+def _is_text(calibration: Any) -> bool:
+    return isinstance(calibration, str) and calibration == TEXT
 
 
 def _is_ours(model: nn.Module) -> bool:
@@ -163,7 +226,8 @@ def sedialect_report(pipe: Any) -> "PipelineReport":
         tuple(
             report_of(name, model, state.plan, state.bytes_before, runs_on, attention_seen(model))
             for name, model, state in states
-        )
+        ),
+        str(pipe.__dict__.get(FITTED, "")),
     )
 
 
@@ -172,9 +236,11 @@ class PipelineReport:
     """One `ModelReport` for each transformer and quantized text encoder of a pipeline."""
 
     models: tuple[ModelReport, ...]
+    fit: str = ""
+    """What `fit` chose, and why."""
 
     def __str__(self) -> str:
-        return "\n\n".join(map(str, self.models))
+        return "\n\n".join([*([self.fit] if self.fit else []), *map(str, self.models)])
 
 
 def _enable(

@@ -8,7 +8,7 @@ from torch import nn
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import LinearSite, TokenLayout, find_linears
-from ..inspection.text_models import TEXT_FAMILY, looked_up
+from ..inspection.text_models import TEXT_FAMILY, looked_up, text_family
 from ..inspection.unreadable import unreadable
 from ..settings.table import UNQUANTIZED
 from .layers import LayerPlan, Plan
@@ -37,13 +37,17 @@ def weights_only(config: SeDialectConfig) -> SeDialectConfig:
     )
 
 
-def text_plan(model: nn.Module, config: SeDialectConfig) -> Plan:
-    """Decide for every linear layer of a model of the transformers library, without changing it.
+def text_plan(model: nn.Module, config: SeDialectConfig, linear_types: tuple[type[nn.Module], ...] = (nn.Linear,)) -> Plan:
+    """Decide for every linear layer of a text encoder, without changing it.
+
+    Args:
+        model: of the transformers library, or of another program that names layers alike.
+        linear_types: exact types of what counts as a linear, as of `find_linears`.
 
     Raises:
         ModelError: no layer can be quantized.
     """
-    layers = text_layers(model, config)
+    layers = text_layers(model, config, linear_types)
     name = type(model).__name__
     if not any(layer.precision for layer in layers):
         reasons = "; ".join(dict.fromkeys(layer.reason for layer in layers)) or "it holds no torch.nn.Linear"
@@ -51,11 +55,13 @@ def text_plan(model: nn.Module, config: SeDialectConfig) -> Plan:
     return Plan(name, TEXT_FAMILY, config, layers, UNKNOWN, tuple(_others(model)))
 
 
-def text_layers(model: nn.Module, config: SeDialectConfig) -> tuple[LayerPlan, ...]:
+def text_layers(
+    model: nn.Module, config: SeDialectConfig, linear_types: tuple[type[nn.Module], ...] = (nn.Linear,)
+) -> tuple[LayerPlan, ...]:
     """What is done to each linear of a text model."""
     kept, read, tables = _kept_in_fp32(model), unreadable(model), looked_up(model)
     found = []
-    for site in find_linears(model):
+    for site in find_linears(model, linear_types=linear_types, family=text_family(model)):
         weight = model.get_submodule(site.name).weight
         reason = _stays(site, config, kept, tables.get(id(weight)), read.get(site.name))
         precision = None if reason else WEIGHTS_ONLY

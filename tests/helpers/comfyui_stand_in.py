@@ -52,6 +52,7 @@ def modules(base: Any) -> dict[str, ModuleType]:
     io, ui, latest, api, paths = (ModuleType(name) for name in ("io", "ui", "comfy_api.latest", "comfy_api", "folder_paths"))
     for kind in (
         "Model",
+        "Clip",
         "Combo",
         "String",
         "Float",
@@ -71,7 +72,7 @@ def modules(base: Any) -> dict[str, ModuleType]:
     api.latest = latest
     models = base / "models"
     paths.models_dir = str(models)
-    known = {"diffusion_models": models / "diffusion_models"}
+    known = {name: models / name for name in ("diffusion_models", "text_encoders")}
     paths.add_model_folder_path = lambda name, path: known.__setitem__(name, type(models)(path))
 
     def full_path(name: str, file: str) -> str | None:
@@ -103,6 +104,9 @@ def modules(base: Any) -> dict[str, ModuleType]:
     alone = ModuleType("sedialect.nodes.comfy.attention_alone")
     alone.attention_alone = lambda patcher, config: patcher
     alone.alone_report = lambda patcher: getattr(patcher, "alone", None)
+    clip = ModuleType("sedialect.nodes.comfy.clip")
+    clip.quantized_clip = lambda clip: getattr(clip, "known", None)
+    model.read_tensors = None
     calibration = ModuleType("sedialect.nodes.comfy.calibration")
     text = ModuleType("sedialect.nodes.comfy.text")
     text.shown = []  # what a node's line has said
@@ -115,6 +119,7 @@ def modules(base: Any) -> dict[str, ModuleType]:
         "sedialect.nodes.comfy.model": model,
         "sedialect.nodes.comfy.attention_alone": alone,
         "sedialect.nodes.comfy.calibration": calibration,
+        "sedialect.nodes.comfy.clip": clip,
         "sedialect.nodes.comfy.text": text,
     }
 
@@ -125,6 +130,7 @@ NODE_FILES = (
     "load_save",
     "formatbook",
     "calibrate",
+    "clip",
     "report",
     "compare",
     "settings",

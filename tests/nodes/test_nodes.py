@@ -18,13 +18,14 @@ from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "ja")
-NODES = [f"SeDialect{name}" for name in ("Quantize", "Load", "Save", "Formatbook", "Calibrate", "Report", "Compare")]
+NAMES = ("Quantize", "Load", "Save", "Formatbook", "Calibrate", "Report", "Compare", "QuantizeCLIP", "LoadCLIP", "SaveCLIP")
+NODES = [f"SeDialect{name}" for name in NAMES]
 
 
 @pytest.fixture
 def base(tmp_path, monkeypatch) -> Path:
     """ComfyUI's base folder, with the stand-ins in place of ComfyUI."""
-    for folder in ("models/diffusion_models", "models/sedialect_formatbooks", "output"):
+    for folder in ("models/diffusion_models", "models/text_encoders", "models/sedialect_formatbooks", "output"):
         (tmp_path / folder).mkdir(parents=True)
     comfyui_stand_in.forget()
     for name, module in comfyui_stand_in.modules(tmp_path).items():
@@ -77,6 +78,9 @@ def test_inputs_that_may_be_added_to_later_are_optional(schemas):
         "SeDialectCalibrate": ["model", "positive", "negative", "latent_image"],
         "SeDialectReport": ["model"],
         "SeDialectCompare": ["left", "right", "fps"],
+        "SeDialectQuantizeCLIP": ["clip"],
+        "SeDialectLoadCLIP": ["file", "type"],
+        "SeDialectSaveCLIP": ["clip", "filename_prefix"],
     }
 
 

@@ -17,6 +17,7 @@ from ..parts import markup, results_charts
 from ..server.service import BENCH, BenchResult, Service
 from ..server.studio import Progress, Stopped
 from .compare import ON_PIPELINE, UNEXPECTED
+from .fits import Fits
 
 LOG = logging.getLogger(__name__)
 SPEED_PARTS = {"models": "Whole transformers, one step", "blocks": "Transformer blocks", "layers": "Linear layers"}
@@ -37,6 +38,7 @@ class BenchmarkTab:
         self._quality()
         gr.HTML("<h2>Speed</h2>")
         gr.HTML(measured_speed(read_speed()), elem_id="sd-speed")
+        Fits()
         gr.HTML(f"<h2>Measure now</h2><p>{escape(QUICK)}</p>")
         with gr.Row():
             self.run = gr.Button(

@@ -13,10 +13,9 @@ from sedialect import SeDialectConfig
 from sedialect.cli import main as cli
 from sedialect.cli import self_test as doctor
 from sedialect.kernels import capabilities, dispatch
-from sedialect.sedialect_core.footprint import working_memory
 from sedialect.sedialect_core.footprint.memory import GIB, RESERVED, Estimator, Footprint
 from sedialect.sedialect_core.footprint.outline import known_models, outline_of
-from sedialect.sedialect_core.plan import report
+from sedialect.sedialect_core.plan import report, working_memory
 from sedialect.sedialect_core.plan.report import QUALITY_ADVICE, model_bytes, quality_advice
 from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.quantize import units

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..inspection import layout_of
-from ..plan.layers import LayerPlan, Plan
+from .layers import LayerPlan, Plan
 
 Shape = tuple[int, int, int]
 OPERAND_BYTES = 2  # of encoded activations and decoded weights on GPUs without FP8 units; with them it is half
@@ -27,6 +27,8 @@ IMAGE_TOKENS = 257  # of the image that image-to-video models see through CLIP
 # What an eager block holds of every token, in 16-bit numbers: normed and rotated copies in float32 among them. A bound for
 # the five families below, which a test holds.
 WIDTHS, INNER_WIDTHS = 12, 2
+PROMPT_TOKENS = 512  # of a prompt that text encoders read
+ENCODING_WIDTHS = 12  # numbers of a token, times the widest layer: a bound for encoders that meta cannot follow
 # Of torch itself: the name in torch.nn.functional may hold what looks at attention, which calls this in the end.
 ATTENTION = torch._C._nn.scaled_dot_product_attention
 META_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -152,7 +154,22 @@ def sampling_bytes(model: nn.Module, plan: Plan | None, latent: Shape) -> tuple[
     return _by_rule(model, latent, known.batch), False
 
 
-def decoding_bytes(vae: nn.Module, latent: Shape, video: Shape) -> int | None:
+def encoding_bytes(model: nn.Module) -> int:
+    """What a text encoder takes beside its weights for one prompt; none of ours is told to keep more than a layer's inputs.
+
+    Args:
+        model: on the device meta.
+    """
+    try:
+        with torch.device("meta"):
+            ids = torch.empty(1, PROMPT_TOKENS, dtype=torch.long)
+        return _peak(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids)), None)
+    except META_ERRORS:  # masks may depend on values, which meta has not
+        widest = max((max(part.weight.shape) for part in model.modules() if isinstance(part, nn.Linear)), default=0)
+        return ENCODING_WIDTHS * PROMPT_TOKENS * widest * 2
+
+
+def decoding_bytes(vae: nn.Module, latent: Shape, video: Shape, *, tiling: bool = True) -> int | None:
     """What decoding takes beside the weights, in tiles where the VAE can; None where the class cannot be followed.
 
     One tile is decoded, with all frames of it; the decoded tiles, overlaps included, and the whole video are added.
@@ -161,9 +178,11 @@ def decoding_bytes(vae: nn.Module, latent: Shape, video: Shape) -> int | None:
     dtype = next(vae.parameters()).dtype
     pixels = 3 * math.prod(video) * dtype.itemsize
     try:
-        if hasattr(model, "enable_tiling"):
+        if tiling and hasattr(model, "enable_tiling"):
             model.enable_tiling()
-        (rows, columns), overlap = _tile(model, latent, video)
+        elif hasattr(model, "disable_tiling"):
+            model.disable_tiling()
+        (rows, columns), overlap = _tile(model, latent, video) if tiling else ((latent[1], latent[2]), 1.0)
         channels = model.config.get("z_dim") or model.config["latent_channels"]
         tile = torch.empty(1, channels, latent[0], rows, columns, dtype=dtype, device="meta")
         more = (torch.empty(1, device="meta", dtype=dtype),) if model.config.get("timestep_conditioning") else ()
