@@ -27,14 +27,14 @@ def add_to(bench: Any) -> None:
 
 def run_scale(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
-    from ..bench.scale.launch import launched
     from ..bench.scale.results import PAGE, read, render
+    from ..sedialect_core.processes import launched
     from ..sedialect_core.storage.atomic import write_text
     from ..sedialect_core.storage.marked import write_marked
 
     if parsed.results is None:
         _measure(parsed)
-        place = launched()
+        place = launched("")
         if place is not None and place.rank:
             return 0
     tables = {f"bench scale: {run.name}": render(run) for run in read(parsed.results or [parsed.output])}
@@ -50,12 +50,12 @@ def _measure(parsed: argparse.Namespace) -> None:
     import torch
 
     from ..bench.scale.cases import DEFAULT_ARMS, QUICK, Case, check
-    from ..bench.scale.launch import launched, run_processes
     from ..bench.scale.worker import Wanted, arms_of, measure
     from ..sedialect_core.errors import InputError
+    from ..sedialect_core.processes import launched, run_processes
 
     device = parsed.device if parsed.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    place = launched()
+    place = launched(device)
     most = torch.cuda.device_count() if device == "cuda" else 2
     processes = place.processes if place is not None else parsed.gpus or most
     if place is None and device == "cuda" and processes > most:
@@ -64,4 +64,7 @@ def _measure(parsed: argparse.Namespace) -> None:
     arms = arms_of(parsed.arms, DEFAULT_ARMS)
     check(case, processes, arms)
     wanted = Wanted(case, arms, not parsed.no_compile, not parsed.no_ring, parsed.seconds, parsed.output)
-    run_processes(measure, processes, device, wanted)
+    if place is not None:
+        measure(place, wanted)
+    else:
+        run_processes(measure, processes, device, wanted)

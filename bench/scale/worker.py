@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 
 from ...sedialect_core.environment import environment, gpu_facts
+from ...sedialect_core.processes import Place
 from ..speed.timing import FEWEST, Clock, peak_memory, summary, synchronize, time_each
 from ..speed.trials import COMPILED, EAGER, backend, fresh_compiler, reason
 from .cases import BASELINE, Case, Way, enable, ways_of
-from .launch import Place
 from .results import ONE, Measured, Row
 
 ATTENTION = {"cuda": "_native_cudnn", "cpu": "native"}  # tells its log-sum-exp on GPUs, which Ring wants
@@ -93,7 +93,8 @@ class Worker:
     ) -> torch.Tensor | None:
         """Add the row; gives the output, or None where it failed. The distance is from what the same arm gives `alone`."""
         dist.barrier()
-        started, numbers, note, output = time.monotonic(), {}, "", None
+        started, note, output = time.monotonic(), "", None
+        numbers: dict[str, float] = {}
         try:
             with torch.no_grad():
                 output, numbers = self._time(call)
@@ -164,7 +165,7 @@ def join(model: Any) -> None:
     remove_context_parallel(model, model._cp_plan)
     model._parallel_config = None
     for module in model.modules():
-        processor = getattr(module, "processor", None)
+        processor: Any = getattr(module, "processor", None)
         if hasattr(processor, "_parallel_config"):
             processor._parallel_config = None
 

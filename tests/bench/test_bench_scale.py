@@ -10,10 +10,10 @@ from interruptible import PATIENCE
 
 from sedialect.bench.scale.cases import Case, Way, check, ways_of
 from sedialect.bench.scale.forecast import exchanged, forecast, render_forecast
-from sedialect.bench.scale.launch import run_processes
 from sedialect.bench.scale.results import Measured, Row, read, render
 from sedialect.cli.main import main
 from sedialect.sedialect_core.errors import InputError
+from sedialect.sedialect_core.processes import run_processes
 
 WAN = Case(40, 32_760)
 
