@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import bench_scale as measuring_scale
 from . import bench_speed as measuring_speed
 from .compare import add_dtype
 
@@ -59,6 +60,7 @@ def add_to(commands: Any) -> None:
     loading.add_argument("--gigabytes", type=float, default=1.0, help="size of the random model that is written and loaded")
     loading.set_defaults(run=run_loading)
     measuring_speed.add_to(bench)
+    measuring_scale.add_to(bench)
 
 
 def run_pairs(parsed: argparse.Namespace) -> int:

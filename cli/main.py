@@ -10,12 +10,13 @@ from . import bench as measuring
 from . import compare as comparing
 from . import doctor as examining
 from . import formatbook as formatbooks
+from . import generate as generating
 from . import plan as planning
 from . import quantize as quantizing
 from . import verify as verifying
 
 FAILED = 2
-COMMANDS = (comparing, planning, quantizing, measuring, formatbooks, verifying, serving, examining)
+COMMANDS = (comparing, generating, planning, quantizing, measuring, formatbooks, verifying, serving, examining)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -132,27 +132,6 @@ def requests_of(pairs: int, prompts: Sequence[tuple[str, int]], template: Reques
     return tuple(found)
 
 
-def read_prompts(path: Path) -> list[tuple[str, int]]:
-    """Prompts and seeds from a file: JSON as demo/prompts.json is, or a prompt a line, whose seeds are 0, 1, 2 …
-
-    Raises:
-        InputError: the file cannot be read, or holds no prompt.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            found = [(str(item["prompt"]), int(item["seed"])) for item in json.loads(text)]
-        else:
-            found = [(line.strip(), number) for number, line in enumerate(filter(str.strip, text.splitlines()))]
-    except OSError as error:
-        raise InputError(f"cannot read the prompts {path}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is no list of objects with 'prompt' and 'seed'; demo/prompts.json is an example") from None
-    if not found:
-        raise InputError(f"{path} holds no prompt")
-    return found
-
-
 def bundled_job(pairs: int, changes: Mapping[str, Any], **settings: Any) -> Job:
     """The bundled model with its evaluation prompts at its recommended settings, some of them changed.
 

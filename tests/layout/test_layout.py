@@ -15,8 +15,8 @@ LEVELS = [
     ("Commands; they may start the app and the benches.", ["cli"]),
     ("The app; it shows what the benches measured.", ["web"]),
     (
-        "What measures, and the comparison of two videos; no room of the library imports them.",
-        ["bench", "sedialect_core/comparison.py"],
+        "What measures, the comparison of two videos, and workers that make many; no room of the library imports them.",
+        ["bench", "sedialect_core/comparison.py", "sedialect_core/generation.py"],
     ),
     (
         "The surroundings of a model: pipelines, what they will take, pictures of choices, the bundled model's training.",
@@ -37,8 +37,14 @@ LEVELS = [
     ),
     ("Values: settings and formats.", ["sedialect_core/config.py", "sedialect_core/formatbook"]),
     (
-        "Files, the Hub, signs of life, and what can be set, which know of ours the errors alone.",
-        ["sedialect_core/settings", "sedialect_core/storage", "sedialect_core/environment.py", "sedialect_core/progress.py"],
+        "Files, the Hub, processes, signs of life, and what can be set, which know of ours the errors alone.",
+        [
+            "sedialect_core/settings",
+            "sedialect_core/storage",
+            "sedialect_core/environment.py",
+            "sedialect_core/processes.py",
+            "sedialect_core/progress.py",
+        ],
     ),
     ("Arrays and tables without layers, and what can go wrong.", ["kernels", "sedialect_core/errors.py"]),
 ]

@@ -1,0 +1,70 @@
+"""`sedialect bench scale`: the tables of docs/scale.md, measured again on any number of GPUs."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_to(bench: Any) -> None:
+    """Add the command to those of `sedialect bench`."""
+    scale = bench.add_parser("scale", help="one video over several GPUs: speed, and distance from one GPU")
+    scale.add_argument("--gpus", type=int, default=0, metavar="N", help="how many, with a process each (all)")
+    scale.add_argument("--arms", nargs="+", metavar="ARM", help="BF16, presets, or 'PRESET, attention 8bit'")
+    scale.add_argument("--layers", type=int, default=8, help="of the transformer (8; Wan-14B has 40)")
+    scale.add_argument("--tokens", type=int, default=32_760, help="of the video: 32760 or 75600")
+    scale.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    scale.add_argument("--no-ring", action="store_true", help="leave out Ring, which the first two arms are measured with")
+    scale.add_argument("--seconds", type=float, default=360, help="begin nothing new after so many seconds (360)")
+    scale.add_argument("--quick", action="store_true", help="a tiny model, also on CPUs: only tests the command")
+    scale.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
+    scale.add_argument("--output", type=Path, default=Path("sedialect-scale"), help="results and tables")
+    scale.add_argument(
+        "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show the results in these folders"
+    )
+    scale.add_argument("--write", type=Path, help="a document whose tables between marks are replaced")
+    scale.set_defaults(run=run_scale)
+
+
+def run_scale(parsed: argparse.Namespace) -> int:
+    """Measure, or read what was measured; print the tables, and write them where asked."""
+    from ..bench.scale.results import PAGE, read, render
+    from ..sedialect_core.processes import launched
+    from ..sedialect_core.storage.atomic import write_text
+    from ..sedialect_core.storage.marked import write_marked
+
+    if parsed.results is None:
+        _measure(parsed)
+        place = launched("")
+        if place is not None and place.rank:
+            return 0
+    tables = {f"bench scale: {run.name}": render(run) for run in read(parsed.results or [parsed.output])}
+    page = "\n\n".join(tables.values())
+    print(page)
+    print("written:", write_text(parsed.output / PAGE, f"{page}\n"), sep="\n  ")
+    if parsed.write is not None:
+        write_marked(parsed.write, tables)
+    return 0
+
+
+def _measure(parsed: argparse.Namespace) -> None:
+    import torch
+
+    from ..bench.scale.cases import DEFAULT_ARMS, QUICK, Case, check
+    from ..bench.scale.worker import Wanted, arms_of, measure
+    from ..sedialect_core.errors import InputError
+    from ..sedialect_core.processes import launched, run_processes
+
+    device = parsed.device if parsed.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    place = launched(device)
+    most = torch.cuda.device_count() if device == "cuda" else 2
+    processes = place.processes if place is not None else parsed.gpus or most
+    if place is None and device == "cuda" and processes > most:
+        raise InputError(f"--gpus is {processes}, and this machine has {most}; start torchrun on each machine for more")
+    case = QUICK if parsed.quick else Case(parsed.layers, parsed.tokens)
+    arms = arms_of(parsed.arms, DEFAULT_ARMS)
+    check(case, processes, arms)
+    wanted = Wanted(case, arms, not parsed.no_compile, not parsed.no_ring, parsed.seconds, parsed.output)
+    if place is not None:
+        measure(place, wanted)
+    else:
+        run_processes(measure, processes, device, wanted)
