@@ -45,6 +45,7 @@ from .checks import KEY, check_groups, check_loaded, check_quantizable, check_we
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
 from .products import settle_products
+from .sources import clone_around, own_weights, settle_sources
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
 MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64
@@ -78,12 +79,14 @@ def quantize(
     book: Formatbook | None,
     watch: Watch,
     calibration: CalibrationCache | None = None,
+    decode: bool = False,
 ) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
     Args:
         book: the formatbook, where it is not the one that `config` names.
         calibration: of this MODEL, by which weights are encoded.
+        decode: weights that another quantizer has stored are decoded first, and so rounded twice.
 
     Raises:
         InputError: the calibration is of another MODEL, or not finished.
@@ -91,7 +94,7 @@ def quantize(
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
-    check_quantizable(patcher)
+    check_quantizable(patcher, decode)
     network = patcher.model.diffusion_model
     check_groups(network, config)
     check_products(patcher.load_device, config.products)
@@ -106,8 +109,9 @@ def quantize(
         book, _, notes = find_book(network, config.formatbook, config.block_size)
     plan = replace(plan, config=config.override(formatbook=book.name), notes=(*plan.notes, *notes))
     built_from = operations(patcher.model.get_dtype_inference())
-    weights = _own_weights(patcher)
+    weights = own_weights(patcher)
     check_weights(weights, plan)
+    plan = settle_sources(patcher, weights, plan)
     plan = _encode(weights, plan, book, watch, calibration)
     plan = settle_products(plan, patcher.load_device, lambda layer: weights[f"{layer.name}.weight"])
     origin = _Origin(
@@ -121,7 +125,7 @@ def quantize(
     )
     before = comfy.model_management.module_size(patcher.model)
     known = Quantized(plan, origin.record, before, origin.settings)
-    new = patcher.clone(model_override=(origin.model(), ({}, {}, {}, set())))
+    new = clone_around(patcher, origin.model())
     return _adopt(new, known, (origin.patcher, ()))
 
 
@@ -165,7 +169,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
 def tensors(patcher: Any) -> dict[str, torch.Tensor]:
     """What a checkpoint of a quantized MODEL holds, by ComfyUI's names; LoRAs on it are not part of it."""
     comfy.model_management.unload_model_and_clones(patcher)
-    state = _own_weights(patcher)
+    state = own_weights(patcher)
     return {key: value for key, value in state.items() if key not in (RECORD, SETTINGS) and not key.endswith(COMFY_QUANT)}
 
 
@@ -226,7 +230,7 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
     comfy.model_management.unload_model_and_clones(patcher)
     config = SeDialectConfig(block_size=block_size)
     layers = make_plan(network, config, linear_types=linear_types(network)).quantized
-    start, sample, weights = Formatbook.builtin(), BlockSample(), _own_weights(patcher)
+    start, sample, weights = Formatbook.builtin(), BlockSample(), own_weights(patcher)
     total = len(layers) + start.dialects[0].maximum - start.dialects[-1].maximum + 1
 
     def step(done: int) -> None:
@@ -249,11 +253,6 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
     highest = start.dialects[0].maximum
     fitted = fit_book([sample], start, name=name, on_maximum=lambda maximum: step(len(layers) + highest - maximum + 1))
     return replace(fitted.book, fingerprint={"weights": digest, "block_size": str(block_size)})
-
-
-def _own_weights(patcher: Any) -> dict[str, Any]:
-    """The network's tensors without the LoRAs on it: it has just been unloaded, which undoes them."""
-    return dict(patcher.model.diffusion_model.state_dict())
 
 
 def _encode(
@@ -322,6 +321,8 @@ def _copy_config(config: Any, custom_operations: Any) -> Any:
     new = object.__new__(type(config))
     new.__dict__.update(config.__dict__)
     new.custom_operations = custom_operations
+    if new.unet_config.get("dtype") in (torch.float8_e4m3fn, torch.float8_e5m2):  # of a source in FP8
+        new.unet_config = {**new.unet_config, "dtype": custom_operations._compute_dtype}
     return new
 
 
