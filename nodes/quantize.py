@@ -32,6 +32,8 @@ ALIASES = [
     "SemanticDialect",
 ]  # what people type who look for such a node
 
+SOURCES = ("refuse", "decode")
+
 
 class SeDialectQuantize(io.ComfyNode):
     """Encodes the linear layers of a video model, and leaves the model that it was given as it is."""
@@ -58,6 +60,15 @@ class SeDialectQuantize(io.ComfyNode):
                     optional=True,
                     tooltip="From SeDialect Calibrate: weights are rounded for the smallest error of each layer's output.",
                 ),
+                io.Combo.Input(
+                    "quantized_source",
+                    options=list(SOURCES),
+                    default=SOURCES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="A MODEL whose weights are FP8, NVFP4, INT8 or GGUF: refuse it, or decode them to 16 bit and "
+                    "quantize those. They are then rounded twice; a 16-bit file gives a better result.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
@@ -75,6 +86,7 @@ class SeDialectQuantize(io.ComfyNode):
         skip: str = "",
         formatbook: Formatbook | None = None,
         calibration: CalibrationCache | None = None,
+        quantized_source: str = SOURCES[0],
         **settings: Any,
     ) -> io.NodeOutput:
         """Quantize layer by layer; the run may be cancelled between two of them."""
@@ -82,6 +94,7 @@ class SeDialectQuantize(io.ComfyNode):
         config, notes = asked(preset, settings, skip, device)
         if config.attention_alone:
             return io.NodeOutput(attention_alone(model, config), ui=ui.PreviewText("\n".join(notes) or config.label))
+        decode = quantized_source == SOURCES[1]
         with Progress("quantizing") as progress:
-            made = comfy_model.quantize(model, config, formatbook, progress, calibration, notes)
+            made = comfy_model.quantize(model, config, formatbook, progress, calibration, notes, decode)
         return io.NodeOutput(made, ui=ui.PreviewText(comfy_model.summary(made)))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 PACKAGES = ("sedialect", "torch", "diffusers", "transformers")
+ALSO_CALLED = {"triton": ("triton-windows", "pytorch-triton", "triton-rocm", "pytorch-triton-rocm")}
+"""Packages that hold the same modules: Windows and other builds of torch have their own."""
 
 
 def environment() -> dict[str, Any]:
@@ -62,11 +64,13 @@ def package_versions(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    """The installed version of a package, or of another that is imported by its name; None where there is neither."""
+    for known in (name, *ALSO_CALLED.get(name, ())):
+        try:
+            return version(known)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def today() -> str:

@@ -3,24 +3,27 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import comfy.quant_ops
 import torch
+from comfy.ops import CastWeightBiasOp
 from comfy.patcher_extension import WrappersMP
 
 from ...sedialect_core.checkpoint.record import Record
-from ...sedialect_core.codec import DTYPES
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import ModelError
 from ...sedialect_core.inspection import layout_of
 from ...sedialect_core.plan.layers import Plan
 from .linear import EncodedLinear
+from .sources import check_source
 
 KEY = "sedialect"  # under which a patcher keeps our callbacks and what we know of its model
 COMPILED = "torch.compile"  # ComfyUI's key of its compile wrapper
 
 
-def check_quantizable(patcher: Any) -> None:
+def check_quantizable(patcher: Any, decode: bool = False) -> None:
     """Refuse a MODEL that cannot be quantized as it is connected.
+
+    Args:
+        decode: weights that another quantizer has stored are to be decoded.
 
     Raises:
         ModelError: the message says what to connect instead.
@@ -43,9 +46,7 @@ def check_quantizable(patcher: Any) -> None:
         )
     if replaced := [key for key in patcher.object_patches if key.startswith("diffusion_model")]:
         raise ModelError(f"another node replaces {replaced[0]} of the 16-bit MODEL; put that node behind SeDialect Quantize")
-    foreign = next((kind for kind in map(foreign_kind, network.modules()) if kind), None)
-    if foreign is not None:
-        raise ModelError(f"this {name} is quantized already ({foreign}); load the 16-bit checkpoint of the model instead")
+    check_source(patcher, decode)
 
 
 def check_groups(network: torch.nn.Module, config: SeDialectConfig) -> None:
@@ -60,21 +61,15 @@ def check_groups(network: torch.nn.Module, config: SeDialectConfig) -> None:
         )
 
 
-def foreign_kind(module: Any) -> str | None:
-    """How another quantizer has stored a layer's weight, or None where it is plain."""
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-        return str(weight._layout_cls)
-    if hasattr(weight, "tensor_type"):
-        return "GGUF"
-    floats = isinstance(weight, torch.Tensor) and hasattr(module, "in_features")
-    return str(weight.dtype) if floats and weight.dtype not in DTYPES and weight.dtype != torch.float64 else None
-
-
 def linear_types(network: torch.nn.Module) -> tuple[type[torch.nn.Module], ...]:
     """The exact types of linears in a network of ComfyUI: each set of operations has its own."""
-    types = {type(module) for module in network.modules() if isinstance(module, torch.nn.Linear | EncodedLinear)}
-    return tuple(types)
+    return tuple({type(module) for module in network.modules() if _is_linear(module)})
+
+
+def _is_linear(module: Any) -> bool:
+    """ComfyUI's linear for stored weights is no torch.nn.Linear, and its experts, which hold many, are no linear."""
+    stored = isinstance(module, CastWeightBiasOp) and hasattr(module, "in_features") and not hasattr(module, "num_experts")
+    return stored or isinstance(module, torch.nn.Linear | EncodedLinear)
 
 
 def check_weights(weights: Mapping[str, torch.Tensor], plan: Plan) -> None:

@@ -47,6 +47,7 @@ from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
 from .products import settle_products
+from .sources import clone_around, own_weights, settle_sources
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def quantize(
     watch: Watch,
     calibration: CalibrationCache | None = None,
     notes: tuple[str, ...] = (),
+    decode: bool = False,
 ) -> Any:
     """A new MODEL, encoded layer by layer from `patcher`'s own weights, which are neither changed nor let go.
 
@@ -79,6 +81,7 @@ def quantize(
         book: the formatbook, where it is not the one that `config` names.
         calibration: of this MODEL, by which weights are encoded.
         notes: what else the report is to say.
+        decode: weights that another quantizer has stored are decoded first, and so rounded twice.
 
     Raises:
         InputError: the calibration is of another MODEL, or not finished.
@@ -86,7 +89,7 @@ def quantize(
         ModelError: it is no video model, is quantized already, or something is fastened to its old layers.
         SeDialectError: settings, formatbook or weights are unusable.
     """
-    check_quantizable(patcher)
+    check_quantizable(patcher, decode)
     network = patcher.model.diffusion_model
     check_groups(network, config)
     check_products(patcher.load_device, config.products)
@@ -101,8 +104,9 @@ def quantize(
         book, _, found = find_book(network, config.formatbook, config.block_size)
     plan = replace(plan, config=config.override(formatbook=book.name), notes=(*notes, *plan.notes, *found))
     built_from = operations(patcher.model.get_dtype_inference())
-    weights = _own_weights(patcher)
+    weights = own_weights(patcher)
     check_weights(weights, plan)
+    plan = settle_sources(patcher, weights, plan)
     plan = encode_or_reuse(patcher.model, weights, plan, book, watch, calibration)
     plan = settle_products(plan, patcher.load_device, lambda layer: weights[f"{layer.name}.weight"])
     origin = _Origin(
@@ -116,7 +120,7 @@ def quantize(
     )
     before = comfy.model_management.module_size(patcher.model)
     known = Quantized(plan, origin.record, before, origin.settings)
-    new = patcher.clone(model_override=(origin.model(), ({}, {}, {}, set())))
+    new = clone_around(patcher, origin.model())
     return _adopt(new, known, (origin.patcher, ()))
 
 
@@ -160,7 +164,7 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
 def tensors(patcher: Any) -> dict[str, torch.Tensor]:
     """What a checkpoint of a quantized MODEL holds, by ComfyUI's names; LoRAs on it are not part of it."""
     comfy.model_management.unload_model_and_clones(patcher)
-    state = _own_weights(patcher)
+    state = own_weights(patcher)
     return {key: value for key, value in state.items() if key not in (RECORD, SETTINGS) and not key.endswith(COMFY_QUANT)}
 
 
@@ -237,7 +241,7 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
     comfy.model_management.unload_model_and_clones(patcher)
     config = SeDialectConfig(block_size=block_size)
     layers = make_plan(network, config, linear_types=linear_types(network)).quantized
-    start, sample, weights = Formatbook.builtin(), BlockSample(), _own_weights(patcher)
+    start, sample, weights = Formatbook.builtin(), BlockSample(), own_weights(patcher)
     total = len(layers) + start.dialects[0].maximum - start.dialects[-1].maximum + 1
 
     def step(done: int) -> None:
@@ -262,9 +266,6 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
     return replace(fitted.book, fingerprint={"weights": digest, "block_size": str(block_size)})
 
 
-def _own_weights(patcher: Any) -> dict[str, Any]:
-    """The network's tensors without the LoRAs on it: it has just been unloaded, which undoes them."""
-    return dict(patcher.model.diffusion_model.state_dict())
 
 
 @dataclass(frozen=True)
@@ -304,6 +305,8 @@ def _copy_config(config: Any, custom_operations: Any) -> Any:
     new = object.__new__(type(config))
     new.__dict__.update(config.__dict__)
     new.custom_operations = custom_operations
+    if new.unet_config.get("dtype") in (torch.float8_e4m3fn, torch.float8_e5m2):  # of a source in FP8
+        new.unet_config = {**new.unet_config, "dtype": custom_operations._compute_dtype}
     return new
 
 

@@ -20,6 +20,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
+from . import variants
+
 CATEGORY = "sedialect tests"
 
 
@@ -98,7 +100,10 @@ class TestLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, samples, file):
-        save_file({"samples": samples["samples"].cpu().contiguous()}, file)
+        found = samples["samples"]
+        if found.is_nested:  # video and sound, which are compared as one
+            found = torch.cat([part.flatten() for part in found.unbind()])
+        save_file({"samples": found.cpu().contiguous()}, file)
         return io.NodeOutput()
 
 
@@ -628,6 +633,23 @@ class TestForeign(io.ComfyNode):
         return io.NodeOutput(comfy.model_patcher.ModelPatcher(config.get_model({}, "", device=device), device, device))
 
 
+class TestVariant(io.ComfyNode):
+    """One of the small models of `variants`, and what its own nodes would give it; `seed` is that of image and prompt."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestVariant",
+            category=CATEGORY,
+            inputs=[io.Combo.Input("name", options=list(variants.VARIANTS)), io.Int.Input("seed", default=1)],
+            outputs=[io.Model.Output(), io.Conditioning.Output(), io.Conditioning.Output(), io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, name, seed):
+        return io.NodeOutput(variants.load(name), *variants.inputs(name, seed))
+
+
 class TestMemory(io.ComfyNode):
     """Resident memory of the server in bytes: now, and its peak since the last such node."""
 
@@ -672,6 +694,7 @@ class TestExtension(ComfyExtension):
             TestTokenFamilies,
             TestFamilies,
             TestForeign,
+            TestVariant,
             TestMemory,
         ]
 

@@ -42,3 +42,12 @@ def test_a_package_that_is_not_installed_has_no_version():
 @pytest.mark.parametrize("missing", ["versions", "date", "device"])
 def test_results_of_others_that_lack_something_still_have_a_line(missing):
     assert machine_line({key: value for key, value in WHERE.items() if key != missing}).endswith(".")
+
+
+def test_a_package_is_found_by_the_names_of_its_other_builds(tmp_path, monkeypatch):
+    """On Windows the modules of triton are in a package called triton-windows."""
+    folder = tmp_path / "triton_windows-3.6.0.post25.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: triton-windows\nVersion: 3.6.0.post25\n")
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    assert package_versions(("triton", "torch")) == {"triton": "3.6.0.post25", "torch": None}

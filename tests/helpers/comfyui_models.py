@@ -98,3 +98,40 @@ def lora(path: Path, model: Path, scale: float = 0.3, seed: int = 0, dora: bool 
             tensors[f"diffusion_model.{name}.dora_scale"] = weight.float().norm(dim=1, keepdim=True) * 1.1
     save_file(tensors, path)
     return path
+
+
+# How LoRA files that ComfyUI reads call a layer and its two matrices.
+NAMINGS = {
+    "A and B": ("diffusion_model.{}", "lora_B.weight", "lora_A.weight"),
+    "peft": ("diffusion_model.{}", "lora_B.default.weight", "lora_A.default.weight"),
+    "kohya": ("lora_unet_{}", "lora_up.weight", "lora_down.weight"),
+    "Wan Fun": ("lora_unet__{}", "lora_up.weight", "lora_down.weight"),
+    "old diffusers": ("diffusion_model.{}", "lora.up.weight", "lora.down.weight"),
+}
+
+
+def renamed_lora(path: Path, source: Path, naming: str) -> Path:
+    """The LoRA that `lora` wrote, with the names of other trainers."""
+    layer, up, down = NAMINGS[naming]
+    tensors = {}
+    for key, tensor in load_file(source).items():
+        name, _, part = key.removeprefix("diffusion_model.").rpartition(".lora_")
+        if not name:
+            continue  # alpha is the rank: the factor is 1 without it
+        called = layer.format(name if "diffusion" in layer else name.replace(".", "_"))
+        tensors[f"{called}.{up if part.startswith('up') else down}"] = tensor
+    save_file(tensors, path)
+    return path
+
+
+def distilled_lora(path: Path, model: Path, source: Path) -> Path:
+    """A LoRA as those for 4 steps are: beside the matrices of `source` it has changes of biases and norms."""
+    random, tensors = torch.Generator().manual_seed(5), dict(load_file(source))
+    for key, tensor in load_file(model).items():
+        name, _, part = key.rpartition(".")
+        if not key.startswith("blocks.") or tensor.ndim != 1:
+            continue
+        change = torch.randn(tensor.shape, generator=random) * 0.05
+        tensors[f"diffusion_model.{name}.{'diff_b' if part == 'bias' else 'diff'}"] = change
+    save_file(tensors, path)
+    return path

@@ -26,7 +26,9 @@ PATIENCE = 600.0  # seconds for a start or a run, on a busy machine
 class Server:
     """Started by `with`; `run` queues a workflow in API form and gives what it ended with."""
 
-    def __init__(self, comfyui: Path, python: str, base: Path, *flags: str, patience: float = PATIENCE) -> None:
+    def __init__(self, comfyui: Path, python: str, base: Path, *flags: str, patience: float = PATIENCE, **more) -> None:
+        """`options` are those of the interpreter, `environment` goes over that of this process."""
+        self.options, self.environment = more.get("options", ()), more.get("environment", {})
         self.comfyui, self.python, self.base, self.flags, self.patience = comfyui, python, base, flags, patience
         for folder in FOLDERS:
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -42,11 +44,12 @@ class Server:
 
     def __enter__(self) -> "Server":
         database = f"sqlite:///{self.base / 'user' / 'comfyui.db'}"
-        command = [self.python, str(self.comfyui / "main.py"), "--base-directory", str(self.base)]
+        command = [self.python, *self.options, str(self.comfyui / "main.py"), "--base-directory", str(self.base)]
         command += ["--port", str(self.port), "--disable-auto-launch", "--disable-metadata", "--database-url", database]
         environment = {**os.environ, "SEDIALECT_TESTS": "1", "PYTHONUNBUFFERED": "1"}
         if "--cpu" in self.flags:
             environment["OMP_NUM_THREADS"] = "1"
+        environment |= self.environment
         with self.log.open("wb") as log:
             self.process = subprocess.Popen([*command, *self.flags], stdout=log, stderr=log, env=environment, cwd=self.base)
         self._wait(lambda: self.get("/system_stats"), "start")
