@@ -7,6 +7,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import InputError, ModelError, SeDialectError
 from ..sedialect_core.plan.ignored import ignored_settings
 from ..sedialect_core.storage.atomic import check_room
@@ -15,7 +16,7 @@ from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_
 from .download import download_model
 from .progress import Progress
 from .saving import prefix_problem
-from .settings import LIVE_SHOWN, UNSET, inputs_of, named, problem, with_settings
+from .settings import LIVE_SHOWN, inputs_of, named, with_settings
 from .sockets import CATEGORY, SHOWS_TEXT
 
 FOLDER = "diffusion_models"
@@ -71,12 +72,10 @@ class SeDialectLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, repository: str = "", salient_ratio: float = float(UNSET)) -> bool | str:
-        """Look at the header, and at what was typed, before anything runs."""
-        if (wrong := problem({"salient_ratio": salient_ratio})) is not None:
-            return wrong
+    def validate_inputs(cls, file: str) -> bool | str:
+        """Look at the header before anything runs. Of one input alone, for ComfyUI tells an error once for each."""
         if file == FROM_HUB:
-            return True if repository.strip() else "choose a file, or write the repository to load from, as in owner/name"
+            return True
         path = folder_paths.get_full_path(FOLDER, file)
         if path is None:
             return f"there is no {file!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
@@ -96,6 +95,9 @@ class SeDialectLoad(io.ComfyNode):
     @classmethod
     def execute(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> io.NodeOutput:
         """Load it; `tokens` change what it does with its tokens."""
+        with_settings(SeDialectConfig(), tokens, LIVE_SHOWN)  # what was typed, before anything is read
+        if file == FROM_HUB and not repository.strip():
+            raise InputError("choose a file, or write the repository to load from, as in owner/name")
         with Progress("loading") as progress:
             if file == FROM_HUB:
                 folder = Path(folder_paths.get_folder_paths(FOLDER)[0])

@@ -14,7 +14,7 @@ import torch
 from layout_report import imported
 
 from sedialect.sedialect_core.config import PRESETS, SeDialectConfig
-from sedialect.sedialect_core.errors import ConfigError, InputError, ModelError
+from sedialect.sedialect_core.errors import ConfigError, FormatbookError, InputError, ModelError
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("en", "zh", "ja")
@@ -78,6 +78,14 @@ def test_inputs_that_may_be_added_to_later_are_optional(schemas):
         "SeDialectReport": ["model"],
         "SeDialectCompare": ["left", "right", "fps"],
     }
+
+
+def test_each_error_before_a_run_is_told_once(schemas):
+    """ComfyUI repeats what `validate_inputs` says for each input that it takes."""
+    for name in schemas:
+        check = getattr(node(name), "validate_inputs", None)
+        if check is not None:
+            assert check.__func__.__code__.co_argcount == 2, name
 
 
 def test_execute_takes_every_input(schemas):
@@ -156,14 +164,12 @@ class TestSettings:
         assert found.notes[1].startswith("salient_ratio changes nothing") and len(found.notes) == 2
         assert settings.asked("default", {"salient_ratio": -1, "semantic": "preset"}, "", "cpu").notes == ()
 
-    @pytest.mark.parametrize("name", ["SeDialectQuantize", "SeDialectLoad"])
-    def test_a_number_between_the_unset_one_and_zero_is_refused_before_the_run(self, base, name):
-        load = {"file": "(from the Hub repository below)", "repository": "me/model"} if name == "SeDialectLoad" else {}
-        for given in (-1.0, 0.0, 1.0):
-            assert node(name).validate_inputs(**load, salient_ratio=given) is True
-        said = node(name).validate_inputs(**load, salient_ratio=-0.5)
-        assert said == "salient_ratio is -0.5; give number from 0 to 1, or -1 to leave it to the preset or file"
-        assert "salient_ratio is 2.0" in node(name).validate_inputs(**load, salient_ratio=2.0)
+    def test_a_number_between_the_unset_one_and_zero_is_refused_before_any_work(self, base):
+        says = "salient_ratio is -0.5; give number from 0 to 1, or -1 to leave it to the preset or file"
+        with pytest.raises(ConfigError, match=says):
+            node("SeDialectQuantize").execute(SimpleNamespace(), salient_ratio=-0.5)
+        with pytest.raises(ConfigError, match=says):
+            node("SeDialectLoad").execute("(from the Hub repository below)", "me/model", salient_ratio=-0.5)
 
     def test_a_pattern_is_looked_at_before_the_run(self, base):
         assert node("SeDialectQuantize").validate_inputs(skip="ffn") is True
@@ -235,8 +241,9 @@ class TestLoad:
         assert "there is no 'gone'" in load.validate_inputs("gone")
         assert "cannot be read" in load.validate_inputs("broken.safetensors")
         assert "put SeDialect Quantize behind it" in load.validate_inputs("plain.safetensors")
-        assert "write the repository" in load.validate_inputs("(from the Hub repository below)", " ")
-        assert load.validate_inputs("(from the Hub repository below)", "me/model") is True
+        assert load.validate_inputs("(from the Hub repository below)") is True
+        with pytest.raises(InputError, match="write the repository"):
+            load.execute("(from the Hub repository below)", " ")
 
     def test_a_new_file_under_an_old_name_is_another_input(self, base):
         load, path = node("SeDialectLoad"), base / "models" / "diffusion_models" / "a.safetensors"
@@ -278,7 +285,8 @@ class TestFormatbook:
     def test_what_is_not_there_is_said(self, base):
         formatbook = node("SeDialectFormatbook")
         assert "no formatbook 'x'" in formatbook.validate_inputs("x")
-        assert "write owner/name" in formatbook.validate_inputs("(from the Hub repository below)", "me")
+        with pytest.raises(FormatbookError, match="write owner/name"):
+            formatbook.execute("(from the Hub repository below)", "me")
         with pytest.raises(ValueError, match="connect a 16-bit MODEL"):
             formatbook.execute("(fitted to the MODEL below)")
 
