@@ -1,5 +1,6 @@
 """Quantized models from and to ComfyUI's model folder."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .sockets import CATEGORY, SHOWS_TEXT
 FOLDER = "diffusion_models"
 FROM_HUB = "(from the Hub repository below)"
 NAMES = ("ComfyUI", "diffusers")
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # in a folder of diffusers
 AS_SAVED = "as saved"
 ALIASES = [
     "load quantized model",
@@ -67,6 +69,12 @@ class SeDialectLoad(io.ComfyNode):
                     "revision", default="", optional=True, advanced=True, tooltip="Branch, tag or commit of the repository."
                 ),
                 *(made for entry in LIVE_SHOWN for made in inputs_of(entry, AS_SAVED, hidden=True)),
+                io.String.Input(
+                    "path",
+                    optional=True,
+                    force_input=True,
+                    tooltip="From SeDialect Save: what it has just written is loaded, whatever file says.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
@@ -93,13 +101,17 @@ class SeDialectLoad(io.ComfyNode):
         return [file, repository, revision, tokens, *([status.st_mtime_ns, status.st_size] if status else [])]
 
     @classmethod
-    def execute(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> io.NodeOutput:
+    def execute(
+        cls, file: str, repository: str = "", revision: str = "", path: str | None = None, **tokens: Any
+    ) -> io.NodeOutput:
         """Load it; `tokens` change what it does with its tokens."""
         with_settings(SeDialectConfig(), tokens, LIVE_SHOWN)  # what was typed, before anything is read
-        if file == FROM_HUB and not repository.strip():
+        if path is None and file == FROM_HUB and not repository.strip():
             raise InputError("choose a file, or write the repository to load from, as in owner/name")
         with Progress("loading") as progress:
-            if file == FROM_HUB:
+            if path is not None:
+                path = _inside(path)
+            elif file == FROM_HUB:
                 folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
                 wanted = (repository.strip(), revision.strip() or None)
                 progress.on_phase("downloading")
@@ -111,6 +123,23 @@ class SeDialectLoad(io.ComfyNode):
             known = comfy_model.quantized(made)
             idle = ignored_settings(known.plan.config, named(tokens, LIVE_SHOWN))
             return io.NodeOutput(made, ui=ui.PreviewText("\n".join([comfy_model.summary(made), *idle])))
+
+
+def _inside(path: str) -> str:
+    """The weights at a path that another node gives: in ComfyUI's folders alone, for a shared workflow may name any.
+
+    Raises:
+        InputError: it leads elsewhere, or nothing is there.
+    """
+    place = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    roots = map(os.path.realpath, [folder_paths.get_output_directory(), *folder_paths.get_folder_paths(FOLDER)])
+    if not any(Path(os.path.realpath(place)).is_relative_to(root) for root in roots):
+        raise InputError(
+            f"path is {path}, which is not in ComfyUI's output folder or {FOLDER}; connect SeDialect Save to it"
+        )
+    if not place.is_file():
+        raise InputError(f"there is no {place}; connect SeDialect Save to path, or choose a file")
+    return str(place)
 
 
 def load_model(path: str, tokens: Mapping[str, Any], disable_dynamic: bool = False) -> Any:
