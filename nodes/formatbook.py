@@ -70,8 +70,10 @@ class SeDialectFormatbook(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, book: str) -> bool | str:
+    def validate_inputs(cls, book: str | None = None) -> bool | str:
         """Look for the book before anything runs. Of one input alone, for ComfyUI tells an error once for each."""
+        if book is None:  # another node gives it
+            return True
         known = book in (FROM_HUB, FIT, *builtin_names()) or folder_paths.get_full_path(FOLDER, book) is not None
         return True if known else f"there is no formatbook {book!r} in models/{FOLDER}; choose another one"
 

@@ -80,9 +80,10 @@ class SeDialectLoad(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        """Look at the header before anything runs. Of one input alone, for ComfyUI tells an error once for each."""
-        if file == FROM_HUB:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """Look at the header before anything runs, unless another node gives the file. Of one input alone, for ComfyUI
+        tells an error once for each."""
+        if file is None or file == FROM_HUB:
             return True
         path = folder_paths.get_full_path(FOLDER, file)
         if path is None:
@@ -182,8 +183,10 @@ class SeDialectSave(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         """Whether the file can be written, before the model is quantized that is to stand in it."""
+        if filename_prefix is None:  # another node gives it
+            return True
         return prefix_problem(filename_prefix, folder_paths.get_output_directory()) or True
 
     @classmethod

@@ -63,7 +63,7 @@ class SeDialectQuantize(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, skip: str) -> bool | str:
+    def validate_inputs(cls, skip: str = "") -> bool | str:
         """Look at patterns before anything runs. Of one input alone, for ComfyUI tells an error once for each."""
         return problem({}, skip) or True
 

@@ -86,6 +86,7 @@ def test_each_error_before_a_run_is_told_once(schemas):
         check = getattr(node(name), "validate_inputs", None)
         if check is not None:
             assert check.__func__.__code__.co_argcount == 2, name
+            assert check() is True, f"{name}: an input that is linked, or left out of an API workflow, is not passed"
 
 
 def test_execute_takes_every_input(schemas):
