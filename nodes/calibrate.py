@@ -14,6 +14,7 @@ from .sockets import CATEGORY, CalibrationSocket
 FOLDER = "sedialect_calibrations"  # in ComfyUI's output folder
 SEED, STEPS, CFG = 5000, 20, 5.0
 EVERY = 2
+FIXED = getattr(getattr(io, "ControlAfterGenerate", None), "fixed", True)
 
 
 class SeDialectCalibrate(io.ComfyNode):
@@ -42,7 +43,13 @@ class SeDialectCalibrate(io.ComfyNode):
                     "latent_image", tooltip="An empty video; a smaller size than that of your videos is usually good enough."
                 ),
                 io.Int.Input(
-                    "seed", default=SEED, min=0, max=2**53, optional=True, tooltip="Seed of the first video's noise."
+                    "seed",
+                    default=SEED,
+                    min=0,
+                    max=2**53,
+                    optional=True,
+                    control_after_generate=FIXED,  # else the frontend takes another after each run, which calibrates anew
+                    tooltip="Seed of the first video's noise.",
                 ),
                 io.Int.Input("steps", default=STEPS, min=1, max=1000, optional=True, tooltip="Sampling steps of a video."),
                 io.Float.Input(

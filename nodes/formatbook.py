@@ -70,10 +70,10 @@ class SeDialectFormatbook(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, book: str, repository: str = "") -> bool | str:
-        """Look at what was written before anything runs."""
-        if book == FROM_HUB and not is_repo_id(repository.strip()):
-            return f"{repository!r} is no repository on the Hub: write owner/name, as in me/my-book"
+    def validate_inputs(cls, book: str | None = None) -> bool | str:
+        """Look for the book before anything runs. Of one input alone, for ComfyUI tells an error once for each."""
+        if book is None:  # another node gives it
+            return True
         known = book in (FROM_HUB, FIT, *builtin_names()) or folder_paths.get_full_path(FOLDER, book) is not None
         return True if known else f"there is no formatbook {book!r} in models/{FOLDER}; choose another one"
 
@@ -91,6 +91,8 @@ class SeDialectFormatbook(io.ComfyNode):
 
 
 def _chosen(book: str, repository: str) -> Formatbook:
+    if book == FROM_HUB and not is_repo_id(repository):
+        raise FormatbookError(f"{repository!r} is no repository on the Hub: write owner/name, as in me/my-book")
     if book == FROM_HUB:
         return Formatbook.from_pretrained(repository)
     if book in builtin_names():

@@ -1,5 +1,6 @@
 """Quantized models from and to ComfyUI's model folder."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import InputError, ModelError, SeDialectError
 from ..sedialect_core.plan.ignored import ignored_settings
 from ..sedialect_core.storage.atomic import check_room
@@ -15,12 +17,13 @@ from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_
 from .download import download_model
 from .progress import Progress
 from .saving import prefix_problem
-from .settings import LIVE_SHOWN, UNSET, inputs_of, named, problem, with_settings
+from .settings import LIVE_SHOWN, inputs_of, named, with_settings
 from .sockets import CATEGORY, SHOWS_TEXT
 
 FOLDER = "diffusion_models"
 FROM_HUB = "(from the Hub repository below)"
 NAMES = ("ComfyUI", "diffusers")
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # in a folder of diffusers
 AS_SAVED = "as saved"
 ALIASES = [
     "load quantized model",
@@ -66,17 +69,22 @@ class SeDialectLoad(io.ComfyNode):
                     "revision", default="", optional=True, advanced=True, tooltip="Branch, tag or commit of the repository."
                 ),
                 *(made for entry in LIVE_SHOWN for made in inputs_of(entry, AS_SAVED, hidden=True)),
+                io.String.Input(
+                    "path",
+                    optional=True,
+                    force_input=True,
+                    tooltip="From SeDialect Save: what it has just written is loaded, whatever file says.",
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The quantized model.")],
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, repository: str = "", salient_ratio: float = float(UNSET)) -> bool | str:
-        """Look at the header, and at what was typed, before anything runs."""
-        if (wrong := problem({"salient_ratio": salient_ratio})) is not None:
-            return wrong
-        if file == FROM_HUB:
-            return True if repository.strip() else "choose a file, or write the repository to load from, as in owner/name"
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        """Look at the header before anything runs, unless another node gives the file. Of one input alone, for ComfyUI
+        tells an error once for each."""
+        if file is None or file == FROM_HUB:
+            return True
         path = folder_paths.get_full_path(FOLDER, file)
         if path is None:
             return f"there is no {file!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
@@ -94,10 +102,17 @@ class SeDialectLoad(io.ComfyNode):
         return [file, repository, revision, tokens, *([status.st_mtime_ns, status.st_size] if status else [])]
 
     @classmethod
-    def execute(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> io.NodeOutput:
+    def execute(
+        cls, file: str, repository: str = "", revision: str = "", path: str | None = None, **tokens: Any
+    ) -> io.NodeOutput:
         """Load it; `tokens` change what it does with its tokens."""
+        with_settings(SeDialectConfig(), tokens, LIVE_SHOWN)  # what was typed, before anything is read
+        if path is None and file == FROM_HUB and not repository.strip():
+            raise InputError("choose a file, or write the repository to load from, as in owner/name")
         with Progress("loading") as progress:
-            if file == FROM_HUB:
+            if path is not None:
+                path = _inside(path)
+            elif file == FROM_HUB:
                 folder = Path(folder_paths.get_folder_paths(FOLDER)[0])
                 wanted = (repository.strip(), revision.strip() or None)
                 progress.on_phase("downloading")
@@ -109,6 +124,23 @@ class SeDialectLoad(io.ComfyNode):
             known = comfy_model.quantized(made)
             idle = ignored_settings(known.plan.config, named(tokens, LIVE_SHOWN))
             return io.NodeOutput(made, ui=ui.PreviewText("\n".join([comfy_model.summary(made), *idle])))
+
+
+def _inside(path: str) -> str:
+    """The weights at a path that another node gives: in ComfyUI's folders alone, for a shared workflow may name any.
+
+    Raises:
+        InputError: it leads elsewhere, or nothing is there.
+    """
+    place = Path(path) / WEIGHTS if Path(path).is_dir() else Path(path)
+    roots = map(os.path.realpath, [folder_paths.get_output_directory(), *folder_paths.get_folder_paths(FOLDER)])
+    if not any(Path(os.path.realpath(place)).is_relative_to(root) for root in roots):
+        raise InputError(
+            f"path is {path}, which is not in ComfyUI's output folder or {FOLDER}; connect SeDialect Save to it"
+        )
+    if not place.is_file():
+        raise InputError(f"there is no {place}; connect SeDialect Save to path, or choose a file")
+    return str(place)
 
 
 def load_model(path: str, tokens: Mapping[str, Any], disable_dynamic: bool = False) -> Any:
@@ -151,8 +183,10 @@ class SeDialectSave(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str) -> bool | str:
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         """Whether the file can be written, before the model is quantized that is to stand in it."""
+        if filename_prefix is None:  # another node gives it
+            return True
         return prefix_problem(filename_prefix, folder_paths.get_output_directory()) or True
 
     @classmethod

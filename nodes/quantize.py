@@ -9,7 +9,7 @@ from ..sedialect_core.formatbook import Formatbook
 from .comfy import model as comfy_model
 from .comfy.attention_alone import attention_alone
 from .progress import Progress
-from .settings import AUTO, UNSET, asked, problem, setting_inputs
+from .settings import AUTO, asked, problem, setting_inputs
 from .sockets import CATEGORY, SHOWS_TEXT, CalibrationSocket, FormatbookSocket
 
 ALIASES = [
@@ -74,9 +74,9 @@ class SeDialectQuantize(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, skip: str = "", salient_ratio: float = float(UNSET)) -> bool | str:
-        """Look at what was typed before anything runs."""
-        return problem({"salient_ratio": salient_ratio}, skip) or True
+    def validate_inputs(cls, skip: str = "") -> bool | str:
+        """Look at patterns before anything runs. Of one input alone, for ComfyUI tells an error once for each."""
+        return problem({}, skip) or True
 
     @classmethod
     def execute(

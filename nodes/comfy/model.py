@@ -266,8 +266,6 @@ def fit(patcher: Any, block_size: int, watch: Watch) -> Formatbook:
     return replace(fitted.book, fingerprint={"weights": digest, "block_size": str(block_size)})
 
 
-
-
 @dataclass(frozen=True)
 class _Origin:
     """All that a quantized model is built from; its tensors are those of the model, so that keeping it costs nothing."""

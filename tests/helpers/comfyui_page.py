@@ -5,6 +5,23 @@ from typing import Any
 PATIENCE = 600_000  # ms
 
 
+def ready(page: Any, url: str, vue: bool) -> None:
+    """Open the frontend, past its first-run dialogs, with Nodes 2.0 on or off."""
+    page.set_default_timeout(120_000)
+    page.goto(url, wait_until="domcontentloaded")
+    page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
+    page.wait_for_timeout(4000)
+    page.evaluate(
+        """async (vue) => {
+          const setting = window.app.extensionManager.setting;
+          await setting.set("Comfy.TutorialCompleted", true);
+          await setting.set("Comfy.VueNodes.Enabled", vue);
+        }""",
+        vue,
+    )
+    page.keyboard.press("Escape")
+
+
 def open_nodes(page: Any, nodes: dict) -> None:
     """Open a workflow in API form."""
     page.evaluate("async (nodes) => { await window.app.loadApiJson(nodes, 'test'); window.app.graph.arrange(60); }", nodes)

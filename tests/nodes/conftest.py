@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from comfyui_page import ready
 from comfyui_server import COMFYUI, FLAGS, Server, python_of_comfyui
 from comfyui_workflows import Workflow, base_folder
 
@@ -37,19 +38,7 @@ def page(request: pytest.FixtureRequest, browser: Any, server: Server) -> Iterat
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     page, faults = context.new_page(), []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.set_default_timeout(120_000)
-    page.goto(server.url, wait_until="domcontentloaded")
-    page.wait_for_function("window.app && window.app.graph && window.app.extensionManager")
-    page.wait_for_timeout(4000)
-    page.evaluate(
-        """async (vue) => {
-          const setting = window.app.extensionManager.setting;
-          await setting.set("Comfy.TutorialCompleted", true);
-          await setting.set("Comfy.VueNodes.Enabled", vue);
-        }""",
-        SYSTEMS[request.param],
-    )
-    page.keyboard.press("Escape")
+    ready(page, server.url, SYSTEMS[request.param])
     page.system = request.param
     yield page
     context.close()

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_graphs import to_api, without
 from comfyui_server import needs_comfyui
 from comfyui_workflows import DEMO, OUTLIERS, PROMPT, Workflow, assert_near, distance, samples
 from safetensors import safe_open
@@ -35,8 +34,13 @@ def saved(server, base) -> str:
     graph.add(
         "SeDialectSave", model=graph.quantize(graph.model()), filename_prefix="diffusion_models/saved", names="ComfyUI"
     )
-    (shown,) = server.run(graph.nodes).outputs.values()
-    return Path(shown["text"][0].removeprefix("saved ")).name
+    return saved_by(server.run(graph.nodes))[0].name
+
+
+def saved_by(outcome) -> list[Path]:
+    """What Save nodes wrote, by their texts."""
+    said = [shown["text"][0] for shown in outcome.outputs.values() if "text" in shown]
+    return [Path(text.removeprefix("saved ")) for text in said if text.startswith("saved ")]
 
 
 def answers(path: Path) -> dict[str, torch.Tensor]:
@@ -93,8 +97,7 @@ def test_a_saved_file_loads_here_and_in_diffusers(server, graph, reference):
     graph.add("SeDialectSave", model=quantized, filename_prefix="diffusion_models/two", names="diffusers")
     first = graph.layers(quantized, "before")
     outcome = server.run(graph.nodes)
-    paths = [Path(text["text"][0].removeprefix("saved ")) for text in outcome.outputs.values() if "text" in text]
-    single, folder = sorted(paths)
+    single, folder = sorted(saved_by(outcome))
     with safe_open(single, framework="pt") as opened:
         assert json.loads(opened.metadata()["config"])["transformer"]["text_dim"] == 192
     loaded = Workflow(graph.base)
@@ -367,9 +370,9 @@ def test_calibrated_weights_bring_the_layers_nearer_to_16_bit(server, graph, bas
     plain = graph.quantize(model, precision="w4a16")
     better = graph.quantize(model, precision="w4a16", calibration=calibrated(graph, model))
     files = [graph.layers(one, name) for name, one in (("calplain", plain), ("calbetter", better))]
-    graph.add("SeDialectReport", model=better)
+    report = graph.add("SeDialectReport", model=better)
     outcome = server.run(graph.nodes)
-    text = next(shown["text"][0] for shown in outcome.outputs.values() if "layers" in shown["text"][0])
+    text = outcome.text(report[0])
     assert "; calibrated" in text and "calibrated with 2 prompts at 96x96x13" in text
     (folder,) = (base / "output" / "sedialect_calibrations").iterdir()
     assert len(list(folder.glob("*.safetensors"))) == len(json.loads((folder / "calibration.json").read_text())["inputs"])
@@ -493,7 +496,7 @@ def test_cancelling_leaves_a_usable_server(server, graph):
             "put TorchCompileModel behind",
         ),
         (lambda g: g.quantize(g.add("UNETLoader", unet_name=DEMO, weight_dtype="fp8_e4m3fn")), "quantized already"),
-        (lambda g: g.quantize(g.model(), skip="("), "no regular expression"),
+        (lambda g: g.quantize(g.model(), salient_ratio=-0.5), "salient_ratio is -0.5"),
         (lambda g: g.quantize(g.add("SeDialectTestForeign", of="image", file="")), "Flux is not a video model"),
         (lambda g: g.quantize(g.add("SeDialectTestForeign", of="gguf", file=DEMO)), "quantized already (GGUF)"),
     ],
@@ -523,41 +526,10 @@ def test_files_that_cannot_be_loaded_are_refused(server, graph, base, saved):
     cut.layers(cut.add("SeDialectLoad", file="cut.safetensors"), "cut")
     assert "'blocks.0.norm3.bias' is missing" in server.error(cut.nodes)
     graph.layers(graph.add("SeDialectLoad", file="(from the Hub repository below)", repository=""), "refused")
-    assert "write the repository" in server.refusal(graph.nodes)
+    assert "write the repository" in server.error(graph.nodes)
     plain = Workflow(base)
     plain.add("SeDialectSave", model=plain.model(), filename_prefix="x", names="ComfyUI")
     assert "not quantized by SeDialect" in server.error(plain.nodes)
-
-
-EXAMPLES = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
-
-
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_workflow_runs(server, base, saved, path):
-    """As it is, but with the bundled model, its text encoder and its VAE in place of the large ones, and a tiny video."""
-    nodes = without(to_api(json.loads(path.read_text()), server.get("/object_info")), "CLIPLoader", "VAELoader")
-    said = {"file": "prompts.safetensors", "tokens": 1, "dim": 1, "pooled": 0, "mask": False}
-    texts = iter((PROMPT, ""))
-    for node in nodes.values():
-        inputs = node["inputs"]
-        if node["class_type"] == "CLIPTextEncode":
-            node["class_type"], node["inputs"] = "SeDialectTestConditioning", {**said, "text": next(texts)}
-        elif node["class_type"] == "VAEDecode":
-            node["class_type"], node["inputs"] = "SeDialectTestDecode", {"samples": inputs["samples"]}
-        elif node["class_type"] == "UNETLoader":
-            inputs["unet_name"] = DEMO
-        elif node["class_type"] == "EmptyHunyuanLatentVideo":
-            inputs |= {"width": 64, "height": 64, "length": 5}
-        elif node["class_type"] == "SeDialectLoad":
-            inputs["file"] = saved
-        if "steps" in inputs:
-            inputs["steps"] = 2
-        for name, step in (("start_at_step", 1), ("end_at_step", 1)):
-            if inputs.get(name) == 10:
-                inputs[name] = step
-    outcome = server.run(nodes)
-    shown = {nodes[name]["class_type"] for name in outcome.outputs}
-    assert shown & {"SaveVideo", "SeDialectCompare"}
 
 
 def test_every_linear_in_the_blocks_of_every_family_is_quantized(server, graph):
@@ -595,7 +567,6 @@ def test_help_translations_and_examples_are_served(server):
     words = server.get("/i18n")
     for language in ("en", "zh", "ja"):
         assert words[language]["nodeDefs"]["SeDialectQuantize"]["display_name"]
-    assert len(server.get("/workflow_templates")["sedialect"]) >= 4
 
 
 def test_names_of_the_bundled_model_go_both_ways(reference):

@@ -19,7 +19,7 @@ pytest.importorskip("playwright.sync_api", reason="no playwright: pip install pl
 pytestmark = needs_comfyui
 PICTURES = os.environ.get("SEDIALECT_PICTURES")
 STEPS = int(os.environ.get("SEDIALECT_STEPS", "2"))
-EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "compare_16_bit_and_4_bit.json"
+EXAMPLE = Path(__file__).parents[2] / "example_workflows" / "Wan 2.1 16 bit and 4 bit side by side.json"
 PATIENCE = 600_000  # ms
 
 
@@ -44,6 +44,7 @@ def workflow(server: Server) -> dict:
     size = {"width": 128, "height": 128, "length": 33} if PICTURES else {"width": 64, "height": 64, "length": 9}
     said = {"file": "prompts.safetensors", "tokens": 1, "dim": 1, "pooled": 0, "mask": False}
     changes = {
+        "SeDialectQuantize": {"preset": "default"},
         "UNETLoader": {"unet_name": "bundled_wan.safetensors"},
         "EmptyHunyuanLatentVideo": size,
         "BasicScheduler": {"steps": STEPS},

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from comfyui_page import open_nodes, run
+from comfyui_page import fit_view, open_nodes, open_workflow, run
 from comfyui_server import needs_comfyui
+from comfyui_workflows import Workflow
 
 pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
@@ -21,11 +22,13 @@ def of_node(page, kind: str, act: str):
 
 def visible(page, kind: str) -> list[str]:
     """Names of the inputs that a user sees on a node."""
+    names = of_node(page, kind, "(n) => n.widgets.map((w) => [w.name, n.isWidgetVisible(w)])")
+    ours = ("sedialect_more", "sedialect_text")
     if page.system == "canvas":
-        return of_node(page, kind, "(n) => n.widgets.filter((w) => n.isWidgetVisible(w)).map((w) => w.name)")
+        return [name for name, seen in names if seen and name not in ours]
     number = of_node(page, kind, "(n) => n.id")
-    shown = page.locator(f"[data-node-id='{number}'] .lg-node-widget:visible")
-    return [text.partition("\n")[0].strip() for text in shown.all_inner_texts()]
+    shown = page.locator(f"[data-node-id='{number}'] .lg-node-widget:visible").count()
+    return [name for name, _ in names if name not in ours][:shown]
 
 
 def test_report_and_saved_path_stand_on_their_nodes(page, graph):
@@ -61,11 +64,96 @@ def test_report_and_saved_path_stand_on_their_nodes(page, graph):
         page.screenshot(path=str(Path(PICTURES) / f"comfyui-report-{page.system}.png"))
 
 
+FRONT = ["preset", "precision", "block_size"]
+
+
 def test_three_settings_stand_in_front_and_the_rest_is_folded(page, graph):
-    plain, chosen = graph.quantize(graph.model()), graph.quantize(graph.model(), rotation="64")
-    graph.add("SeDialectReport", model=plain)
-    graph.add("SeDialectReport", model=chosen)
+    graph.quantize(graph.model())
     open_nodes(page, graph.nodes)
-    page.evaluate("() => { const n = window.app.graph; n.remove(n.getNodeById(4)); n.remove(n.getNodeById(6)); }")
-    front = ["preset", "precision", "block size"]
-    assert visible(page, "SeDialectQuantize") == front
+    assert visible(page, "SeDialectQuantize") == FRONT
+    low = of_node(page, "SeDialectQuantize", "(n) => n.size[1]")
+    turn(page)
+    shown = visible(page, "SeDialectQuantize")
+    assert shown[:3] == FRONT and {"salient_ratio", "attention", "products", "skip"} <= set(shown) and len(shown) == 17
+    assert of_node(page, "SeDialectQuantize", "(n) => n.size[1]") > low + 200
+    if PICTURES:
+        page.screenshot(path=str(Path(PICTURES) / f"comfyui-settings-{page.system}.png"))
+    turn(page)
+    assert visible(page, "SeDialectQuantize") == FRONT
+
+
+OLD = {
+    "id": 2,
+    "type": "SeDialectQuantize",
+    "pos": [400, 0],
+    "size": [340, 520],
+    "inputs": [{"name": "model", "type": "MODEL", "link": None}],
+    "outputs": [{"name": "MODEL", "type": "MODEL", "links": []}],
+    "properties": {},
+}
+
+
+@pytest.mark.parametrize("rotation", ["preset", "64"])
+def test_a_workflow_of_the_old_layout_loads_with_its_values(page, rotation):
+    """All seventeen values stood on the canvas then. What decides something is in view."""
+    values = ["compact", "w4a8", "preset", 0.5 if rotation == "64" else -1, "preset", 1 if rotation == "64" else -1, -1]
+    values += ["preset", "preset", -1, rotation, "preset", "preset", "preset", "preset", "preset", ""]
+    open_workflow(page, {"nodes": [{**OLD, "widgets_values": values}], "links": [], "version": 0.4, "last_node_id": 2})
+    kept = of_node(page, "SeDialectQuantize", "(n) => n.serialize().widgets_values")
+    assert kept[: len(values)] == values
+    shown = visible(page, "SeDialectQuantize")
+    assert (shown == FRONT) if rotation == "preset" else ("rotation" in shown and "salient_ratio" in shown)
+    if rotation == "preset":
+        assert of_node(page, "SeDialectQuantize", "(n) => n.size[1]") < 300, "no room is left for what is folded"
+
+
+def test_errors_stand_in_the_toast_in_our_words_and_once(page, graph):
+    graph.add("SeDialectReport", model=graph.quantize(graph.quantize(graph.model())))
+    open_nodes(page, graph.nodes)
+    name, _ = run(page)
+    assert name == "execution_error"
+    said = "this WanModel is quantized by SeDialect already; connect the 16-bit MODEL, or leave this node out"
+    assert toasts(page) == [said]
+    for wrong, says in (
+        ({"filename_prefix": "../x"}, "leads out of the output folder"),
+        ({"skip": "("}, "no regular expression"),
+    ):
+        other = Workflow(graph.base)
+        patterns = {"skip": wrong["skip"]} if "skip" in wrong else {}
+        model = other.quantize(other.model(), **patterns)
+        other.add("SeDialectSave", model=model, filename_prefix=wrong.get("filename_prefix", "x"), names="ComfyUI")
+        page.evaluate("() => window.app.extensionManager.toast.removeAll()")
+        open_nodes(page, other.nodes)
+        page.get_by_role("button", name="Run", exact=True).first.click()
+        page.wait_for_timeout(2500)
+        (found,) = toasts(page)
+        assert says in found
+    if PICTURES:
+        page.screenshot(path=str(Path(PICTURES) / f"comfyui-toast-{page.system}.png"))
+
+
+def toasts(page) -> list[str]:
+    """What ComfyUI's toasts say, of errors."""
+    shown = page.locator(".p-toast-message-error .p-toast-detail")
+    return [text.strip() for text in shown.all_inner_texts()]
+
+
+def turn(page) -> None:
+    """Fold or unfold the settings of the only Quantize, as a user does."""
+    fit_view(page)
+    if page.system == "canvas":
+        place = of_node(
+            page,
+            "SeDialectQuantize",
+            """(n) => {
+              const button = n.widgets.find((w) => w.name === 'sedialect_more');
+              const { scale, offset } = window.app.canvas.ds;
+              const box = window.app.canvas.canvas.getBoundingClientRect();
+              const x = n.pos[0] + n.size[0] / 2, y = n.pos[1] + button.last_y + 10;
+              return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale];
+            }""",
+        )
+        page.mouse.click(*place)
+    else:
+        page.get_by_test_id("advanced-inputs-button").last.click()
+    page.wait_for_timeout(800)

@@ -1,0 +1,84 @@
+"""The example workflows in a real ComfyUI: run, opened in its frontend, and its template browser. COMFYUI_DIR names it."""
+
+import json
+import urllib.parse
+from pathlib import Path
+
+import pytest
+from comfyui_examples import FILES, tiny
+from comfyui_page import boxes, open_workflow
+from comfyui_server import needs_comfyui
+from comfyui_workflows import Workflow
+from workflow_notes import FILES as MODELS
+
+pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+
+pytestmark = needs_comfyui
+READABLE = 0.57  # zoom below which the canvas draws no text: its MinFontSizeForLOD of 8 px for letters of 14
+
+
+@pytest.fixture(scope="module")
+def saved(server, base) -> str:
+    """A quantized file, as SeDialect Load names it."""
+    graph = Workflow(base)
+    graph.add(
+        "SeDialectSave", model=graph.quantize(graph.model()), filename_prefix="diffusion_models/saved", names="ComfyUI"
+    )
+    outcome = server.run(graph.nodes)
+    (text,) = [shown["text"][0] for shown in outcome.outputs.values() if shown["text"][0].startswith("saved ")]
+    return Path(text.removeprefix("saved ")).name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_an_example_workflow_runs(server, saved, path):
+    nodes = tiny(path, server.get("/object_info"), saved)
+    outcome = server.run(nodes)
+    shown = {nodes[name]["class_type"] for name in outcome.outputs}
+    assert shown & {"SaveVideo", "SeDialectCompare"}
+
+
+@pytest.fixture
+def models(base):
+    """Empty files with the names that the workflows choose, so that the frontend misses none."""
+    for name, (folder, _) in MODELS.items():
+        place = base / "models" / folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+
+
+def test_no_two_nodes_overlap(page, models):
+    """By what is really drawn, in both node systems; folded and small enough to be read in one view."""
+    for path in FILES:
+        open_workflow(page, json.loads(path.read_text()))
+        found = list(boxes(page).items())
+        assert len(found) == len(json.loads(path.read_text())["nodes"])
+        for number, (name, (left, top, right, bottom)) in enumerate(found):
+            for other, (x, y, across, down) in found[number + 1 :]:
+                apart = right <= x or across <= left or bottom <= y or down <= top
+                assert apart, f"{path.stem}: {name} lies over {other}"
+        scale = page.evaluate("() => window.app.canvas.ds.scale")
+        assert scale >= READABLE, f"{path.stem}: at {scale:.0%} its nodes are blank boxes"
+
+
+def test_titles_and_pictures_are_served(server):
+    assert sorted(server.get("/workflow_templates")["sedialect"]) == [path.stem for path in FILES]
+    for path in FILES:
+        for ending in ("json", "jpg"):
+            address = f"/api/workflow_templates/sedialect/{urllib.parse.quote(path.stem)}.{ending}"
+            assert server.fetch(address) == path.with_suffix(f".{ending}").read_bytes()
+
+
+def test_the_template_browser_shows_them(page):
+    page.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    search = page.get_by_placeholder("Search").last
+    search.wait_for()
+    search.fill("in 4 bit")
+    page.wait_for_timeout(1500)
+    title = "Wan 2.2 14B image to video in 4 bit"
+    card = page.get_by_text(title).first
+    card.wait_for()
+    pictures = page.locator("img[src*='workflow_templates/sedialect']")
+    widths = pictures.evaluate_all("(all) => all.map((picture) => picture.naturalWidth)")
+    assert len(widths) >= 4 and set(widths) == {640}, "a picture is missing"
+    card.click()
+    page.wait_for_function("() => window.app.graph.nodes.some((node) => node.type === 'WanImageToVideo')")
