@@ -95,18 +95,17 @@ class SeDialectLoadCLIP(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str, second_file: str = NONE) -> bool | str:
-        """Look at the headers before anything runs."""
-        for name in _chosen(file, second_file):
-            path = folder_paths.get_full_path(FOLDER, name)
-            if path is None:
-                return (
-                    f"there is no {name!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
-                )
-            try:
-                check_header(path)
-            except SeDialectError as error:
-                return str(error)
+    def validate_inputs(cls, file: str = "") -> bool | str:
+        """Look at the first file's header before anything runs; ComfyUI would tell each error once for each input taken."""
+        if not file:
+            return True
+        path = folder_paths.get_full_path(FOLDER, file)
+        if path is None:
+            return f"there is no {file!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
+        try:
+            check_header(path)
+        except SeDialectError as error:
+            return str(error)
         return True
 
     @classmethod

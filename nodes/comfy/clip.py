@@ -28,9 +28,11 @@ from ...sedialect_core.quantize.apply import set_submodule
 from ...sedialect_core.quantize.weights import WeightEncoder, groups_of
 from . import layout
 from .checkpoints import COMFY_QUANT, Checkpoint
-from .checks import KEY, check_weights, foreign_kind, linear_types
+from .checks import KEY, check_weights, linear_types
+from .encoding import ENCODING_BYTES, Watch, interruptible
 from .linear import EncodedLinear, operations
-from .model import CALLBACKS, ENCODING_BYTES, Watch, interruptible
+from .model import CALLBACKS
+from .sources import foreign_kind
 
 INNER = "transformer."  # between a text encoder's name and its layers', which files leave out
 FOLLOWED = (CallbacksMP.ON_LOAD, CallbacksMP.ON_APPLY_HOOKS, CallbacksMP.ON_DETACH)
