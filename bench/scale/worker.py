@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ...sedialect_core.environment import environment, gpu_facts
-from ...sedialect_core.processes import Place
+from ...sedialect_core.video.workers import Place
 from ..speed.timing import FEWEST, Clock, peak_memory, summary, synchronize, time_each
 from ..speed.trials import COMPILED, EAGER, backend, fresh_compiler, reason
 from .cases import BASELINE, Case, Way, enable, ways_of
