@@ -76,7 +76,8 @@ def test_ratios_and_distances_stand_beside_those_of_one_and_of_bf16():
 
 
 def test_the_forecast_counts_what_goes_over_the_wire():
-    assert exchanged(WAN, 2) == 40 * 4 * 32_760 / 2 * 5120 * 2 / 2
+    assert exchanged(WAN, 2) == (40 * 4 * 32_760 / 2 * 5120 * 2 / 2, 0)
+    assert exchanged(WAN, 64)[1] == 40 * 2 * 32_760 * 7 / 8 * 5120 / 8 * 2
     times = [4.0 / forecast(WAN, count, 4.0) for count in (2, 4, 8)]
     assert 1.8 < times[0] < 2 and 3.3 < times[1] < 4 and 5 < times[2] < 8
     assert len(render_forecast(WAN, 4.0).splitlines()) == 8
