@@ -82,7 +82,7 @@ class TextThenVideo(SplitProcessor):
         return output[:, words:], output[:, :words]
 
 
-class OwnMask(HunyuanVideoAttnProcessor2_0):  # type: ignore[misc]
+class OwnMask(HunyuanVideoAttnProcessor2_0):
     """HunyuanVideo's own, with the part of its mask that is of the tokens that are here."""
 
     def __call__(
