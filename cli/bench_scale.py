@@ -21,6 +21,9 @@ def add_to(bench: Any) -> None:
     scale.add_argument(
         "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show the results in these folders"
     )
+    scale.add_argument(
+        "--forecast", type=float, metavar="SECONDS", help="measure nothing; the plan on paper for such a step on one GPU"
+    )
     scale.add_argument("--write", type=Path, help="a document whose tables between marks are replaced")
     scale.set_defaults(run=run_scale)
 
@@ -28,10 +31,12 @@ def add_to(bench: Any) -> None:
 def run_scale(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
     from ..bench.scale.results import PAGE, read, render
-    from ..sedialect_core.processes import launched
     from ..sedialect_core.storage.atomic import write_text
     from ..sedialect_core.storage.marked import write_marked
+    from ..sedialect_core.video.workers import launched
 
+    if parsed.forecast is not None:
+        return _forecast(parsed)
     if parsed.results is None:
         _measure(parsed)
         place = launched("")
@@ -46,13 +51,30 @@ def run_scale(parsed: argparse.Namespace) -> int:
     return 0
 
 
+def _forecast(parsed: argparse.Namespace) -> int:
+    from ..bench.scale.cases import Case, check
+    from ..bench.scale.forecast import render_forecast
+    from ..sedialect_core.errors import InputError
+    from ..sedialect_core.storage.marked import write_marked
+
+    if parsed.forecast <= 0:
+        raise InputError(f"--forecast is {parsed.forecast}; it must be above 0")
+    case = Case(parsed.layers, parsed.tokens)
+    check(case, 1, ())
+    table = f"{case.shape}, {parsed.forecast:g} s a step on one GPU:\n\n{render_forecast(case, parsed.forecast)}"
+    print(table)
+    if parsed.write is not None:
+        write_marked(parsed.write, {"bench scale: forecast": table})
+    return 0
+
+
 def _measure(parsed: argparse.Namespace) -> None:
     import torch
 
     from ..bench.scale.cases import DEFAULT_ARMS, QUICK, Case, check
     from ..bench.scale.worker import Wanted, arms_of, measure
     from ..sedialect_core.errors import InputError
-    from ..sedialect_core.processes import launched, run_processes
+    from ..sedialect_core.video.workers import launched, run_processes
 
     device = parsed.device if parsed.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     place = launched(device)

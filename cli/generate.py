@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .compare import add_config, add_dtype, config_of
 
 if TYPE_CHECKING:
-    from ..sedialect_core.generation import Batch
+    from ..sedialect_core.generation.worker import VideoBatch
 
 
 def add_to(commands: Any) -> None:
@@ -38,10 +38,10 @@ def run_generate(parsed: argparse.Namespace) -> int:
     import torch
 
     from ..sedialect_core.errors import InputError
-    from ..sedialect_core.generation import run_worker
-    from ..sedialect_core.processes import Place, launched, run_processes
-    from ..sedialect_core.video.finished import progress
+    from ..sedialect_core.generation.finished import progress
+    from ..sedialect_core.generation.worker import run_worker
     from ..sedialect_core.video.mp4 import check_codec
+    from ..sedialect_core.video.workers import Place, launched, run_processes
 
     batch = _batch(parsed)
     if parsed.status:
@@ -62,8 +62,8 @@ def run_generate(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _batch(parsed: argparse.Namespace) -> "Batch":
-    from ..sedialect_core.generation import Batch, prompts_of
+def _batch(parsed: argparse.Namespace) -> "VideoBatch":
+    from ..sedialect_core.generation.worker import VideoBatch, prompts_of
     from ..sedialect_core.video.sampling import Request
     from ..sedialect_core.video.work_list import read_prompts
 
@@ -71,4 +71,4 @@ def _batch(parsed: argparse.Namespace) -> "Batch":
     request = Request(prompt="-", **{name: getattr(parsed, name) for name in names})
     config = None if parsed.unquantized else config_of(parsed)
     prompts = prompts_of(read_prompts(parsed.prompts))
-    return Batch(parsed.model, prompts, parsed.output, config, parsed.samples, request, parsed.fps, parsed.dtype)
+    return VideoBatch(parsed.model, prompts, parsed.output, config, parsed.samples, request, parsed.fps, parsed.dtype)

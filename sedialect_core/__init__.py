@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from .config import SeDialectConfig
     from .errors import SeDialectError
     from .formatbook import Dialect, Formatbook
+    from .generation.worker import GenerateVideos, VideoBatch
     from .inspection import TokenLayout
+    from .integrations.context_parallel import enable_context_parallel
     from .integrations.models import quantize_model
     from .linear import SeDialectLinear
     from .plan.layers import Plan
@@ -23,6 +25,7 @@ _HOME = {
     "Dialect": ".formatbook",
     "EncodedTensor": ".codec",
     "Formatbook": ".formatbook",
+    "GenerateVideos": ".generation.worker",
     "Plan": ".plan.layers",
     "Request": ".video.sampling",
     "SeDialectConfig": ".config",
@@ -30,7 +33,9 @@ _HOME = {
     "SeDialectLinear": ".linear",
     "Seen": ".semantics.probe",
     "TokenLayout": ".inspection",
+    "VideoBatch": ".generation.worker",
     "calibrate": ".calibration.moments",
+    "enable_context_parallel": ".integrations.context_parallel",
     "encode": ".codec",
     "fit_formatbook": ".calibration.fit",
     "quantize_model": ".integrations.models",
@@ -41,6 +46,7 @@ __all__ = [
     "Dialect",
     "EncodedTensor",
     "Formatbook",
+    "GenerateVideos",
     "Plan",
     "Request",
     "SeDialectConfig",
@@ -48,7 +54,9 @@ __all__ = [
     "SeDialectLinear",
     "Seen",
     "TokenLayout",
+    "VideoBatch",
     "calibrate",
+    "enable_context_parallel",
     "encode",
     "fit_formatbook",
     "quantize_model",

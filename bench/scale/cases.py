@@ -82,11 +82,17 @@ class Way:
         parts = [f"Ring {self.ring}"] * (self.ring > 1) + [f"Ulysses {self.ulysses}"] * (self.ulysses > 1)
         return " x ".join(parts)
 
-    def config(self) -> Any:
+    def mesh(self, device: torch.device) -> Any:
+        """The processes in rings and in groups of Ulysses, for all models that are split this way."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(device.type, (self.ring, self.ulysses), mesh_dim_names=("ring", "ulysses"))
+
+    def config(self, mesh: Any) -> Any:
         """For diffusers."""
         from diffusers import ContextParallelConfig
 
-        return ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring)
+        return ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring, mesh=mesh)
 
 
 def ways_of(processes: int) -> tuple[Way, ...]:

@@ -17,34 +17,38 @@ class Wire:
 
     bandwidth  bytes a second that a GPU sends while it receives as many
     latency    seconds of one collective, beside its bytes
-    within     how many GPUs are connected so; more go over the next wire
     """
 
-    name: str
     bandwidth: float
     latency: float
-    within: int
 
 
-NVLINK = Wire("NVLink 4, one machine", 330e9, 30e-6, 8)
-INFINIBAND = Wire("400 Gb/s a GPU, between machines", 45e9, 60e-6, 1 << 20)
+MACHINE = 8  # GPUs of a machine, within which Ulysses splits; Ring goes from machine to machine
+WITHIN = Wire(330e9, 30e-6)  # NVLink 4
+BETWEEN = Wire(45e9, 60e-6)  # 400 Gb/s for each GPU
 
 
-def wire_of(processes: int) -> Wire:
-    """The slowest wire that so many GPUs use."""
-    return NVLINK if processes <= NVLINK.within else INFINIBAND
+def exchanged(case: Case, processes: int) -> tuple[float, float]:
+    """Bytes that one GPU receives in a step, within its machine and from others.
 
-
-def exchanged(case: Case, processes: int) -> float:
-    """Bytes that one GPU sends in a step of Ulysses over `processes`."""
+    Ulysses exchanges what its own tokens need, four times in an attention; Ring brings the keys and values of all tokens, of
+    the heads that Ulysses has left to this GPU.
+    """
+    ulysses = min(processes, MACHINE)
+    ring = processes // ulysses
     own = case.tokens / processes * case.width * BYTES
-    return case.layers * EXCHANGES * own * (processes - 1) / processes
+    within = case.layers * EXCHANGES * own * (ulysses - 1) / ulysses
+    between = case.layers * 2 * case.tokens * (ring - 1) / ring * case.width / ulysses * BYTES
+    return within, between
 
 
 def waiting(case: Case, processes: int) -> float:
     """Seconds of a step that go into collectives."""
-    wire = wire_of(processes)
-    return exchanged(case, processes) / wire.bandwidth + case.layers * (EXCHANGES + CHOICES) * wire.latency
+    within, between = exchanged(case, processes)
+    seconds = within / WITHIN.bandwidth + case.layers * EXCHANGES * WITHIN.latency
+    choices = BETWEEN if between else WITHIN
+    seconds += case.layers * CHOICES * choices.latency
+    return seconds + (between / BETWEEN.bandwidth + case.layers * BETWEEN.latency if between else 0.0)
 
 
 def decoding(case: Case) -> float:
@@ -61,18 +65,12 @@ def forecast(case: Case, processes: int, one: float) -> float:
 
 def render_forecast(case: Case, one: float, counts: tuple[int, ...] = (2, 4, 8, 16, 32, 64)) -> str:
     """The table of the plan, for a step of `one` seconds on one GPU."""
-    head = [
-        "GPUs",
-        "wire",
-        "GB sent a GPU and step",
-        "s on the wire",
-        "s a step",
-        "as fast as one",
-        "efficiency",
-    ]
-    lines = [head, ["---"] * len(head)]
+    lines = [["GPUs", "split", "GB within a machine", "GB between", "s on the wire", "s a step", "times one", "efficiency"]]
+    lines.append(["---"] * len(lines[0]))
     for count in counts:
         step = forecast(case, count, one)
-        cells = [str(count), wire_of(count).name, f"{exchanged(case, count) / 1e9:.2f}", f"{waiting(case, count):.3f}"]
+        split = f"Ulysses {min(count, MACHINE)}" + (f" x Ring {count // MACHINE}" if count > MACHINE else "")
+        within, between = exchanged(case, count)
+        cells = [str(count), split, f"{within / 1e9:.2f}", f"{between / 1e9:.2f}", f"{waiting(case, count):.3f}"]
         lines.append([*cells, f"{step:.3f}", f"{one / step:.1f}", f"{one / step / count:.0%}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ...sedialect_core.environment import environment, gpu_facts
-from ...sedialect_core.processes import Place
+from ...sedialect_core.video.workers import Place
 from ..speed.timing import FEWEST, Clock, peak_memory, summary, synchronize, time_each
 from ..speed.trials import COMPILED, EAGER, backend, fresh_compiler, reason
 from .cases import BASELINE, Case, Way, enable, ways_of
@@ -41,6 +41,7 @@ class Worker:
         self.clock = Clock(wanted.seconds)
         where = environment() | {"gpu": gpu_facts(device)}
         self.measured = Measured(wanted.case, place.processes, where)
+        self.meshes: dict[Way, Any] = {}
         self.longest = 0.0  # seconds that compiling and measuring has taken
 
     def run(self) -> None:
@@ -68,7 +69,7 @@ class Worker:
             alone[COMPILED] = self._measure(arm, COMPILED, ONE, call)
             uncompile(model)
         for way in self._ways(arm):
-            split(model, way, self.place.processes)
+            split(model, way.config(self._mesh(way)), self.place.processes)
             self._measure(arm, EAGER, way.name, call, alone[EAGER])
             if way.ring == 1 and COMPILED in alone and self._compiles(model):
                 self._measure(arm, COMPILED, way.name, call, alone[COMPILED])
@@ -79,6 +80,12 @@ class Worker:
         """Ring with the first two arms alone, and where attention tells its log-sum-exp."""
         ring = self.wanted.ring and self.device.type == "cuda" and arm in self.wanted.arms[:2]
         return [way for way in ways_of(self.place.processes) if way.ring == 1 or ring]
+
+    def _mesh(self, way: Way) -> Any:
+        """One for all arms: communicators take time and memory."""
+        if way not in self.meshes:
+            self.meshes[way] = way.mesh(self.device)
+        return self.meshes[way]
 
     def _compiles(self, model: Any) -> bool:
         """Compile the blocks, if that is wanted and there is time."""
@@ -150,12 +157,12 @@ def measure(place: Place, wanted: Wanted) -> None:
         dist.destroy_process_group()
 
 
-def split(model: Any, way: Way, processes: int) -> None:
+def split(model: Any, config: Any, processes: int) -> None:
     """Split the model's sequence."""
     # Without an accelerator diffusers (0.42.1) divides by zero; it does nothing else with the number.
     count = torch.accelerator.device_count() or processes
     with mock.patch.object(torch.accelerator, "device_count", lambda: count):
-        model.enable_parallelism(config=way.config())
+        model.enable_parallelism(config=config)
 
 
 def join(model: Any) -> None:

@@ -100,12 +100,22 @@ def packed(marked: torch.Tensor, values: torch.Tensor, count: int) -> torch.Tens
 
 
 def shard_of(model: Any) -> Shard | None:
-    """The part of the sequence that this process has of a model, by diffusers' context parallelism; None without it."""
+    """The part of the sequence that this process has of a model, by diffusers' context parallelism or xDiT's, or None."""
     config = getattr(getattr(model, "_parallel_config", None), "context_parallel_config", None)
     if config is None:
-        return None
+        return _of_xdit(model)
     group = config._flattened_mesh.get_group()
     return Shard(group.group_name, group.rank(), group.size(), config.ulysses_anything or config.ring_anything)
+
+
+def _of_xdit(model: Any) -> Shard | None:
+    """The same of one of xDiT's classes, which fill a sequence up to a number of tokens that divides evenly."""
+    if not any(base.__module__.startswith("xfuser.") for base in type(model).__mro__):
+        return None
+    from xfuser.core.distributed import get_sp_group
+
+    group = get_sp_group()
+    return Shard(group.device_group.group_name, group.rank_in_group, group.world_size) if group.world_size > 1 else None
 
 
 def as_arguments(shard: Shard | None) -> tuple[str, int, int, bool]:

@@ -13,7 +13,7 @@ from sedialect.bench.scale.forecast import exchanged, forecast, render_forecast
 from sedialect.bench.scale.results import Measured, Row, read, render
 from sedialect.cli.main import main
 from sedialect.sedialect_core.errors import InputError
-from sedialect.sedialect_core.processes import run_processes
+from sedialect.sedialect_core.video.workers import run_processes
 
 WAN = Case(40, 32_760)
 
@@ -76,10 +76,20 @@ def test_ratios_and_distances_stand_beside_those_of_one_and_of_bf16():
 
 
 def test_the_forecast_counts_what_goes_over_the_wire():
-    assert exchanged(WAN, 2) == 40 * 4 * 32_760 / 2 * 5120 * 2 / 2
+    assert exchanged(WAN, 2) == (40 * 4 * 32_760 / 2 * 5120 * 2 / 2, 0)
+    assert exchanged(WAN, 64)[1] == 40 * 2 * 32_760 * 7 / 8 * 5120 / 8 * 2
     times = [4.0 / forecast(WAN, count, 4.0) for count in (2, 4, 8)]
     assert 1.8 < times[0] < 2 and 3.3 < times[1] < 4 and 5 < times[2] < 8
     assert len(render_forecast(WAN, 4.0).splitlines()) == 8
+
+
+def test_the_forecast_is_printed_and_put_into_documents(tmp_path, capsys):
+    document = tmp_path / "page.md"
+    document.write_text("<!-- bench scale: forecast -->\n<!-- /bench scale: forecast -->\n", encoding="utf-8")
+    assert main(["bench", "scale", "--forecast", "4", "--layers", "40", "--write", str(document)]) == 0
+    assert render_forecast(WAN, 4.0) in capsys.readouterr().out
+    assert render_forecast(WAN, 4.0) in document.read_text(encoding="utf-8")
+    assert main(["bench", "scale", "--forecast", "0"]) == 2
 
 
 def test_files_of_others_are_refused(tmp_path):

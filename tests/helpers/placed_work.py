@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from sedialect.sedialect_core.processes import Place
+from sedialect.sedialect_core.video.workers import Place
 
 
 def write_or_fail(place: Place, folder: str) -> None:

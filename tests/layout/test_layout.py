@@ -16,7 +16,7 @@ LEVELS = [
     ("The app; it shows what the benches measured.", ["web"]),
     (
         "What measures, the comparison of two videos, and workers that make many; no room of the library imports them.",
-        ["bench", "sedialect_core/comparison.py", "sedialect_core/generation.py"],
+        ["bench", "sedialect_core/comparison.py", "sedialect_core/generation"],
     ),
     (
         "The surroundings of a model: pipelines, what they will take, pictures of choices, the bundled model's training.",
@@ -37,14 +37,8 @@ LEVELS = [
     ),
     ("Values: settings and formats.", ["sedialect_core/config.py", "sedialect_core/formatbook"]),
     (
-        "Files, the Hub, processes, signs of life, and what can be set, which know of ours the errors alone.",
-        [
-            "sedialect_core/settings",
-            "sedialect_core/storage",
-            "sedialect_core/environment.py",
-            "sedialect_core/processes.py",
-            "sedialect_core/progress.py",
-        ],
+        "Files, the Hub, signs of life, and what can be set, which know of ours the errors alone.",
+        ["sedialect_core/settings", "sedialect_core/storage", "sedialect_core/environment.py", "sedialect_core/progress.py"],
     ),
     ("Arrays and tables without layers, and what can go wrong.", ["kernels", "sedialect_core/errors.py"]),
 ]

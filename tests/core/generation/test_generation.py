@@ -14,13 +14,13 @@ from placed_work import write_or_fail
 from tiny_pipelines import build
 
 from sedialect.cli.main import main
-from sedialect.sedialect_core import generation
 from sedialect.sedialect_core.errors import InputError
-from sedialect.sedialect_core.generation import Batch, GenerateVideos, run_worker
-from sedialect.sedialect_core.processes import Place, launched, run_processes
-from sedialect.sedialect_core.video.finished import progress
+from sedialect.sedialect_core.generation import worker as generation
+from sedialect.sedialect_core.generation.finished import progress
+from sedialect.sedialect_core.generation.worker import GenerateVideos, VideoBatch, run_worker
 from sedialect.sedialect_core.video.sampling import Request
 from sedialect.sedialect_core.video.work_list import file_name, seed_of, share, work_list
+from sedialect.sedialect_core.video.workers import Place, launched, run_processes
 
 VIDEOS = int(os.environ.get("SEDIALECT_VIDEOS", "30"))
 TINY = ["--steps", "1", "--height", "16", "--width", "32", "--num-frames", "1", "--device", "cpu", "--dtype", "float32"]
@@ -50,9 +50,9 @@ def digests(folder: Path) -> dict[str, str]:
     return {video["file"]: video["sha256"] for video in manifest["videos"]}
 
 
-def batch(model: Path, output: Path, prompts: tuple[str, ...] = ("one", "two"), **settings: object) -> Batch:
+def batch(model: Path, output: Path, prompts: tuple[str, ...] = ("one", "two"), **settings: object) -> VideoBatch:
     request = Request(prompt="-", steps=1, height=16, width=32, num_frames=1)
-    return Batch(str(model), prompts, output, request=request, dtype="float32", **settings)
+    return VideoBatch(str(model), prompts, output, request=request, dtype="float32", **settings)
 
 
 def test_a_worker_that_is_killed_and_started_again_changes_nothing(model, prompts, tmp_path, capsys):
@@ -65,15 +65,16 @@ def test_a_worker_that_is_killed_and_started_again_changes_nothing(model, prompt
         )
         for rank in range(2)
     ]
-    assert main(arguments(model, prompts, whole)) == 0
     deadline = time.monotonic() + PATIENCE
     while len(list(broken.glob("[!.]*-1.mp4"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     workers[1].kill()
     assert [worker.wait() for worker in workers] == [0, -9]
-    before = {path.name: path.stat().st_mtime_ns for path in broken.glob("[!.]*.mp4")}
+    recorded = [json.loads(path.read_text(encoding="utf-8")) for path in (broken / ".records").glob("[!.]*.json")]
+    before = {record["file"]: (broken / record["file"]).stat().st_mtime_ns for record in recorded}
     assert VIDEOS / 2 < len(before) < VIDEOS, "killed too early or too late to show anything"
     assert main(arguments(model, prompts, broken)) == 0
+    assert main(arguments(model, prompts, whole)) == 0
     assert digests(broken) == digests(whole) and len(digests(whole)) == VIDEOS
     assert all((broken / name).stat().st_mtime_ns == written for name, written in before.items())
     assert sorted(path.name for path in broken.glob("*.mp4")) == sorted(digests(whole))

@@ -212,12 +212,12 @@ latents, text = (torch.randn(shape, generator=generator) for shape in ((1, 16, 2
 with torch.no_grad():
     run = lambda: model(latents, torch.tensor([500]), text, return_dict=False)[0]
     if order == "first":
-        pipe.enable_sedialect(preset="plain", progress=False)  # second terms are chosen among a process's own tokens
+        pipe.enable_sedialect(progress=False)
         alone = run()
         model.enable_parallelism(config=config)
     else:
         model.enable_parallelism(config=config)
-        pipe.enable_sedialect(preset="plain", progress=False)
+        pipe.enable_sedialect(progress=False)
         alone = None
     together = run()
 torch.save((alone, together), f"{folder}/{rank}.pt")
@@ -227,17 +227,17 @@ dist.destroy_process_group()
 
 @pytest.mark.parametrize(
     "order",
-    orders("Context parallel (Ulysses)", "Two processes over gloo, Wan. Each chooses second terms among its own tokens."),
+    orders("Context parallel (Ulysses)", "Two processes over gloo, Wan."),
 )
 def test_two_processes_compute_what_one_does(order, tmp_path):
     results = run_together(PARALLEL, order, tmp_path)
-    pipe, _ = quantized(preset="plain")
+    pipe, _ = quantized()
     generator = torch.Generator().manual_seed(1)
     latents, text = (torch.randn(shape, generator=generator) for shape in ((1, 16, 2, 4, 6), (1, 8, 32)))
     with torch.no_grad():
         wanted = pipe.transformer.eval()(latents, torch.tensor([500]), text, return_dict=False)[0]
     for _, together in results:
-        assert torch.allclose(together, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+        assert torch.allclose(together, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
 
 
 # Copies

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .errors import InputError
+from ..errors import InputError
 
 # By whom a process may have been started: variables with its number, how many there are, and its number on its machine.
 LAUNCHERS = {

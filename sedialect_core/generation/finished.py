@@ -15,8 +15,8 @@ from typing import Any
 
 from ..errors import InputError, shortened
 from ..storage.atomic import replacing, write_text
-from .mp4 import Frames, write_mp4
-from .work_list import Item
+from ..video.mp4 import Frames, write_mp4
+from ..video.work_list import Item
 
 RECORDS, MANIFEST, JOB = ".records", "manifest.json", "job.json"
 DONE, FAILED = "done", "failed"

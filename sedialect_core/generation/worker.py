@@ -12,21 +12,21 @@ from typing import Any
 
 import torch
 
-from .config import SeDialectConfig
-from .errors import InputError, shortened
-from .inspection.denoisers import denoisers
-from .integrations.pipelines import enable_sedialect
-from .processes import Place
-from .progress import Watch, shown_bar
-from .video.compute_dtype import choose_dtype
-from .video.finished import DONE, Record, is_done, keep_to_job, progress, write_done, write_failed, write_manifest
-from .video.mp4 import to_bytes
-from .video.sampling import Request, generate, load_pipeline
-from .video.work_list import Item, share, work_list
+from ..config import SeDialectConfig
+from ..errors import InputError, shortened
+from ..inspection.denoisers import denoisers
+from ..integrations.pipelines import enable_sedialect
+from ..progress import Watch, shown_bar
+from ..video.compute_dtype import choose_dtype
+from ..video.mp4 import to_bytes
+from ..video.sampling import Request, generate, load_pipeline
+from ..video.work_list import Item, share, work_list
+from ..video.workers import Place
+from .finished import DONE, Record, is_done, keep_to_job, progress, write_done, write_failed, write_manifest
 
 
 @dataclass(frozen=True)
-class Batch:
+class VideoBatch:
     """What is to be made: with which model and settings, of which prompts, and where it goes.
 
     config   None: the model as it is, in 16 bit or quantized already
@@ -61,13 +61,13 @@ class GenerateVideos:
     """One worker: a pipeline on one device. Called with rows, as Ray Data calls it, or with single items.
 
     Example:
-        >>> batch = Batch("me/wan-sedialect", ("a red ball", "a blue cube"), Path("/videos"), samples=5)
+        >>> batch = VideoBatch("me/wan-sedialect", ("a red ball", "a blue cube"), Path("/videos"), samples=5)
         >>> ray.data.from_items(batch.rows()).map_batches(
         ...     GenerateVideos, fn_constructor_args=(batch,), batch_size=1, num_gpus=1, concurrency=8
         ... ).take_all()
     """
 
-    def __init__(self, batch: Batch, device: str | torch.device = "auto", worker: int = 0) -> None:
+    def __init__(self, batch: VideoBatch, device: str | torch.device = "auto", worker: int = 0) -> None:
         """Load the pipeline, and quantize it if the batch says so and it is not.
 
         Raises:
@@ -114,7 +114,7 @@ class GenerateVideos:
             return write_failed(folder, item, error, self.worker)
 
 
-def run_worker(place: Place, batch: Batch) -> None:
+def run_worker(place: Place, batch: VideoBatch) -> None:
     """Make one worker's share; the first shows how far all are.
 
     Raises:
