@@ -3,20 +3,25 @@
 from pathlib import Path
 
 from ...sedialect_core.charts.pen import COLOURS, INK, PALE, Pen, picture
+from ...sedialect_core.footprint.memory import Estimator
+from ...sedialect_core.footprint.outline import outline_of
+from ...sedialect_core.plan.fit import ALL, TURNS, Fitter, Option
 from .held import DECODING, PHASES, STEPS, room_of
 from .rendering import origin, table
 from .results import Part, Row
+from .ways import WAYS, arm_of, stay
 
 GIGA = 1e9
+MEASURED, PLANNED = "wan-14b", "wan-2.1-14b"  # the same model, as the bench and as the plan call it
 WIDTH, LABEL, VALUE, LINE, MARGIN, HEAD = 940, 330, 190, 26, 18, 66
 
 
 def held_table(part: Part) -> str:
     """One row a way: peak of each phase, the smallest card, seconds of a step and minutes of a video."""
     cards = [int(card) for card in part.where.get("cards", ())]
-    rows = [[row.arm, *_cells(row, cards), row.note] for row in _ways(part)]
+    rows = [[row.arm, *_cells(row, cards), *_foretold_cells(row), row.note] for row in _ways(part)]
     columns = ["", *(f"{phase}, GB" for phase in PHASES), *(f"{card} GB" for card in cards)]
-    columns += ["s a step", f"min a video of {STEPS} steps, extrapolated", ""]
+    columns += ["s a step", f"min a video of {STEPS} steps, extrapolated", "foretold by plan: encoding, step, decoding", ""]
     return "\n\n".join([table(columns, rows), _told(part), origin(part)])
 
 
@@ -33,6 +38,24 @@ def _cells(row: Row, cards: list[int]) -> list[str]:
         f"{numbers['step, s']:.2f}",
         f"{numbers[f'video of {STEPS} steps, s'] / 60:.1f}",
     ]
+
+
+def foretold(arm: str) -> Option | None:
+    """What `sedialect plan` says of one of our ways; None for others."""
+    way = next((way for way in WAYS if way.name == arm), None)
+    config = arm_of(way.arm).config if way is not None else None
+    if way is None or config is None:
+        return None
+    outline = outline_of(PLANNED)
+    size = Estimator(outline).size
+    models, roles = {part.name: part.model for part in outline.parts}, {part.name: part.role for part in outline.parts}
+    place = ALL if way.placing is stay else TURNS
+    return Fitter(models, roles, size.latent, size.video).option(config, bool(way.encoder), place, tiling=True)
+
+
+def _foretold_cells(row: Row) -> list[str]:
+    option = foretold(row.arm) if row.numbers and row.case == MEASURED else None
+    return [""] if option is None else [", ".join(f"{count / GIGA:.1f}" for count in option.phases.values())]
 
 
 def _told(part: Part) -> str:

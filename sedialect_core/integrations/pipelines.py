@@ -87,8 +87,8 @@ def enable_sedialect(
     settings = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
     if fit is not None:
         return _fit(pipe, fit, video, settings if asked else None, text_encoder, calibration, keep_original, progress)
-    plain = not asked and (calibration is None or _is_text(calibration))
-    return _enable_all(pipe, settings, plain, text_encoder or False, calibration, keep_original, progress)
+    keep = bool(text_encoder) and not asked and (calibration is None or _is_text(calibration))
+    return _enable_all(pipe, settings, keep, text_encoder or False, calibration, keep_original, progress)
 
 
 def _fit(
@@ -124,19 +124,15 @@ def _fit(
 def _enable_all(
     pipe: Any,
     config: SeDialectConfig,
-    plain: bool,
+    keep: bool,
     text_encoder: bool | str | Sequence[str],
     calibration: Any,
     keep_original: bool,
     progress: bool | Watch,
 ) -> Any:
-    """Quantize what is asked for; `plain`: transformers that are quantized already may stay as they are."""
+    """Quantize what is asked for; `keep`: transformers that are quantized already stay as they are."""
     texts = encoders(pipe, text_encoder)
-    models = {
-        name: model
-        for name, model in denoisers(pipe).items()
-        if not ((texts or text_encoder == []) and plain and _is_ours(model))
-    }
+    models = {name: model for name, model in denoisers(pipe).items() if not (keep and _is_ours(model))}
     for name, model in models.items():
         (check_attends if config.attention_alone else check_ready)(name, model)
     for name, model in texts.items():

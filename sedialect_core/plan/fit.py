@@ -154,9 +154,10 @@ class Fitter:
         for settings, place in ways:
             for quantized in encoders:
                 for tiling in (False, True):
-                    yield self._option(settings, quantized, place, tiling)
+                    yield self.option(settings, quantized, place, tiling)
 
-    def _option(self, config: SeDialectConfig, encoder: bool, place: str, tiling: bool) -> Option:
+    def option(self, config: SeDialectConfig, encoder: bool, place: str, tiling: bool) -> Option:
+        """One way to run it, whether it fits or not."""
         plans = {name: self._plan(name, config) for name in self._of(TRANSFORMER)}
         texts = {name: self._plan(name, config) if encoder else None for name in self._of(TEXT)}
         weights = {name: self._bytes(name, (plans | texts).get(name)) for name in self.models}

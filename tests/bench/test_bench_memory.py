@@ -37,7 +37,9 @@ def part(**numbers: float) -> Part:
 
 def test_the_table_says_which_cards_suffice_and_why_a_row_is_empty():
     lines = held_table(part(card=12.0)).splitlines()
-    assert lines[2] == "| sedialect, models take turns | 7.0 | 11.5 | 3.0 | no | yes | yes | 6.00 | 5.5 |  |"
+    assert lines[2] == (
+        "| sedialect, models take turns | 7.0 | 11.5 | 3.0 | no | yes | yes | 6.00 | 5.5 | 11.5, 12.2, 2.9 |  |"
+    ), "what the plan foretells stands beside"
     assert lines[3].endswith("| gguf is not installed |")
     assert "| no | refused | yes |" in held_table(part(card=16.0)), "it ran out of memory at 12, though it fits by its bytes"
     assert "12.0 s" in held_table(part()) and "extrapolated" in lines[0]

@@ -71,6 +71,13 @@ def _t5gemma2() -> Any:
     return T5Gemma2Encoder(T5Gemma2EncoderConfig(text_config=text, vision_config=eyes, mm_tokens_per_image=4))
 
 
+def _gemma4() -> Any:
+    text = {**TEXT, "bos_token_id": 2, "eos_token_id": 1}
+    eyes, ears = {"mm_embed_dim": 32}, {}
+    config = transformers.Gemma4UnifiedConfig(text_config=text, vision_config=eyes, audio_config=ears)
+    return transformers.Gemma4UnifiedForConditionalGeneration(config)
+
+
 ENCODERS: dict[str, Callable[[], Any]] = {
     "UMT5EncoderModel": lambda: _t5("UMT5"),
     "T5EncoderModel": lambda: _t5("T5"),
@@ -91,6 +98,8 @@ ENCODERS: dict[str, Callable[[], Any]] = {
         transformers.SiglipVisionConfig(**{key: EYES[key] for key in EYES if key != "projection_dim"})
     ),
 }
+if hasattr(transformers, "Gemma4UnifiedForConditionalGeneration"):  # newer than transformers 5.17
+    ENCODERS["Gemma4UnifiedForConditionalGeneration"] = _gemma4
 
 
 def build_encoder(name: str, dtype: torch.dtype = torch.float32) -> Any:

@@ -30,6 +30,7 @@ BLOCK_LINEARS = {  # of two blocks, and of those of the image encoder beside the
     "BertModel": 12,
     "Gemma2Model": 14,
     "Gemma3ForConditionalGeneration": 26,
+    "Gemma4UnifiedForConditionalGeneration": 14,
     "T5Gemma2Encoder": 26,
     "CLIPVisionModel": 12,
     "CLIPVisionModelWithProjection": 12,
