@@ -77,7 +77,7 @@ def test_the_template_browser_shows_them(page):
     title = "Wan 2.2 14B image to video in 4 bit"
     card = page.get_by_text(title).first
     card.wait_for()
-    pictures = page.locator("img[src*='workflow_templates/sedialect']")
+    pictures = page.locator("[role=dialog] img[src^='blob:']")
     widths = pictures.evaluate_all("(all) => all.map((picture) => picture.naturalWidth)")
     assert len(widths) >= 4 and set(widths) == {640}, "a picture is missing"
     card.click()
