@@ -53,7 +53,7 @@ class SeDialectReport(io.ComfyNode):
             raise ModelError("this MODEL is not quantized by SeDialect; connect SeDialect Quantize or SeDialect Load")
         with Progress("reading the model"):
             seen = comfy_model.run_seen(model, known)
-            text = "\n".join([str(comfy_model.report(model, known)), *seen.notes])
+            text = "\n".join([str(comfy_model.report(model, known)), *seen.notes, *comfy_model.speed(model, known)])
             use = Use(comfy_model.dialect_use(model, known), f"the weights of this {known.plan.model}")
             pictures = (chart(known.record.formatbook, use), saliency(seen.values, seen.says))
         return io.NodeOutput(text, *pictures, ui=ui.PreviewText(text))

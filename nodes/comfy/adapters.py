@@ -5,7 +5,7 @@ becomes two thin products beside the layer. Whatever else there is (DoRA, LoKr, 
 the decoded weight, and the difference that it makes is multiplied: dense, and slower, but right.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +37,11 @@ def low_rank(patch: Patch) -> LowRank | None:
         return None
     factor = strength * (1.0 if alpha is None else float(alpha) / down.shape[0])
     return LowRank(up.flatten(1), down.flatten(1), factor, offset[1] if offset is not None else 0)
+
+
+def dense_layers(patches: Mapping[str, Sequence[Patch]], names: Collection[str]) -> int:
+    """How many of these weights have a patch that costs them a dense product."""
+    return sum(any(low_rank(patch) is None for patch in patches.get(name, ())) for name in names)
 
 
 def add_patches(

@@ -22,6 +22,7 @@ from ...sedialect_core.quantize.weights import WeightEncoder, groups_of
 from ...sedialect_core.settings import LIVE
 from . import layout, text
 from .calibration import COMPONENT
+from .memory import give_back_when_gone
 
 ENCODING_BYTES = 2 << 30  # what encoding one layer may take on the device
 MOMENT_BYTES = 48  # and, with a calibration, for each element of its inputs' moment: factored in float64
@@ -62,6 +63,7 @@ def encode_or_reuse(
     Args:
         model: the 16-bit model of ComfyUI's that the weights are of.
     """
+    give_back_when_gone(model)
     node, key = text.running_node(), _key(model, plan.config, book, calibration)
     found = next((kept for kept in _KEPT.values() if kept.source() is model and kept.key == key), None)
     if found is None:

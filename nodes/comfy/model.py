@@ -40,6 +40,7 @@ from ...sedialect_core.quantize.checks import check_attention
 from ...sedialect_core.quantize.products import check_products
 from ...sedialect_core.quantize.weights import exponents_by_weights, groups_of
 from . import layout
+from .adapters import dense_layers
 from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
@@ -196,8 +197,18 @@ def summary(patcher: Any) -> str:
     assert known is not None
     plan, after = known.plan, comfy.model_management.module_size(patcher.model)
     made = f"{len(plan.quantized)} of {len(plan.layers)} layers in {plan.config.precision}"
-    slow = [f"speed: {why}" for why in slower_than_possible(patcher.load_device, plan.config)]
-    return "\n".join([f"{made}, {megabytes(known.bytes_before)} -> {megabytes(after)} MB", *plan.notes, *slow])
+    return "\n".join(
+        [f"{made}, {megabytes(known.bytes_before)} -> {megabytes(after)} MB", *plan.notes, *speed(patcher, known)]
+    )
+
+
+def speed(patcher: Any, known: Quantized) -> list[str]:
+    """What makes a quantized MODEL slower than it could be, and what to do; a line each."""
+    why = slower_than_possible(patcher.load_device, known.plan.config)
+    names = [f"diffusion_model.{layer.name}.weight" for layer in known.plan.quantized]
+    if dense := dense_layers(patcher.patches, names):
+        why.append(f"{dense} layers have a LoRA of another kind (DoRA, LoKr, ...), which takes each a 16-bit product more")
+    return [f"speed: {one}" for one in why]
 
 
 class RunSeen(NamedTuple):

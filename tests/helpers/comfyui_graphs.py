@@ -25,8 +25,8 @@ def _widgets(node: dict, info: dict, sockets: set[str]) -> dict[str, object]:
             if name in sockets or not (isinstance(kind, list) or kind in WIDGETS):
                 continue
             found[name] = next(values)
-            if said and said[0].get("control_after_generate"):
-                next(values)
+            if said and (said[0].get("control_after_generate") or said[0].get("image_upload")):
+                next(values)  # of a widget that the frontend puts beside it
     assert next(values, None) is None, f"{node['type']} has more values than inputs"
     return found
 

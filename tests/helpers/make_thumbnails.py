@@ -27,7 +27,7 @@ CARDS: dict[str, tuple[str, str, str, list[str]]] = {
     "Wan 2.1 16 bit and 4 bit side by side": ("16 bit | 4 bit", "one noise, two videos", AMBER, ["both models", "!Compare"]),
     "Wan 2.2 14B text to video in 4 bit": ("Wan 2.2 14B", "text to video", BLUE, ["two experts", "!Quantize", "video"]),
     "Wan 2.2 14B image to video in 4 bit": ("Wan 2.2 14B", "image to video", GREEN, ["image", "!Quantize", "video"]),
-    "Wan 2.2 5B text or image to video in 4 bit": ("Wan 2.2 5B", "text or image", GREEN, ["model", "!Quantize", "video"]),
+    "Wan 2.2 5B in 4 bit": ("Wan 2.2 5B", "text or image", GREEN, ["model", "!Quantize", "video"]),
     CALIBRATE_LOAD: ("Calibrate", "quantize, save and load", ROSE, ["!Calibrate", "!Quantize", "!Save", "!Load"]),
     LOAD: ("Load", "a quantized model", ROSE, ["4-bit file", "!Load", "video"]),
 }  # fmt: skip

@@ -252,7 +252,7 @@ EXAMPLES = {
     "Wan 2.1 16 bit and 4 bit side by side": side_by_side,
     "Wan 2.2 14B text to video in 4 bit": two_experts,
     "Wan 2.2 14B image to video in 4 bit": from_image,
-    "Wan 2.2 5B text or image to video in 4 bit": five_billion,
+    "Wan 2.2 5B in 4 bit": five_billion,
     CALIBRATE_LOAD: calibrated,
     LOAD: load,
 }

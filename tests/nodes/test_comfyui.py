@@ -213,9 +213,11 @@ def test_a_bypass_lora_and_a_dora_work(server, graph):
         graph.keep(graph.sample(graph.lora(quantized), steps=1), "normal"),
         graph.keep(graph.sample(graph.lora(quantized, bypass=True), steps=1), "bypass"),
     )
-    dora = graph.layers(graph.lora(quantized, "dora.safetensors"), "dora")
+    with_dora = graph.lora(quantized, "dora.safetensors")
+    dora, report = graph.layers(with_dora, "dora"), graph.add("SeDialectReport", model=with_dora)
     off = graph.layers(quantized, "dora_off")
-    server.run(graph.nodes)
+    text = server.run(graph.nodes).text(report[0])
+    assert "speed: 80 layers have a LoRA of another kind" in text and "speed: on cpu quantized layers save memory" in text
     assert distance(samples(bypass), samples(normal)) < 0.05
     dora, off = answers(dora), answers(off)
     assert all(0.05 < distance(dora[name], off[name]) < 1 for name in off)

@@ -78,6 +78,21 @@ def test_a_node_is_dragged_from_the_library(page):
     assert node[0] == "SeDialectQuantize" and "preset" in node[1] and "precision" in node[1]
 
 
+def test_what_people_type_finds_our_nodes(page):
+    page.get_by_role("button", name="Node Library").first.click()
+    side = page.locator(".sidebar-content-container")
+    items = side.locator("[role=treeitem][draggable=true]")
+    for word, node in {
+        "nvfp4": "Quantize",
+        "gguf": "Quantize",
+        "int4": "Quantize",
+        "fp8": "Quantize",
+        "load 4-bit": "Load",
+    }.items():
+        side.locator("input").first.fill(word)
+        items.filter(has_text=f"SeDialect {node}").first.wait_for(timeout=20_000)
+
+
 def test_the_comparison_runs_and_its_player_plays(page, server):
     nodes = workflow(server)
     page.evaluate("async (nodes) => { await window.app.loadApiJson(nodes, 'compare'); }", nodes)

@@ -128,6 +128,11 @@ class TestAdapters:
         expected = self.y + 0.7 * (2.0 / 4) * (self.x @ down.T @ up.T)
         torch.testing.assert_close(self.add((0.7, lora, 1.0, None, None)), expected)
 
+    def test_layers_that_cost_a_dense_product_are_counted(self):
+        thin, dora = (1.0, plain_lora(), 1.0, None, None), (1.0, plain_lora(dora=randn(48, 1)), 1.0, None, None)
+        patches = {"a": [thin], "b": [thin, dora], "c": [dora], "bias": [dora]}
+        assert adapters.dense_layers(patches, ["a", "b", "c", "d"]) == 2
+
     def test_a_lora_of_another_model_is_told(self):
         for patch in ((1.0, plain_lora(rows=64), 1.0, None, None), (1.0, plain_lora(rows=48), 1.0, (0, 16, 48), None)):
             with pytest.raises(ModelError, match="of 64 x 128 numbers is connected to one of 48 x 128"):
