@@ -5,8 +5,7 @@ and all make the same choice from the same numbers. The inputs of tokens stay wh
 functional ones, which graphs can hold.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -14,9 +13,9 @@ from torch.nn import functional
 from ..errors import ModelError
 
 
-@dataclass(frozen=True)
-class Shard:
-    """A sequence's part that this process has: the parts follow each other in the order of the ranks.
+class Shard(NamedTuple):
+    """A sequence's part that this process has: the parts follow each other in the order of the ranks. A tuple, since
+    torch.compile watches those by their items; torch 2.11 refuses a frozen dataclass.
 
     group   name of the process group
     uneven  whether parts may differ by a token: then the first ranks have one more (`torch.tensor_split`)
