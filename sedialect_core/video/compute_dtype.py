@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from ...kernels.capabilities import BF16_CAPABILITY
 from ...kernels.lasting import lasting
 
 NAMES = ("bfloat16", "float16", "float32")
@@ -39,15 +40,19 @@ class DtypeChoice:
 
 
 def choose_dtype(device: str | torch.device, asked: str | None = None) -> DtypeChoice:
-    """The dtype to compute in on a device: the one that was asked for, else bfloat16 where that is fast, else float32.
+    """The dtype to compute in on a device: the one that was asked for, else bfloat16 where that is
+    fast, else float16 on GPUs and float32 on CPUs.
 
     Args:
         asked: one of NAMES, or None.
     """
     if asked is not None:
         return DtypeChoice(getattr(torch, asked), "asked for")
-    if torch.device(device).type != "cpu":
-        return DtypeChoice(torch.bfloat16, f"the default on {torch.device(device).type}")
+    kind = torch.device(device).type
+    if kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device) < BF16_CAPABILITY:
+        return DtypeChoice(torch.float16, "this GPU has no bfloat16")
+    if kind != "cpu":
+        return DtypeChoice(torch.bfloat16, f"the default on {kind}")
     return of_cpu()
 
 

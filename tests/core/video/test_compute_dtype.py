@@ -46,6 +46,13 @@ def test_what_the_user_asks_for_wins_and_gpus_compute_in_bfloat16(timed):
     assert choose_dtype("cuda:1").dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("capability", "name"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")])
+def test_gpus_without_bfloat16_compute_in_float16(capability, name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_dtype("cuda").name == name
+
+
 def test_a_process_measures_once_and_keeps_its_threads(timed, monkeypatch):
     threads, calls = torch.get_num_threads(), []
     found = compute_dtype.measure()
