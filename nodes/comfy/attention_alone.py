@@ -1,12 +1,13 @@
 """A MODEL whose layers stay as they are, and whose attention alone runs in fewer bits: a clone with a wrapper."""
 
-from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from comfy.patcher_extension import WrappersMP
 
 from ...sedialect_core.config import SeDialectConfig
 from ...sedialect_core.errors import ModelError
+from ...sedialect_core.plan.layers import Plan
 from ...sedialect_core.plan.report import ModelReport, report_of
 from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.quantize.checks import check_attention
@@ -34,11 +35,28 @@ def attention_alone(patcher: Any, config: SeDialectConfig) -> Any:
     check_attention(config)
     plan = make_plan(network, config, linear_types=linear_types(network))
     clone = patcher.clone()
-    tokens = told_tokens(network, plan)
+    alone = _Alone(plan)
     clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, ALONE)
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ALONE, partial(run_told, tokens))
-    clone.set_attachments(ALONE, tokens)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, ALONE, alone)
+    clone.set_attachments(ALONE, alone.tokens_of(network))
     return clone
+
+
+class _Alone:
+    """The wrapper. It is one for all GPUs, and each has a network of its own."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.told: WeakKeyDictionary[Any, Tokens] = WeakKeyDictionary()
+
+    def tokens_of(self, network: Any) -> Tokens:
+        """What a network is told."""
+        if network not in self.told:
+            self.told[network] = told_tokens(network, self.plan)
+        return self.told[network]
+
+    def __call__(self, executor: Any, *args: Any, **more: Any) -> Any:
+        return run_told(self.tokens_of(executor.class_obj.diffusion_model), executor, *args, **more)
 
 
 def alone_report(patcher: Any) -> ModelReport | None:

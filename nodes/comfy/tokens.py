@@ -122,12 +122,12 @@ class Tokens:
     _pictured: tuple[int, int, int] | None = None  # grid of what the picture is made of: context windows differ in theirs
     _counts: torch.Tensor | None = None
     _counted: int = -1  # the step whose tokens are counted
-    _positive: Room | None = None  # of the positive conditioning, when it was last profiled
+    _received: list[torch.Tensor] | None = None  # by the positive conditioning; taken in the thread that profiled it
 
     def restart(self) -> None:
         """Forget: a new sampler call begins."""
         self.rooms.clear()
-        self._sigmas, self._positive, self._counts, self._counted = None, None, None, -1
+        self._sigmas, self._received, self._counts, self._counted = None, None, None, -1
 
     def finish(self) -> None:
         """Keep the picture of the call that has ended, and let its state go."""
@@ -173,9 +173,11 @@ class Tokens:
                 raise ModelError("protected steps need a sampler that tells its sigmas; this one does not: set them to 0")
             return Step(0, 1, False, False)
         if sigmas is not self._sigmas:
-            self.restart()
-            self._sigmas, self._values = sigmas, tuple(sigmas.tolist())
-            self._noisiest = float(sampling.sigma_max)
+            values = tuple(sigmas.tolist())
+            if self._sigmas is None or values != self._values:  # on a second GPU each forward has a copy of its own
+                self.restart()
+                self._values, self._noisiest = values, float(sampling.sigma_max)
+            self._sigmas = sigmas
         return step_of(float(sigma.max()), self._values, self._noisiest)
 
     def _enter(self, shape: tuple[int, ...], device: torch.device, options: Mapping[str, Any], step: Step) -> Room | None:
@@ -248,7 +250,7 @@ class Tokens:
         if self.seen:
             room.profiled, room.grouping = step, bool(self.groups)
             if 0 in options.get("cond_or_uncond", (0,)):
-                self._positive, self._pictured = room, self._grid
+                self._received, self._pictured = [block.received for block in room.blocks.values()], self._grid
 
     def _miss(self, lost: list[str]) -> None:
         if not self.unseen:
@@ -314,9 +316,8 @@ class Tokens:
         counts.index_add_(0, place.clamp(0, video - 1), inside.float())
 
     def _map(self) -> Map | None:
-        room, by = self._positive, self.plan.config.salient_by
-        if room is not None:
-            received = [block.received for block in room.blocks.values()]
+        received, by = self._received, self.plan.config.salient_by
+        if received is not None:
             values, kind = torch.stack(received).mean((0, 1, 2)), "peak" if by == "peak-attention" else "mean"
             says = f"attention received, the {kind} over heads and queries, averaged over {len(received)} blocks"
         elif self._counts is not None and bool(self._counts.any()):

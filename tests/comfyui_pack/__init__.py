@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.multigpu
 import comfy.ops
 import comfy.sd
 import comfy.supported_models
@@ -650,6 +651,32 @@ class TestVariant(io.ComfyNode):
         return io.NodeOutput(variants.load(name), *variants.inputs(name, seed))
 
 
+class TestSplit(io.ComfyNode):
+    """MultiGPU CFG Split on a CPU, which is given a second name: two clones run in two threads, as on two GPUs."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestSplit",
+            category=CATEGORY,
+            inputs=[io.Model.Input("model")],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        devices = [model.load_device, torch.device("cpu", 0)]
+        assert model.load_device.type == "cpu" and devices[0] != devices[1]
+        listed = comfy.model_management.get_all_torch_devices
+        comfy.model_management.get_all_torch_devices = lambda exclude_current=False: devices
+        try:
+            made = comfy.multigpu.create_multigpu_deepclones(model, 2)
+        finally:
+            comfy.model_management.get_all_torch_devices = listed
+        assert len(made.get_additional_models_with_key("multigpu")) == 1
+        return io.NodeOutput(made)
+
+
 class TestMemory(io.ComfyNode):
     """Resident memory of the server in bytes: now, and its peak since the last such node."""
 
@@ -695,6 +722,7 @@ class TestExtension(ComfyExtension):
             TestFamilies,
             TestForeign,
             TestVariant,
+            TestSplit,
             TestMemory,
         ]
 

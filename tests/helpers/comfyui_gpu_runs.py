@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from comfyui_big_models import Size, write_lora, write_wan
-from comfyui_measuring import GIB, Gpu, Peak, Row, settled
+from comfyui_measuring import GIB, Gpu, Peak, Row, settle
 from comfyui_server import Graph, Outcome, Server
 from safetensors.torch import load_file
 
@@ -58,14 +58,13 @@ class Setup:
             self.gpu.process = running.process.pid
             yield running
         if not self.gpu.cpu:
-            settled(self.gpu.taken, GIB // 4)
+            settle(self.gpu.taken)
 
     def free(self, server: Server) -> None:
         """Have a server let go of everything."""
         server.post("/free", {"unload_models": True, "free_memory": True})
-        time.sleep(1.5)
-        if not self.gpu.cpu:
-            settled(self.gpu.taken, 2 * GIB)
+        time.sleep(0.5)  # the server's loop looks at it
+        settle(self.gpu.taken)
 
 
 class Run(Graph):

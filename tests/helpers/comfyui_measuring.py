@@ -12,7 +12,7 @@ import torch
 
 GIB = 1 << 30
 EVERY = 0.02  # seconds between two looks at memory
-SETTLING = 30.0  # seconds that a server may take to give memory back
+SETTLING = 15.0  # seconds that a server may take to give memory back
 
 
 @dataclass
@@ -134,11 +134,12 @@ class Peak:
         self._thread.join()
 
 
-def settled(ask: Callable[[], int], below: int) -> bool:
-    """Wait until a number has fallen; whether it did."""
-    end = time.monotonic() + SETTLING
-    while time.monotonic() < end:
-        if ask() <= below:
-            return True
-        time.sleep(0.2)
-    return False
+def settle(ask: Callable[[], int]) -> int:
+    """Wait until a number of bytes falls no more, and return it."""
+    end, last, still = time.monotonic() + SETTLING, ask(), 0
+    while time.monotonic() < end and still < 4:
+        time.sleep(0.25)
+        now = ask()
+        still = still + 1 if now > last - GIB // 16 else 0
+        last = min(last, now)
+    return last
