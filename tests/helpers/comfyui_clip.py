@@ -14,6 +14,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.model_management  # noqa: E402
 import comfy.sd  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
@@ -118,6 +119,12 @@ def main() -> dict[str, object]:
     with_lora, plain_lora = encode(lora(made)), encode(lora(plain))
     without = encode(made)
     before_quantizing = encode(lora(plain))
+    comfy.model_management.unload_all_models()
+    after_unloading = encode(made)
+    offloaded = lora(made)
+    offloaded.patcher.load(made.patcher.load_device, lowvram_model_memory=1)  # as where the GPU holds one byte of it
+    partly = offloaded.cond_stage_model.encode_token_weights(offloaded.tokenize(PROMPT))[0].clone()
+    offloaded.patcher.detach()
     also, _ = nodes.SeDialectQuantizeCLIP.execute(lora(plain)).result
     saved = nodes.SeDialectSaveCLIP.execute(lora(made), "clip/tiny").result[0]
     checkpoint = read_checkpoint(saved, read_tensors)
@@ -135,6 +142,8 @@ def main() -> dict[str, object]:
         "lora moves": distance(with_lora, quantized),
         "lora error": distance(with_lora, plain_lora),
         "lora leaves": torch.equal(without, quantized),
+        "unloaded": torch.equal(after_unloading, quantized),
+        "partly loaded": distance(partly, with_lora),
         "lora before": distance(encode(also), before_quantizing),
         "same either way": distance(encode(also), with_lora),
         "loaded": distance(encode(again), quantized),

@@ -47,6 +47,10 @@ def test_loras_stand_before_or_behind_and_come_and_go(found):
     assert found["same either way"] < 1e-5 and found["lora leaves"]
 
 
+def test_it_may_be_unloaded_and_loaded_in_part(found):
+    assert found["unloaded"] and found["partly loaded"] < 1e-5
+
+
 def test_what_is_saved_is_loaded_and_patched_alike(found):
     assert found["loaded layers"] == 21 and found["loaded"] < 1e-5 and found["loaded lora"] < 1e-5
     assert "encoder.block.0.layer.0.SelfAttention.k.weight_meta" in found["keys"]
