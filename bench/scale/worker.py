@@ -150,11 +150,8 @@ class Worker:
 
 def measure(place: Place, wanted: Wanted) -> None:
     """What one process does, from beginning to end."""
-    device = place.join()
-    try:
-        Worker(place, wanted, device).run()
-    finally:
-        dist.destroy_process_group()
+    Worker(place, wanted, place.join()).run()
+    dist.destroy_process_group()  # not after an error: it would wait for processes that may be waiting themselves
 
 
 def split(model: Any, config: Any, processes: int) -> None:

@@ -66,7 +66,7 @@ class Place:
 
 
 def launched(device: str, variables: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that a launcher has given this process; None where none has started it.
+    """The place that a launcher has given this process; None where none has started it, or it alone (as `srun --pty` does).
 
     Raises:
         InputError: variables of one hold no numbers that fit together.
@@ -87,7 +87,7 @@ def launched(device: str, variables: Mapping[str, str] = os.environ) -> Place | 
                 f"{rank}={variables[rank]} of {launcher} is none of {processes} processes; number them without gaps, as in "
                 "--array=0-7"
             )
-        return place
+        return place if processes > 1 else None
     return None
 
 

@@ -155,6 +155,7 @@ def test_noise_and_names_follow_from_prompt_and_index_alone():
     [
         ({}, None),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1, "cuda")),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"}, None),  # a shell by srun --pty
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # a batch script runs once, however many tasks it may start
         ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}, Place(5, 8, 1, "cuda")),
         (
