@@ -185,7 +185,6 @@ def _equalization() -> tuple[Arm, ...]:
 def _products() -> tuple[Arm, ...]:
     """Every preset on each kind of matrix units; on a CPU those of FP8 are computed in float32."""
     group, chosen = "matrix products", {"plain": PLAIN_PRESET, **PRESETS}
-    calibrated = {"calibrated": True, "products": "int8"}
     return (
         *(
             _ours(f"preset {name}, {units} products", group, **settings, products=units)
@@ -193,7 +192,7 @@ def _products() -> tuple[Arm, ...]:
             for units in ("fp8", "int8", "16bit")
             if settings.get("precision") != "w4a16"
         ),
-        _ours("preset quality, calibrated, int8 products", group, **PRESETS["quality"], **calibrated),
+        _ours("preset quality, calibrated, int8 products", group, calibrated=True, products="int8", **PRESETS["quality"]),
     )
 
 
