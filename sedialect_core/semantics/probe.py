@@ -100,7 +100,8 @@ class Treatment:
 class Running(threading.local):
     """The attention module that is being called in this thread: another thread's model is none of its business."""
 
-    treatment: Treatment | None = None
+    def __init__(self) -> None:  # not of the class: see `Flags`
+        self.treatment: Treatment | None = None
 
 
 RUNNING = Running()

@@ -109,7 +109,10 @@ class GroupState(RunState):
 
 @dataclass
 class Flags(RunState):
-    """What the hook on the model tells the layers and attentions of the forward that begins."""
+    """What the hook on the model tells the layers and attentions of the forward that begins.
+
+    No default is an attribute of the class: of a `threading.local`, torch 2.11 compiles the class's in place of the object's.
+    """
 
     profile: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
     """Attention is noted in this step. On the CPU."""
@@ -121,13 +124,13 @@ class Flags(RunState):
     """The same where the model runs."""
     protected: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
     """This step is a protected one, bool [1], where the model runs: kernels read it."""
-    protected_now: bool = False
+    protected_now: bool = field(default_factory=bool)
     """The same on the host, where attention runs in fewer bits: a compiled graph is made for each of both."""
-    video_tokens: int = 0
+    video_tokens: int = field(default_factory=int)
     """Of the grid of this forward; 0 where it is not told."""
-    own_tokens: int = 0
+    own_tokens: int = field(default_factory=int)
     """Of those, the ones that this process has."""
-    shard: Shard | None = None
+    shard: Shard | None = field(default_factory=lambda: None)
     """The part of them that those are, where the sequence is split over processes."""
     windows: Windows = field(default_factory=lambda: Windows(torch.empty(0).long(), torch.empty(0, 0).long()))
 

@@ -13,7 +13,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_pipelines import build, generate
 
 from sedialect.sedialect_core.errors import ModelError
+from sedialect.sedialect_core.semantics import probe
 from sedialect.sedialect_core.semantics.runs import Runs
+from sedialect.sedialect_core.semantics.state import BlockState, Flags, GroupState
 from sedialect.sedialect_core.semantics.steps import StepCounter
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,3 +186,9 @@ def test_a_model_in_another_process_looks_at_attention_there(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2] / "helpers")}
     subprocess.run(command, check=True, env=environment)
     assert torch.equal(torch.load(tmp_path / "out.pt"), wanted)
+
+
+@pytest.mark.parametrize("state", [Flags(), BlockState(0.25), GroupState(4), probe.RUNNING])
+def test_what_graphs_read_is_no_attribute_of_a_class(state):
+    """Of a `threading.local`, torch 2.11 compiles the class's attribute in place of the object's, without a word."""
+    assert vars(state) and not vars(state).keys() & vars(type(state)).keys()
