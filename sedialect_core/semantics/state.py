@@ -111,7 +111,7 @@ class GroupState(RunState):
 class Flags(RunState):
     """What the hook on the model tells the layers and attentions of the forward that begins.
 
-    No default is an attribute of the class: of a `threading.local`, torch 2.11 compiles the class's in place of the object's.
+    No default is an attribute of the class: of a `threading.local`, torch 2.11 compiles that in place of the object's own.
     """
 
     profile: torch.Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.bool))
