@@ -20,7 +20,7 @@ from pathlib import Path
 
 import comfyui_gpu_sections as sections
 from comfyui_big_models import Size, bytes_of
-from comfyui_gpu_runs import Setup
+from comfyui_gpu_runs import MODELS, Setup
 from comfyui_measuring import GIB, Gpu, Row, table, writing_speed
 from comfyui_server import python_of_comfyui
 
@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=40, help="of the model; fewer if the disk is too small or slow")
     parser.add_argument("--writing", type=float, default=120, help="seconds that writing the models may take")
     parser.add_argument("--left", type=float, nargs="*", default=[8, 12, 16, 24], help="GB of memory that are left")
+    parser.add_argument("--which", nargs="*", choices=MODELS, default=list(MODELS), help="models of the section vram")
     parser.add_argument("--video", type=int, nargs=3, help="width, height and frames")
     parser.add_argument("--steps", type=int, default=4, help="of each run")
     parser.add_argument(
@@ -104,7 +105,7 @@ def run(parsed: argparse.Namespace, setup: Setup) -> list[Row]:
             print(f"{setup.size}, written in {time.monotonic() - start:.0f} s", flush=True)
             take(sections.save_ours(setup, sections.Deadline(180)))
         deadline = sections.Deadline(limits[name])
-        more = {"suite": (parsed.tests,), "vram": (parsed.left,)}.get(name, ())
+        more = {"suite": (parsed.tests,), "vram": (parsed.left, parsed.which)}.get(name, ())
         take(getattr(sections, name)(setup, deadline, *more))
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         keep(parsed, setup, rows)
