@@ -20,8 +20,8 @@ LARGE = (1280, 720, 81)
 PROMPTS = 20
 ROOM = 20.0  # GB that are left while they run
 # Held against diffusers in float32 on the CPU, number by number; about the memory of a process without a GPU; into layers
-# of a MODEL of which dynamic VRAM samples a copy, where conditionings have hooks; by ComfyUI's Save Model, which under
-# dynamic VRAM makes integers want gradients.
+# of a MODEL of which dynamic VRAM samples a copy, where conditionings have hooks; by ComfyUI's Save Model, which makes
+# integers want gradients under dynamic VRAM.
 CPU_ALONE = (
     "layers_choose_and_answer",
     "layers_of_a_compiled_model",
