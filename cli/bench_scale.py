@@ -17,7 +17,7 @@ def add_to(bench: Any) -> None:
     scale.add_argument("--seconds", type=float, default=360, help="begin nothing new after so many seconds (360)")
     scale.add_argument("--quick", action="store_true", help="a tiny model, also on CPUs: only tests the command")
     scale.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    scale.add_argument("--output", type=Path, default=Path("sedialect-scale"), help="results and tables")
+    scale.add_argument("--output", default="sedialect-scale", help="results and tables")
     scale.add_argument(
         "--results", nargs="+", type=Path, metavar="DIR", help="measure nothing; show the results in these folders"
     )
@@ -31,15 +31,19 @@ def add_to(bench: Any) -> None:
 def run_scale(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
     from ..bench.scale.results import PAGE, read, render
+    from ..sedialect_core.storage import paths
     from ..sedialect_core.storage.atomic import write_text
     from ..sedialect_core.storage.marked import write_marked
     from ..sedialect_core.video.workers import launched
 
     if parsed.forecast is not None:
         return _forecast(parsed)
+    place = launched("")
+    parsed.output = paths.place(parsed.output)
+    if place is None:
+        paths.check_place(parsed.output)
     if parsed.results is None:
         _measure(parsed)
-        place = launched("")
         if place is not None and place.rank:
             return 0
     tables = {f"bench scale: {run.name}": render(run) for run in read(parsed.results or [parsed.output])}

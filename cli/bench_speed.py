@@ -54,17 +54,18 @@ def add_to(bench: Any) -> None:
 
 def run_speed(parsed: argparse.Namespace) -> int:
     """Measure, or read what was measured; print the tables, and write them where asked."""
+    from ..sedialect_core.storage import paths
+
+    parsed.output, document = paths.folder_to_write(parsed.output), parsed.write and paths.place(parsed.write)
     if parsed.memory is not None:
-        return _run_memory(parsed)
+        return _run_memory(parsed, document)
     from ..bench.speed.plot import draw
     from ..bench.speed.rendering import place, render
     from ..bench.speed.results import read_parts
     from ..bench.speed.summary import WHERE, summary
-    from ..sedialect_core.storage import paths
     from ..sedialect_core.storage.atomic import write_text
     from ..sedialect_core.storage.marked import check_marked, write_marked
 
-    parsed.output, document = paths.folder_to_write(parsed.output), parsed.write and paths.place(parsed.write)
     if document is not None:
         check_marked(document, [place(name) for name in _names(parsed)] if parsed.results is None else [])
     if parsed.results is None:
@@ -85,7 +86,7 @@ def run_speed(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _run_memory(parsed: argparse.Namespace) -> int:
+def _run_memory(parsed: argparse.Namespace, document: Path | None) -> int:
     import torch
 
     from ..bench.speed.held import CARDS, PART, measure_held
@@ -93,12 +94,14 @@ def _run_memory(parsed: argparse.Namespace) -> int:
     from ..bench.speed.results import read_part
     from ..sedialect_core.environment import environment
     from ..sedialect_core.errors import InputError
-    from ..sedialect_core.storage.marked import write_marked
+    from ..sedialect_core.storage.marked import check_marked, write_marked
     from ..sedialect_core.video.sampling import pick_device
 
     cards = parsed.memory or list(CARDS)
     if min(cards) < 2:
         raise InputError(f"--memory is {min(cards)}; the smallest card that can be held to has 2 GB")
+    if document is not None:
+        check_marked(document, [MEMORY_TABLE])
     if parsed.results is None:
         device = torch.device(pick_device(parsed.device))
         part = measure_held(cards, parsed.quick, parsed.seconds, device, parsed.output, environment())
@@ -107,10 +110,10 @@ def _run_memory(parsed: argparse.Namespace) -> int:
     table = held_table(part)
     print(table)
     drawn = draw_held(part, parsed.output / MEMORY_PICTURE)
-    if parsed.write is not None:
-        write_marked(parsed.write, {MEMORY_TABLE: table})
+    if document is not None:
+        write_marked(document, {MEMORY_TABLE: table})
         if drawn:
-            draw_held(part, parsed.write.parent / MEMORY_PICTURE)
+            draw_held(part, document.parent / MEMORY_PICTURE)
     return 0
 
 

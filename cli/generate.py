@@ -16,7 +16,7 @@ def add_to(commands: Any) -> None:
     generate = commands.add_parser("generate", help="make the videos of a list of prompts, with a worker on each GPU")
     generate.add_argument("model", help="a pipeline's folder, or its name on the Hub; 16 bit, or quantized already")
     generate.add_argument("--prompts", type=Path, required=True, help="a prompt a line, or JSON as demo/prompts.json")
-    generate.add_argument("--output", type=Path, required=True, help="folder for the videos, their records and the manifest")
+    generate.add_argument("--output", required=True, help="folder for the videos, their records and the manifest")
     generate.add_argument("--samples", type=int, default=1, help="videos of each prompt")
     generate.add_argument("--gpus", type=int, default=0, metavar="N", help="workers on this machine (a worker a GPU)")
     generate.add_argument("--status", action="store_true", help="make nothing; tell how far all workers are")
@@ -40,9 +40,11 @@ def run_generate(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.errors import InputError
     from ..sedialect_core.generation.finished import progress
     from ..sedialect_core.generation.worker import run_worker
+    from ..sedialect_core.storage import paths
     from ..sedialect_core.video.mp4 import check_codec
     from ..sedialect_core.video.workers import Place, launched, run_processes
 
+    parsed.output = paths.place(parsed.output)
     batch = _batch(parsed)
     if parsed.status:
         print(json.dumps(progress(parsed.output, batch.items())))
@@ -51,6 +53,7 @@ def run_generate(parsed: argparse.Namespace) -> int:
     device = parsed.device if parsed.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     place = launched(device)
     if place is None:
+        paths.check_place(parsed.output)
         most = torch.cuda.device_count() if device == "cuda" else 1
         workers = parsed.gpus or most
         if workers < 1 or (device == "cuda" and workers > most):

@@ -124,7 +124,7 @@ class TokenGuide:
             places = self.attention.chosen(video.device)
         else:
             places = top_tokens(shard.gather(self._score(video, transform).detach(), total), count)
-        return packed(shard.mine(places, total), rows, video.shape[0] * torch.sym_min(count, video.shape[1]))
+        return packed(shard.mine(places, total), rows, video.shape[0] * min(count, video.shape[1]))
 
     def _score(self, video: torch.Tensor, transform: InputTransform) -> torch.Tensor:
         if self.by in ("error", "attention-error"):

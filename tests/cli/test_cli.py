@@ -138,7 +138,7 @@ def test_no_room_and_no_permission_are_found_out_before_sampling(model, tmp_path
     (tmp_path / "taken").write_text("")
     assert cli.main(compare(model, tmp_path / "taken" / "out")) == 2
     error = capsys.readouterr().err
-    assert "cannot write to" in error and "choose a writable place with free space" in error
+    assert "taken is a file, where a folder is to be written; choose another --output" in error
     assert "16 bit:" not in error
 
 

@@ -12,6 +12,9 @@ from sedialect.sedialect_core.storage import marked
 WORK = {  # each command, and what would begin its work
     "bench quality --quick": "sedialect.cli.bench._measured",
     "bench speed --quick --layers": "sedialect.cli.bench_speed._measure",
+    "bench scale --quick": "sedialect.cli.bench_scale._measure",
+    "bench speed --memory 8 --quick": "sedialect.bench.speed.held.measure_held",
+    "generate bundled --prompts ../prompts.txt": "sedialect.sedialect_core.generation.worker.run_worker",
     "compare --model some-model --prompt word": "sedialect.sedialect_core.video.sampling.load_pipeline",
     "demo --steps 1": "sedialect.sedialect_core.comparison.compare",
     "formatbook fit --model bundled": "sedialect.sedialect_core.video.sampling.load_pipeline",
@@ -24,6 +27,7 @@ WORK = {  # each command, and what would begin its work
 def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "here").mkdir()
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "prompts.txt").write_text("a fox\n")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path
