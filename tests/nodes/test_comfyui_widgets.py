@@ -74,7 +74,8 @@ def test_three_settings_stand_in_front_and_the_rest_is_folded(page, graph):
     low = of_node(page, "SeDialectQuantize", "(n) => n.size[1]")
     turn(page)
     shown = visible(page, "SeDialectQuantize")
-    assert shown[:3] == FRONT and {"salient_ratio", "attention", "products", "skip"} <= set(shown) and len(shown) == 17
+    assert shown[:3] == FRONT and len(shown) == 18
+    assert {"salient_ratio", "attention", "products", "skip", "quantized_source"} <= set(shown)
     assert of_node(page, "SeDialectQuantize", "(n) => n.size[1]") > low + 200
     if PICTURES:
         page.screenshot(path=str(Path(PICTURES) / f"comfyui-settings-{page.system}.png"))
