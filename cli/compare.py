@@ -25,13 +25,18 @@ def add_to(commands: Any) -> None:
     )
     compare.add_argument("--model", required=True, help="a pipeline's folder, or its name on the Hugging Face Hub")
     compare.add_argument("--prompt", required=True)
-    compare.add_argument("--negative-prompt")
-    compare.add_argument("--guidance-scale", type=float)
-    for option in ("--height", "--width", "--num-frames"):
-        compare.add_argument(option, type=int)
-    compare.add_argument("--fps", type=int, default=16)
+    add_video(compare)
     _add_sampling(compare)
     compare.set_defaults(run=run_compare)
+
+
+def add_video(command: argparse.ArgumentParser) -> None:
+    """What is asked of any pipeline's videos, beside the prompt."""
+    command.add_argument("--negative-prompt")
+    command.add_argument("--guidance-scale", type=float)
+    for option in ("--height", "--width", "--num-frames"):
+        command.add_argument(option, type=int)
+    command.add_argument("--fps", type=int, default=16)
 
 
 def add_config(parser: argparse.ArgumentParser, command: str = "") -> None:

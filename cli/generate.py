@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .compare import add_config, add_dtype, config_of
+from .compare import add_config, add_dtype, add_video, config_of
 
 if TYPE_CHECKING:
     from ..sedialect_core.generation.worker import VideoBatch
@@ -22,11 +22,7 @@ def add_to(commands: Any) -> None:
     generate.add_argument("--status", action="store_true", help="make nothing; tell how far all workers are")
     generate.add_argument("--16bit", dest="unquantized", action="store_true", help="leave a 16-bit model as it is")
     generate.add_argument("--steps", type=int, default=30, help="sampling steps")
-    generate.add_argument("--negative-prompt")
-    generate.add_argument("--guidance-scale", type=float)
-    for option in ("--height", "--width", "--num-frames"):
-        generate.add_argument(option, type=int)
-    generate.add_argument("--fps", type=int, default=16)
+    add_video(generate)
     add_config(generate)
     add_dtype(generate, "to compute in")
     generate.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))

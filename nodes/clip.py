@@ -7,13 +7,14 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..sedialect_core.config import SeDialectConfig
-from ..sedialect_core.errors import ModelError, SeDialectError
+from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.settings.table import BLOCK_SIZES
 from ..sedialect_core.storage.atomic import check_room
 from .comfy import clip as comfy_clip
-from .comfy.checkpoints import check_complete, check_header, read_checkpoint, write_file
+from .comfy.checkpoints import check_complete, read_checkpoint, write_file
 from .comfy.model import read_tensors
+from .load_save import file_problem
 from .progress import Progress
 from .sockets import CATEGORY, FormatbookSocket
 
@@ -97,16 +98,7 @@ class SeDialectLoadCLIP(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str = "") -> bool | str:
         """Look at the first file's header before anything runs; ComfyUI would tell each error once for each input taken."""
-        if not file:
-            return True
-        path = folder_paths.get_full_path(FOLDER, file)
-        if path is None:
-            return f"there is no {file!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
-        try:
-            check_header(path)
-        except SeDialectError as error:
-            return str(error)
-        return True
+        return not file or file_problem(FOLDER, file) or True
 
     @classmethod
     def fingerprint_inputs(cls, file: str, type: str, second_file: str = NONE) -> Any:

@@ -85,14 +85,7 @@ class SeDialectLoad(io.ComfyNode):
         tells an error once for each."""
         if file is None or file == FROM_HUB:
             return True
-        path = folder_paths.get_full_path(FOLDER, file)
-        if path is None:
-            return f"there is no {file!r} in the folder {FOLDER}; choose another file, or press R to read the folder again"
-        try:
-            check_header(path)
-        except SeDialectError as error:
-            return str(error)
-        return True
+        return file_problem(FOLDER, file) or True
 
     @classmethod
     def fingerprint_inputs(cls, file: str, repository: str = "", revision: str = "", **tokens: Any) -> Any:
@@ -124,6 +117,18 @@ class SeDialectLoad(io.ComfyNode):
             known = comfy_model.quantized(made)
             idle = ignored_settings(known.plan.config, named(tokens, LIVE_SHOWN))
             return io.NodeOutput(made, ui=ui.PreviewText("\n".join([comfy_model.summary(made), *idle])))
+
+
+def file_problem(folder: str, file: str) -> str:
+    """Why a file of a folder of ComfyUI's cannot be loaded, by its header; empty where it can."""
+    path = folder_paths.get_full_path(folder, file)
+    if path is None:
+        return f"there is no {file!r} in the folder {folder}; choose another file, or press R to read the folder again"
+    try:
+        check_header(path)
+    except SeDialectError as error:
+        return str(error)
+    return ""
 
 
 def _inside(path: str) -> str:

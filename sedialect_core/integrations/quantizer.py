@@ -14,7 +14,6 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.utils import logging
 from torch import nn
 
-from ...kernels.lasting import lasting
 from ..checkpoint.format import (
     SCALE,
     Contents,
@@ -33,11 +32,11 @@ from ..formatbook import Formatbook
 from ..linear import SeDialectLinear
 from ..plan.layers import Plan
 from ..plan.rules import check_quantizes, make_plan, recorded_plan
-from ..quantize.apply import set_submodule
+from ..quantize.apply import dequantize_layers
 from ..quantize.products import settle_products
 from ..quantize.weights import WeightEncoder
 from .grouped_weights import GroupedWeights
-from .savable import check_savable
+from .savable import check_savable, sealed_state
 from .state import CONFIG_KEYS, Enabled, bytes_unquantized, mark_plain, mark_quantized
 
 
@@ -304,25 +303,11 @@ class SeDialectQuantizer(DiffusersQuantizer):
         assert self.record is not None
         if not safe_serialization:
             raise ModelError("a quantized model is saved as safetensors only; leave out safe_serialization=False")
-        check_savable(state_dict, None)
-        record = self.record.of_layers({key.removesuffix(SCALE) for key in state_dict if key.endswith(SCALE)})
-        return {**state_dict, RECORD: record.sealed(state_dict).to_tensor()}, record.metadata()
+        return sealed_state(self.record, state_dict)
 
-    @lasting()
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        """Put 16-bit layers with the quantized values in place, one at a time.
-
-        Raises:
-            ModelError: weights are not in memory, as under sequential offloading.
-        """
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, SeDialectLinear)}
-        if lost := [name for name, layer in layers.items() if layer.weight.device.type == "meta"]:
-            raise ModelError(f"{lost[0]}.weight is not in memory (device meta); switch offloading off, then dequantize")
-        for name, layer in layers.items():
-            linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-            linear.weight = nn.Parameter(layer.dequantize(), requires_grad=False)
-            linear.bias = layer.bias  # type: ignore[assignment]  # torch declares it a Parameter, and sets None
-            set_submodule(model, name, linear.train(layer.training))
+        """Put 16-bit layers with the quantized values in place; see `dequantize_layers`, also for what it raises."""
+        dequantize_layers(model)
         mark_plain(model)
         model.hf_quantizer = self  # for diffusers to delete
         return model

@@ -14,7 +14,6 @@ from torch import nn
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.base import HfQuantizer
 
-from ...kernels.lasting import lasting
 from ..checkpoint.format import SCALE, Contents, check_contents, check_settings, named_book, place_layers, read_contents
 from ..checkpoint.integrity import DigestCheck
 from ..checkpoint.record import RECORD, Record
@@ -26,11 +25,11 @@ from ..linear import SeDialectLinear
 from ..plan.layers import Plan
 from ..plan.rules import make_plan, recorded_plan
 from ..plan.text_models import weights_only
-from ..quantize.apply import set_submodule
+from ..quantize.apply import dequantize_layers
 from ..quantize.products import settle_products
 from ..quantize.weights import WeightEncoder
 from .grouped_weights import GroupedWeights
-from .savable import check_savable
+from .savable import check_savable, sealed_state
 from .state import Enabled, bytes_unquantized, mark_plain, mark_quantized
 
 LOADED = "_is_hf_initialized"  # transformers' mark on a parameter that needs no random numbers
@@ -211,25 +210,11 @@ class SeDialectTextQuantizer(HfQuantizer):
         assert self.record is not None
         left_out = tied_keys(model) | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
         state = {key: tensor for key, tensor in model.state_dict().items() if key not in left_out}
-        check_savable(state, None)
-        record = self.record.of_layers({key.removesuffix(SCALE) for key in state if key.endswith(SCALE)})
-        return {**state, RECORD: record.sealed(state).to_tensor()}, record.metadata()
+        return sealed_state(self.record, state)
 
-    @lasting()
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-        """Put 16-bit layers with the quantized values in place, one at a time.
-
-        Raises:
-            ModelError: weights are not in memory, as under sequential offloading.
-        """
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, SeDialectLinear)}
-        if lost := [name for name, layer in layers.items() if layer.weight.device.type == "meta"]:
-            raise ModelError(f"{lost[0]}.weight is not in memory (device meta); switch offloading off, then dequantize")
-        for name, layer in layers.items():
-            linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-            linear.weight = nn.Parameter(layer.dequantize(), requires_grad=False)
-            linear.bias = layer.bias  # type: ignore[assignment]  # torch declares it a Parameter, and sets None
-            set_submodule(model, name, linear.train(layer.training))
+        """Put 16-bit layers with the quantized values in place; see `dequantize_layers`, also for what it raises."""
+        dequantize_layers(model)
         mark_plain(model)
         return model
 

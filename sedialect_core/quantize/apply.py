@@ -119,6 +119,23 @@ def _linear(module: nn.Module, name: str) -> nn.Linear:
     return linear
 
 
+@lasting()
+def dequantize_layers(model: nn.Module) -> None:
+    """Put 16-bit layers with the quantized values in place, one at a time.
+
+    Raises:
+        ModelError: weights are not in memory, as under sequential offloading.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SeDialectLinear)}
+    if lost := [name for name, layer in layers.items() if layer.weight.device.type == "meta"]:
+        raise ModelError(f"{lost[0]}.weight is not in memory (device meta); switch offloading off, then dequantize")
+    for name, layer in layers.items():
+        linear = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+        linear.weight = nn.Parameter(layer.dequantize(), requires_grad=False)
+        linear.bias = layer.bias  # type: ignore[assignment]  # torch declares it a Parameter, and sets None
+        set_submodule(model, name, linear.train(layer.training))
+
+
 def set_submodule(module: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` in the place of the submodule called `name`, and wherever else in the model that same one stands."""
     old = module.get_submodule(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import comfyui_models
 import pytest
 from comfyui_graphs import to_api, without
+from comfyui_page import run
 from comfyui_server import COMFYUI, FLAGS, Server, needs_comfyui, python_of_comfyui
 
 from sedialect.sedialect_core import demo
@@ -97,17 +98,8 @@ def test_the_comparison_runs_and_its_player_plays(page, server):
     nodes = workflow(server)
     page.evaluate("async (nodes) => { await window.app.loadApiJson(nodes, 'compare'); }", nodes)
     page.wait_for_timeout(2000)
-    page.evaluate(
-        """() => {
-          window.app.graph.arrange(60);
-          window.happened = [];
-          for (const name of ["execution_error", "execution_success"])
-            window.app.api.addEventListener(name, (event) => window.happened.push([name, event.detail]));
-        }"""
-    )
-    page.get_by_role("button", name="Run", exact=True).first.click()
-    page.wait_for_function("() => window.happened.length > 0", timeout=PATIENCE)
-    name, detail = page.evaluate("() => window.happened[0]")
+    page.evaluate("() => window.app.graph.arrange(60)")
+    name, detail = run(page)
     assert name == "execution_success", detail
     look_at_the_comparison(page)
     page.locator(".sedialect-compare").get_by_role("slider").first.wait_for()
