@@ -41,7 +41,7 @@ lint: $(VENV)/installed-dev
 
 # The table of docs/compatibility.md, from the outcomes of its tests.
 compatibility: $(VENV)/installed-dev
-	PYTHONPATH=tests/helpers $(BIN)/python -m pytest -p compatibility_table --write-compatibility docs/compatibility.md -m feature $(ARGS)
+	PYTHONPATH=tests/helpers $(BIN)/python -m pytest -p compatibility_table --write-compatibility docs/compatibility.md -m feature $(PARALLEL) $(ARGS)
 
 $(VENV)/installed-%: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 COLUMNS = {"first": "sedialect first", "after": "feature first"}
+PROPERTY = "feature"
 LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "torch")
 
 
@@ -22,29 +23,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Table:
-    """Rows in the order of the tests: for each feature, verdicts by column, and notes."""
+    """What the tests' reports say, from one process or from parallel workers, as rows in the order of the tests' files."""
 
     def __init__(self) -> None:
-        self.verdicts: dict[tuple[str, str], list[str]] = {}
-        self.notes: dict[str, dict[str, None]] = {}
+        self.reports: list[tuple[tuple[str, ...], int, str, dict[str, Any]]] = []
 
-    def add(self, outcome: str, feature: str, column: str, note: str = "", refused: bool = False) -> None:
-        assert column in COLUMNS, f"{feature}: no column {column!r}"
-        verdict = {"passed": "refused" if refused else "works", "skipped": "not run"}.get(outcome, "FAILS")
-        self.verdicts.setdefault((feature, column), []).append(verdict)
-        self.notes.setdefault(feature, {}).update({note: None} if note else {})
+    def add(self, report: pytest.TestReport) -> None:
+        path, line, _ = report.location
+        for name, mark in report.user_properties:
+            if name == PROPERTY:
+                self.reports.append((Path(path).parts, line or 0, report.outcome, row(*mark["args"], **mark["kwargs"])))
 
     def lines(self) -> Iterator[str]:
+        verdicts: dict[tuple[str, str], list[str]] = {}
+        notes: dict[str, dict[str, None]] = {}
+        for *_, outcome, mark in sorted(self.reports, key=lambda report: report[:2]):
+            verdict = {"passed": "refused" if mark["refused"] else "works", "skipped": "not run"}.get(outcome, "FAILS")
+            verdicts.setdefault((mark["feature"], mark["column"]), []).append(verdict)
+            notes.setdefault(mark["feature"], {}).update({mark["note"]: None} if mark["note"] else {})
         yield f"| feature | {' | '.join(COLUMNS.values())} | notes |"
         yield "|---|---|---|---|"
-        for feature, notes in self.notes.items():
-            cells = (self.cell(feature, column) for column in COLUMNS)
-            yield f"| {feature} | {' | '.join(cells)} | {' '.join(notes)} |"
+        for feature, words in notes.items():
+            cells = (worst(verdicts.get((feature, column), [])) for column in COLUMNS)
+            yield f"| {feature} | {' | '.join(cells)} | {' '.join(words)} |"
 
-    def cell(self, feature: str, column: str) -> str:
-        """The worst of the verdicts; a refusal beside what works is told in the notes."""
-        found = self.verdicts.get((feature, column), [])
-        return next((verdict for verdict in ("FAILS", "not run", "works", "refused") if verdict in found), "")
+
+def row(feature: str, column: str, note: str = "", refused: bool = False) -> dict[str, Any]:
+    """What one mark says, by name."""
+    assert column in COLUMNS, f"{feature}: no column {column!r}"
+    return {"feature": feature, "column": column, "note": note, "refused": refused}
+
+
+def worst(verdicts: list[str]) -> str:
+    """The worst of the verdicts; a refusal beside what works is told in the notes."""
+    return next((verdict for verdict in ("FAILS", "not run", "works", "refused") if verdict in verdicts), "")
 
 
 TABLE = Table()
@@ -52,15 +64,22 @@ TABLE = Table()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A test's marks travel in its report, which a parallel worker sends to the process that writes the table."""
     report = yield
     if report.when == "call" or report.outcome != "passed":
-        for mark in item.iter_markers("feature"):
-            TABLE.add(report.outcome, *mark.args, **mark.kwargs)
+        marks = ({"args": mark.args, "kwargs": mark.kwargs} for mark in item.iter_markers("feature"))
+        report.user_properties.extend((PROPERTY, mark) for mark in marks)
     return report
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    TABLE.add(report)
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not TABLE.notes:
+    if hasattr(session.config, "workerinput"):
+        return
+    if not TABLE.reports:
         raise pytest.UsageError("no test marked `feature` ran; the table is left as it is")
     from sedialect.sedialect_core.environment import environment, machine_line, package_versions
     from sedialect.sedialect_core.storage.marked import write_marked
