@@ -1,6 +1,7 @@
 """The lookup tables that every kernel takes as an argument (docs/format.md). Built from a formatbook, never written here."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -40,6 +41,11 @@ class DialectTables(NamedTuple):
         """S, the number of shapes that each maximum has."""
         return self.half_units.shape[0] // MAXIMA
 
+    @property
+    def operands(self) -> list[torch.Tensor]:
+        """The tables as operators take them; by numbers: torch.compile of 2.11 cannot walk through a constant."""
+        return [self[number] for number in range(len(DialectTables._fields))]
+
     def to(self, device: torch.device | str) -> "DialectTables":
         return DialectTables(*(table.to(device) for table in self))
 
@@ -68,9 +74,9 @@ def build_tables(half_units: torch.Tensor) -> DialectTables:
 
 
 @made_to_last
-def lasting_tables(book: Any, device: str) -> DialectTables:
-    """The tables of a book's `half_units` on a device, for keeping."""
-    return build_tables(book.half_units).to(device)
+def lasting_tables(half_units: Sequence[Sequence[int]], device: str) -> DialectTables:
+    """The tables of dialects on a device, for keeping. Of plain numbers: torch.compile of 2.11 hands over nothing else."""
+    return build_tables(torch.tensor(half_units, dtype=torch.int64)).to(device)
 
 
 def _choices(value: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ Why a subclass with plain uint8 Parameters, rather than a tensor subclass or buf
 offloading, layerwise casting and safetensors all handle it without knowing it.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -144,6 +145,18 @@ class SeDialectLinear(nn.Linear):
         if encoded.equalizer is None:
             self.weight_equalizer = None
         self._rounding_loss = None
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make the lookup tables where the layer lies. A graph that is traced before they are there is compiled twice."""
+        if self.weight.device.type != "meta":
+            self.formatbook.tables(self.weight.device)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "SeDialectLinear":
+        """As of nn.Module: what `.to()`, `.cuda()` and their like do."""
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
 
     @property
     def rounding_loss(self) -> float:
@@ -219,7 +232,7 @@ class SeDialectLinear(nn.Linear):
         return EncodedRows(self.weight, self.weight_meta, self.row_scale)
 
     def _tables(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return list(self.formatbook.tables(x.device))
+        return self.formatbook.tables(x.device).operands
 
     def extra_repr(self) -> str:
         return (

@@ -90,7 +90,7 @@ def coded_input(layer: SeDialectLinear | PeerLinear, x: torch.Tensor) -> tuple[t
     guidance = UNGUIDED if layer.guide is None else layer.guide(x, layer.transform)
     operand, scale = ops.encode(
         rows,
-        list(layer.formatbook.tables(x.device)),
+        layer.formatbook.tables(x.device).operands,
         layer.block_size,
         ACTIVATION_BITS[layer.precision],
         layer.candidates,

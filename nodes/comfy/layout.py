@@ -223,7 +223,7 @@ def multiply(
         rows,
         EncodedRows(weight._qdata, params.meta, params.row_scale),
         bias,
-        list(params.book.tables(x.device)),
+        params.book.tables(x.device).operands,
         ACTIVATION_BITS[params.precision],
         params.candidates,
         guidance,

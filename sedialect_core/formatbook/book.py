@@ -323,5 +323,5 @@ def _tables(digest: str, device: str, book: Formatbook) -> "DialectTables":
 
     key = (digest, device)
     if key not in _TABLES:
-        _TABLES[key] = lasting_tables(book, device)
+        _TABLES[key] = lasting_tables([dialect.half_units for dialect in book.dialects], device)
     return _TABLES[key]

@@ -46,6 +46,9 @@ def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
         setattr(model, name, value)
     share_inputs(_readers(model, state.plan))
     attach(model, state.plan)
+    for layer in model.modules():
+        if isinstance(layer, SeDialectLinear):
+            layer.prepare()
 
 
 def mark_attending(model: nn.Module, state: Enabled) -> None:

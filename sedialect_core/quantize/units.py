@@ -133,8 +133,8 @@ def _layer(device: torch.device, units: str) -> Callable[[], torch.Tensor]:
     transform = InputTransform(products=units)
 
     def call() -> torch.Tensor:
-        operand, scale = ops.encode(x, list(tables), 16, 4, "max", transform=transform)
-        return ops.matmul(operand, scale, encoded, None, list(tables), torch.bfloat16)
+        operand, scale = ops.encode(x, tables.operands, 16, 4, "max", transform=transform)
+        return ops.matmul(operand, scale, encoded, None, tables.operands, torch.bfloat16)
 
     return call
 

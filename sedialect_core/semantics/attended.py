@@ -51,7 +51,7 @@ class AttendedTokens:
             return None, None
         operators.assign_groups(
             x,
-            list(tables),
+            tables.operands,
             block_size,
             transform.equalizer,
             transform.rotation,

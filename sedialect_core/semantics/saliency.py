@@ -31,7 +31,7 @@ def encoding_error(
 ) -> torch.Tensor:
     """Squared error of each token's encoded input, |x - Q(x)|^2 with x transformed, float32 [...], of x [..., K]."""
     rows = x.detach().reshape(-1, x.shape[-1])  # a choice of tokens has no gradient
-    operand, scale = ops.encode(rows, list(tables), encoding.block_size, 4, encoding.candidates, transform=transform)
+    operand, scale = ops.encode(rows, tables.operands, encoding.block_size, 4, encoding.candidates, transform=transform)
     residual = transform_rows(rows, transform).float() - operand.float() * scale.unsqueeze(1)
     return residual.square().sum(1).view(x.shape[:-1])
 

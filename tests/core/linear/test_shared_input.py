@@ -105,6 +105,9 @@ def test_copies_share_among_themselves_only():
         assert twin[0].shared_input._kept is None and layers[0].shared_input._kept is not None
 
 
+EXTRA = torch.__version__.startswith("2.6.")  # that torch also returns what was kept for a moment while it traced
+
+
 class Graphs:
     """A compiler's back end that runs graphs as they are, and counts those that were made and the encodings in them."""
 
@@ -132,7 +135,7 @@ def test_compiled_graphs_encode_once_and_keep_nothing(mode):
             x = torch.randn(5, 64)
             for y, wanted in zip(compiled(x), read(x), strict=True):
                 assert torch.equal(y, wanted)
-    assert graphs.encodings == [1] and graphs.outputs == 3
+    assert graphs.encodings == [1] and graphs.outputs == 3 + EXTRA
     assert layers[0].shared_input._traced is None and layers[0].shared_input._served == 0
 
 
@@ -149,7 +152,7 @@ def test_graphs_keep_nothing_either_where_members_read_something_else():
     compiled = torch.compile(read, backend=graphs, fullgraph=True)
     for _ in range(3):
         compiled(torch.randn(5, 64))
-    assert graphs.encodings == [2] and graphs.outputs == 4 and layers[0].shared_input._traced is None
+    assert graphs.encodings == [2] and graphs.outputs == 4 + EXTRA and layers[0].shared_input._traced is None
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from sedialect import SeDialectConfig, SeDialectLinear, TokenLayout, quantize_model
 from sedialect.sedialect_core.errors import ConfigError, ModelError
+from sedialect.sedialect_core.formatbook import book
 from sedialect.sedialect_core.integrations.semantics import reguide
 from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.semantics import probe
@@ -204,6 +205,24 @@ def test_compiled_and_eager_agree_and_compile_once(family, settings):
     pipe.transformer.compile(backend=counter, fullgraph=True)
     for _ in range(2):
         assert torch.equal(generate(pipe, arguments, steps=5), wanted)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("settings", [{"salient_by": "error"}, EVERYTHING], ids=["error", "everything"])
+def test_a_model_that_was_just_loaded_compiles_once(settings, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    pipe, arguments = build("wan")
+    pipe.enable_sedialect(progress=False, **settings)
+    wanted = generate(pipe, arguments, steps=4)
+    pipe.transformer.save_pretrained(tmp_path)
+    loaded = type(pipe.transformer).from_pretrained(tmp_path, torch_dtype=torch.float32)
+    pipe = type(pipe)(**{**pipe.components, "transformer": loaded})
+    pipe.set_progress_bar_config(disable=True)
+    monkeypatch.setattr(book, "_TABLES", {})  # as on a device that no weight was encoded on
+    pipe.to("cpu")
+    counter = CompileCounter()
+    pipe.transformer.compile(backend=counter, fullgraph=True)
+    assert torch.equal(generate(pipe, arguments, steps=4), wanted)
     assert counter.frame_count == 1
 
 
