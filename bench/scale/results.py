@@ -53,6 +53,20 @@ class Measured:
         """Write the file."""
         write_text(folder / FILE, json.dumps(asdict(self), indent=1) + "\n")
 
+    def take(self, other: "Measured", folder: Path) -> None:
+        """Add what another run of the same case has and this one has not."""
+        mine, its = ((run.case, run.where.get("device"), run.where.get("versions")) for run in (self, other))
+        if mine != its:
+            raise InputError(
+                f"{folder} holds {self.name} like another folder, but of another number of layers, machine or versions; "
+                "show them one by one"
+            )
+        have = {(row.arm, row.mode, row.way) for row in self.rows if row.numbers}
+        lacking = [row for row in other.rows if (row.arm, row.mode, row.way) not in have]
+        again = {(row.arm, row.mode, row.way) for row in lacking}
+        self.rows = [row for row in self.rows if (row.arm, row.mode, row.way) not in again] + lacking
+        self.wire = self.wire or other.wire
+
     def number(self, arm: str, mode: str, way: str, name: str = "s") -> float | None:
         """One number, if it was measured."""
         found = (row.numbers.get(name) for row in self.rows if (row.arm, row.mode, row.way) == (arm, mode, way))
@@ -79,24 +93,25 @@ def name_of(case: Case, processes: int) -> str:
 
 
 def read(folders: Iterable[Path]) -> list[Measured]:
-    """The runs that lie in these folders.
+    """The runs that lie in these folders; of two of the same name one, whose rows are those of both.
 
     Raises:
-        InputError: a folder holds none, or its file is not one of ours.
+        InputError: a folder holds none, its file is not one of ours, or two of one name are of different cases or machines.
     """
-    runs = []
+    runs: dict[str, Measured] = {}
     for folder in folders:
         path = folder / FILE
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             rows = [Row(**row) for row in data["rows"]]
             case, processes = Case(**data["case"]), int(data["processes"])
-            runs.append(Measured(case, processes, data["where"], rows, data.get("wire", {})))
+            run = Measured(case, processes, data["where"], rows, data.get("wire", {}))
         except OSError:
             raise InputError(f"{folder} holds no {FILE}; `sedialect bench scale --output {folder}` writes it") from None
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} is no result of `sedialect bench scale`: {error}") from None
-    return runs
+        runs.setdefault(run.name, run).take(run, folder)
+    return list(runs.values())
 
 
 def render(run: Measured) -> str:

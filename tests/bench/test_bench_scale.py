@@ -169,6 +169,25 @@ def test_the_forecast_is_printed_and_put_into_documents(tmp_path, capsys):
     assert main(["bench", "scale", "--forecast", "0"]) == 2
 
 
+def test_two_runs_of_one_case_are_one_table(tmp_path):
+    ulysses = [Row("BF16", "eager", "1", {"s": 1.6}), Row("BF16", "eager", "Ulysses 2", {}, "not measured")]
+    ring = [
+        Row("BF16", "eager", "1", {"s": 1.7}),
+        Row("BF16", "eager", "Ulysses 2", {"s": 0.9}),
+        Row("BF16", "eager", "Ring 2", {}),
+    ]
+    runs = [Measured(CASE, 2, GPU, ulysses), Measured(CASE, 2, GPU, ring, WIRE), Measured(case_of(WAN), 2, GPU, ring)]
+    folders = [tmp_path / str(number) for number in range(3)]
+    for run, folder in zip(runs, folders, strict=True):
+        folder.mkdir()
+        run.write(folder)
+    (both,) = read(folders[:2])
+    assert [(row.way, row.numbers.get("s")) for row in both.rows] == [("1", 1.6), ("Ulysses 2", 0.9), ("Ring 2", None)]
+    assert both.wire == WIRE and read([folders[0], folders[0]])[0].rows == ulysses
+    with pytest.raises(InputError, match="2 holds 2 x 32760 like another folder, but of another number of layers"):
+        read(folders)
+
+
 def test_files_of_others_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"holds no scale\.json"):
         read([tmp_path])
