@@ -14,7 +14,7 @@ endif
 WORKERS ?= 2
 PARALLEL := $(if $(WORKERS),--numprocesses $(WORKERS))
 
-.PHONY: demo test test-comfyui system-packages lint compatibility clean
+.PHONY: demo test test-comfyui test-engines system-packages lint compatibility clean
 
 demo: $(VENV)/installed-demo
 	$(BIN)/sedialect demo $(ARGS)
@@ -31,6 +31,19 @@ COMFYUI_PYTHON ?= $(COMFYUI_DIR)/venv/bin/python
 test-comfyui: $(VENV)/installed-dev
 	@test -f "$(COMFYUI_DIR)/comfyui_version.py" || { echo "COMFYUI_DIR must name a ComfyUI, not '$(COMFYUI_DIR)'"; exit 2; }
 	COMFYUI_DIR="$(abspath $(COMFYUI_DIR))" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" $(BIN)/pytest $(sort $(wildcard tests/nodes/test_comfyui*.py)) $(ARGS)
+
+# Other engines, whose packages are large and pin others: each in an environment of its own over .venv, without what it asks for
+# that these tests do not need.
+XDIT ?= xfuser==0.7.* yunchang distvae einops torchao
+test-engines: $(VENV)/engines/xdit
+	$</bin/python -P -m pytest -rs tests/core/integrations/test_xdit.py $(ARGS)
+
+$(VENV)/engines/xdit: $(VENV)/installed-dev
+	$(BIN)/python -m venv $@
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" > \
+		$$($@/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/over.pth
+	$@/bin/pip install --quiet --no-deps $(XDIT)
+	touch $@
 
 # mypy wants the package's name for the folder, whatever the checkout is called.
 lint: $(VENV)/installed-dev

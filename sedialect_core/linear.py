@@ -15,6 +15,7 @@ from ..kernels.guidance import UNGUIDED, RowGuidance
 from ..kernels.reference import EncodedRows
 from ..kernels.transform import UNCHANGED, InputTransform
 from .codec import EncodedTensor, encode
+from .errors import ModelError
 from .formatbook import Formatbook
 from .shared_input import Encoded, SharedInput
 
@@ -157,6 +158,26 @@ class SeDialectLinear(nn.Linear):
         super()._apply(fn, recurse)
         self.prepare()
         return self
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As any module does, which is also what assigning a parameter does; but keep the codes from other quantizers.
+
+        They look for `nn.Linear` and would round codes as if they were weights: xDiT's `--gemm_quantization` and torchao's
+        `quantize_` put a tensor of their own class in the weight's place, or take it away to replace the layer.
+
+        Raises:
+            ModelError: the weight was to become such a tensor, or none.
+        """
+        held = self.__dict__.get("_parameters", {}).get(name)
+        if name == "weight" and held is not None and not type(param).__module__.startswith("torch."):
+            kind = type(param)
+            what = "taken away" if param is None else f"replaced by {kind.__module__.split('.')[0]}'s {kind.__name__}"
+            raise ModelError(
+                f"the weight of a layer that sedialect quantized ({self.in_features} to {self.out_features}) was to be "
+                f"{what}: another quantizer takes its codes for a weight; leave that off (xDiT: --gemm_quantization none; "
+                "torchao: a filter_fn without SeDialectLinear), or give it the 16-bit model"
+            )
+        super().register_parameter(name, param)
 
     @property
     def rounding_loss(self) -> float:

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 
 from ...sedialect_core.environment import environment, gpu_facts
+from ...sedialect_core.integrations.context_parallel import OURS, enable_context_parallel
 from ...sedialect_core.video.workers import Place
 from ..speed.timing import FEWEST, Clock, peak_memory, summary, synchronize, time_each
 from ..speed.trials import COMPILED, EAGER, backend, fresh_compiler, reason
 from .cases import BASELINE, Case, Way, enable, ways_of
+from .cpu_attention import native_attention
 from .results import ONE, Measured, Row
-
-ATTENTION = {"cuda": "_native_cudnn", "cpu": "native"}  # tells its log-sum-exp on GPUs, which Ring wants
+from .wire import measure_wire
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Worker:
         self.longest = 0.0  # seconds that compiling and measuring has taken
 
     def run(self) -> None:
-        """Every arm, and of each what time allows."""
+        """The wire, then every arm, and of each what time allows."""
+        self._wire()
         for arm in self.wanted.arms:
             started = time.monotonic()
             if not self._agreed(self.clock.left > 0):
@@ -60,7 +62,7 @@ class Worker:
 
     def _arm(self, arm: str) -> None:
         model = self.wanted.case.build(self.device)
-        model.set_attention_backend(ATTENTION[self.device.type])
+        model.set_attention_backend("native" if self.device.type == "cpu" else self.wanted.case.attention)
         enable(arm, model)
         inputs = self.wanted.case.inputs(self.device)
         call: Callable[[Any], torch.Tensor] = lambda _: model(**inputs)[0]  # noqa: E731
@@ -68,18 +70,25 @@ class Worker:
         if self._compiles(model):
             alone[COMPILED] = self._measure(arm, COMPILED, ONE, call)
             uncompile(model)
-        for way in self._ways(arm):
-            split(model, way.config(self._mesh(way)), self.place.processes)
+        for way in self._ways():
+            plan = split(model, way.config(self._mesh(way)), self.place.processes)
             self._measure(arm, EAGER, way.name, call, alone[EAGER])
             if way.ring == 1 and COMPILED in alone and self._compiles(model):
                 self._measure(arm, COMPILED, way.name, call, alone[COMPILED])
                 uncompile(model)
-            join(model)
+            join(model, plan)
 
-    def _ways(self, arm: str) -> list[Way]:
-        """Ring with the first two arms alone, and where attention tells its log-sum-exp."""
-        ring = self.wanted.ring and self.device.type == "cuda" and arm in self.wanted.arms[:2]
-        return [way for way in ways_of(self.place.processes) if way.ring == 1 or ring]
+    def _ways(self) -> list[Way]:
+        ways = ways_of(self.place.processes, self.wanted.case.model)
+        return [way for way in ways if way.ring == 1 or self.wanted.ring]
+
+    def _wire(self) -> None:
+        """The all-to-alls of one attention, in 16 bit and in 8."""
+        if self.place.processes > 1 and self._agreed(self.clock.left > 0):
+            found = measure_wire(self.wanted.case, self.device, dist.group.WORLD)
+            self.measured.wire = self._slowest(found)
+            if self.place.rank == 0:
+                self.measured.write(self.wanted.output)
 
     def _mesh(self, way: Way) -> Any:
         """One for all arms: communicators take time and memory."""
@@ -150,23 +159,29 @@ class Worker:
 
 def measure(place: Place, wanted: Wanted) -> None:
     """What one process does, from beginning to end."""
-    Worker(place, wanted, place.join()).run()
+    import diffusers.models.attention_dispatch as dispatch
+
+    device = place.join()
+    told = native_attention if device.type == "cpu" else dispatch._native_attention_forward_op
+    with mock.patch.object(dispatch, "_native_attention_forward_op", told):
+        Worker(place, wanted, device).run()
     dist.destroy_process_group()  # not after an error: it would wait for processes that may be waiting themselves
 
 
-def split(model: Any, config: Any, processes: int) -> None:
-    """Split the model's sequence."""
+def split(model: Any, config: Any, processes: int) -> Any:
+    """Split the model's sequence; gives the plan by which that was done."""
     # Without an accelerator diffusers (0.42.1) divides by zero; it does nothing else with the number.
     count = torch.accelerator.device_count() or processes
     with mock.patch.object(torch.accelerator, "device_count", lambda: count):
-        model.enable_parallelism(config=config)
+        enable_context_parallel(model, config)
+    return model._cp_plan or OURS[type(model).__name__][0]()
 
 
-def join(model: Any) -> None:
+def join(model: Any, plan: Any) -> None:
     """Take the split away again, for which diffusers has no one call."""
     from diffusers.hooks.context_parallel import remove_context_parallel
 
-    remove_context_parallel(model, model._cp_plan)
+    remove_context_parallel(model, plan)
     model._parallel_config = None
     for module in model.modules():
         processor: Any = getattr(module, "processor", None)

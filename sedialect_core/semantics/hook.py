@@ -24,7 +24,7 @@ from ..settings.table import UNQUANTIZED
 from . import probe
 from .grouping import windows_of
 from .runs import Runs, prompts_of
-from .shard import shard_of
+from .shard import is_of_xdit, shard_of
 from .state import BlockState, Extents, Flags, GroupState, RunState
 from .steps import StepCounter, due, is_protected
 
@@ -141,11 +141,8 @@ class StepHook:
     def _know_grid(self, module: nn.Module, arguments: Mapping[str, Any], latents: list[torch.Tensor]) -> None:
         layout = self.layout.for_inputs(arguments)
         self.flags.shard = shard_of(module)
-        if self.flags.shard is not None and layout.order.startswith("history") and needs_profile(self.config):
-            raise ModelError(
-                f"a sequence of {type(module).__name__} holds past frames, and split over processes it does not tell where "
-                "attention is to be looked at; use salient_by='norm' and semantic=False"
-            )
+        if self.flags.shard is not None and needs_profile(self.config):
+            _check_watched(module, layout)
         if layout.grid is None:
             return
         self.flags.know_tokens(layout.video_tokens, self.flags.shard)
@@ -250,3 +247,22 @@ def _first_latents(arguments: Mapping[str, Any]) -> list[torch.Tensor]:
         if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
             return list(value)
     raise ModelError("a forward has no tensor among its arguments")
+
+
+def _check_watched(model: nn.Module, layout: TokenLayout) -> None:
+    """Refuse to look at an attention that does not show which of the split sequence's tokens it sees.
+
+    Raises:
+        ModelError: that is so.
+    """
+    kind = type(model).__name__
+    if is_of_xdit(model):
+        raise ModelError(
+            f"{kind} of xDiT attends to all tokens with a part of its heads, where attention cannot be looked at; use "
+            "salient_by='norm' and semantic=False"
+        )
+    if layout.order.startswith("history"):
+        raise ModelError(
+            f"a sequence of {kind} holds past frames, and split over processes it does not tell where attention is to be "
+            "looked at; use salient_by='norm' and semantic=False"
+        )

@@ -107,9 +107,14 @@ def shard_of(model: Any) -> Shard | None:
     return Shard(group.group_name, group.rank(), group.size(), config.ulysses_anything or config.ring_anything)
 
 
+def is_of_xdit(model: Any) -> bool:
+    """Whether the model is one of xDiT's classes."""
+    return any(base.__module__.startswith("xfuser.") for base in type(model).__mro__)
+
+
 def _of_xdit(model: Any) -> Shard | None:
     """The same of one of xDiT's classes, which fill a sequence up to a number of tokens that divides evenly."""
-    if not any(base.__module__.startswith("xfuser.") for base in type(model).__mro__):
+    if not is_of_xdit(model):
         return None
     from xfuser.core.distributed import get_sp_group
 

@@ -14,22 +14,11 @@ import torch.nn.functional as F
 from diffusers import ContextParallelConfig, WanTransformer3DModel
 
 import sedialect
+from sedialect.bench.scale.cpu_attention import native_attention
 from sedialect.kernels import attention_support
 
 STEPS = (900, 700, 500)
 FORK = multiprocessing.get_context("fork")
-
-
-def native_attention(
-    ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **others: Any
-) -> Any:
-    """diffusers' native attention with the log-sum-exp that Ring wants and that torch's function does not give."""
-    mask, _, _, scale, _, return_lse = rest
-    query, key, value = (part.permute(0, 2, 1, 3) for part in (query, key, value))
-    output = F.scaled_dot_product_attention(query, key, value, mask, scale=scale).permute(0, 2, 1, 3)
-    if not return_lse:
-        return output
-    return output, (query @ key.mT * (scale or query.shape[-1] ** -0.5)).logsumexp(-1).permute(0, 2, 1)
 
 
 def uneven_all_gather(found: list[torch.Tensor], mine: torch.Tensor, group: Any = None, **options: Any) -> None:

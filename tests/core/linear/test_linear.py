@@ -12,7 +12,7 @@ from torch import nn
 
 from sedialect import Formatbook, SeDialectLinear, encode
 from sedialect.kernels import ops
-from sedialect.sedialect_core.errors import EncodeError
+from sedialect.sedialect_core.errors import EncodeError, ModelError
 
 PRECISIONS = ("w4a4", "w4a8", "w4a16")
 
@@ -124,6 +124,25 @@ def test_what_cannot_be_encoded_is_refused_by_name():
         EncodeError, match=r"blocks\.0\.ffn\.weight has 24 elements a row, not a multiple of the block size 16"
     ):
         SeDialectLinear.from_linear(nn.Linear(24, 8), name="blocks.0.ffn.weight")
+
+
+class Foreign(torch.Tensor):
+    """A weight of another quantizer, as torchao makes them."""
+
+
+def test_other_quantizers_get_no_codes_to_round():
+    layer = SeDialectLinear.from_linear(float_layer())
+    before, x = layer.weight, rows(3, 96)
+    wanted = layer(x)
+    foreign = nn.Parameter(torch.zeros(40, 96).as_subclass(Foreign), requires_grad=False)
+    assert type(foreign) is Foreign
+    with pytest.raises(ModelError, match=r"\(96 to 40\) was to be replaced by .*'s Foreign: .*--gemm_quantization none"):
+        layer.weight = foreign
+    with pytest.raises(ModelError, match=r"\(96 to 40\) was to be taken away"):
+        layer.weight = None
+    assert layer.weight is before and torch.equal(layer(x), wanted)
+    layer.weight = nn.Parameter(before.data, requires_grad=False)  # as loaders and offloading do
+    assert torch.equal(layer(x), wanted)
 
 
 def test_the_operator_keeps_its_contract():
