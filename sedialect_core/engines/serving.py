@@ -58,6 +58,7 @@ class Processes:
 class Served:
     """One transformer, and what is left to do when its weights are there."""
 
+    component: nn.Module
     plan: Plan
     methods: dict[str, SeDialectLinearMethod]
     """By the engine's names."""
@@ -74,6 +75,7 @@ class Served:
         if self.finished:
             return
         self.finished = True
+        self.component._parameters.pop(RECORD, None)
         self.digests.finish()
         products = self.plan.config.products
         check_products(device, products)
@@ -165,7 +167,10 @@ def serve_component(component: nn.Module, folder: Path, files: list[str], proces
     values = (record.block_size, record.precisions, record.rotations, record.equalized)
     plan = recorded_plan(model, settings, *values)
     joined = _joined(component, methods, plan, contents)
-    served = Served(plan, {name: methods[name] for name in joined}, DigestCheck(record, contents.file_of))
+    served = Served(component, plan, {name: methods[name] for name in joined}, DigestCheck(record, contents.file_of))
+    # The loader brings the record as well, and classes complain of a tensor that they have no parameter for.
+    size = contents.tensors[RECORD].shape
+    component.register_parameter(RECORD, nn.Parameter(torch.empty(size, dtype=torch.uint8), requires_grad=False))
     for name, method in methods.items():
         layer = component.get_submodule(name)
         if name in joined:
