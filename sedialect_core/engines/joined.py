@@ -78,8 +78,10 @@ def saved_names(name: str, packed: Mapping[str, Sequence[str]], saved: Collectio
         ModelError: some of them are quantized, and some are in 16 bit.
     """
     parent, _, last = name.rpartition(".")
-    parts = [f"{parent}.{part}" if parent else part for part in packed.get(last, (last,))]
     by_form = {_form(one): one for one in saved}
+    if _form(name) in by_form:
+        return (by_form[_form(name)],)
+    parts = [f"{parent}.{part}" if parent else part for part in packed.get(last, (last,))]
     found = [by_form.get(_form(part)) or by_form.get(f"{_form(part)}.0") for part in parts]
     there = tuple(one for one in found if one is not None)
     if there and len(there) < len(parts):

@@ -34,7 +34,7 @@ class Loaded(Protocol):
         """Do it, for a model that runs on `device`."""
 
 
-class SeDialectServed(QuantizationConfig):  # type: ignore[misc]  # vLLM's types are not looked at
+class SeDialectServed(QuantizationConfig):
     """What vLLM-Omni knows of a quantized model: from the start its settings, and the rest once its files are found.
 
     Args:
@@ -113,7 +113,7 @@ class Sizes:
     attributes: Mapping[str, Any]
 
 
-class SeDialectLinearMethod(LinearMethodBase):  # type: ignore[misc]  # as above
+class SeDialectLinearMethod(LinearMethodBase):
     """One layer's parameters, and the forward of our own layer."""
 
     def __init__(self, config: SeDialectServed, prefix: str = "") -> None:
@@ -145,7 +145,7 @@ class SeDialectLinearMethod(LinearMethodBase):  # type: ignore[misc]  # as above
         return self.linear is not None
 
     def settle(
-        self, layer: nn.Module, joined: Joined, formatbook: Formatbook, candidates: str, loaded: Loaded | None = None
+        self, layer: Any, joined: Joined, formatbook: Formatbook, candidates: str, loaded: Loaded | None = None
     ) -> SeDialectLinear:
         """Give a layer its parameters, to be loaded.
 
@@ -156,7 +156,7 @@ class SeDialectLinearMethod(LinearMethodBase):  # type: ignore[misc]  # as above
         Raises:
             ModelError: its shape is another one, or its part of the columns would cut blocks.
         """
-        assert self.sizes is not None and isinstance(layer.weight, nn.Parameter)
+        assert self.sizes is not None
         sizes, device = self.sizes, layer.weight.device
         saved = (joined.first.in_features, sum(entry.out_features for entry in joined.entries))
         if saved != (sizes.all_columns, sizes.all_rows):
@@ -186,13 +186,13 @@ class SeDialectLinearMethod(LinearMethodBase):  # type: ignore[misc]  # as above
         attributes = dict(self.sizes.attributes) | {"is_checkpoint_required": True, "ignore_warning": True}
         if rows is not None:
             attributes["output_dim"] = rows
-        if columns is not None and self.sizes.columns != self.sizes.all_columns or rows is not None and columns is not None:
+        if columns is not None:
             attributes["input_dim"] = columns
         return attributes
 
-    def leave(self, layer: nn.Module) -> None:
+    def leave(self, layer: Any) -> None:
         """Make a layer the 16-bit one that vLLM would have made."""
-        assert self.sizes is not None and isinstance(layer.weight, nn.Parameter)
+        assert self.sizes is not None
         sizes, device = self.sizes, layer.weight.device
         del layer.weight
         layer.quant_method = UnquantizedLinearMethod()
@@ -203,7 +203,7 @@ class SeDialectLinearMethod(LinearMethodBase):  # type: ignore[misc]  # as above
         if hasattr(layer, "update_param_tp_status"):
             layer.update_param_tp_status()
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Look at what was loaded.
 
         Raises:

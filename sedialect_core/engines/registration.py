@@ -44,7 +44,9 @@ def refusal() -> str | None:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers and numbers < LEAST:
         least = ".".join(map(str, LEAST))
-        return f"vLLM-Omni {version} is older than {least}, so it does not know sedialect's folders; pip install 'sedialect[vllm]'"
+        return (
+            f"vLLM-Omni {version} does not know sedialect's folders, being older than {least}; pip install 'sedialect[vllm]'"
+        )
     return None
 
 

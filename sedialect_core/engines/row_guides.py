@@ -20,7 +20,6 @@ from ..semantics.state import BlockState, Flags, GroupState
 from ..settings.table import BY_ATTENTION, UNQUANTIZED
 
 
-
 def check_served(config: SeDialectConfig) -> None:
     """Refuse settings that need to see a model's attention or to count its steps: no hook of ours runs in an engine's class.
 

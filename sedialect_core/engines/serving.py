@@ -134,13 +134,13 @@ def serve(pipeline: nn.Module, loader: Any) -> list[Served]:
         waiting -= set(methods.values())
     if not found:
         raise ModelError(
-            f"--quantization {METHOD} serves folders that are quantized already, and none of {type(pipeline).__name__}'s is; "
-            "quantize it first: sedialect quantize MODEL --output FOLDER"
+            f"--quantization {METHOD} serves quantized folders, and {type(pipeline).__name__} has none; quantize it first: "
+            "sedialect quantize MODEL --output FOLDER"
         )
     for method in waiting:
         raise ModelError(
-            f"{type(pipeline).__name__} reads the weights of {method.prefix!r} in a way of its own, which a quantized folder "
-            "cannot be read in; serve the 16-bit model"
+            f"{type(pipeline).__name__} reads the weights of {method.prefix!r} in a way of its own, and a quantized folder "
+            "cannot be read in it; serve the 16-bit model"
         )
     return found
 
@@ -243,7 +243,9 @@ def _check_exponents(contents: Contents, names: Sequence[str]) -> None:
                 found.append(opened.get_tensor(key))
     for name, other in zip(names[1:], found[1:], strict=False):
         if not torch.equal(found[0], other):
-            raise ModelError(f"{names[0]} and {name} run as one layer, but their equalizers differ; quantize with equalize=False")
+            raise ModelError(
+                f"{names[0]} and {name} run as one layer, but their equalizers differ; quantize with equalize=False"
+            )
 
 
 def _guide(served: Served, processes: Processes) -> None:

@@ -5,7 +5,6 @@ of torchvision for another torch than the one here is told which operators it wo
 """
 
 import os
-import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import sedialect
 # Heads of 24 channels: of 16, vLLM-Omni's Wan cuts its rotary embedding in other places than diffusers'.
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 24, "text_dim": 32, "freq_dim": 64, "ffn_dim": 192, "num_layers": 2}
 OUTLIER = 24.0
+kept: list[Any] = []  # libraries of operators, which end with their objects
 Settings = sedialect.SeDialectConfig
 
 
@@ -38,7 +38,7 @@ def declare_vision_operators() -> torch.library.Library | None:
 def on_cpu() -> None:
     """Make the CPU a platform of vLLM-Omni's."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    types_kept.append(declare_vision_operators())
+    kept.append(declare_vision_operators())
     from vllm.platforms.interface import PlatformEnum
     from vllm_omni import platforms
     from vllm_omni.diffusion.attention.backends.sdpa import SDPAImpl
@@ -67,9 +67,6 @@ def on_cpu() -> None:
 
     platforms._current_omni_platform = OnCpu()
     SDPAImpl.forward = SDPAImpl.forward_cuda  # plain torch, under the name of a platform
-
-
-types_kept: list[Any] = []
 
 
 @contextmanager
@@ -184,7 +181,9 @@ def cases() -> dict[str, "Settings | None"]:
         "second terms everywhere": Settings(salient_layers="all"),
         "second terms by error": Settings(salient_by="error"),
         "rotated": Settings(rotation=16),
-        "layers left in 16 bit": Settings(skip=(r"attn1\.to_[qkv]", r"blocks\.0\.ffn"), layer_precisions=(("attn2", "w4a16"),)),
+        "layers left in 16 bit": Settings(
+            skip=(r"attn1\.to_[qkv]", r"blocks\.0\.ffn"), layer_precisions=(("attn2", "w4a16"),)
+        ),
     }
 
 
@@ -199,7 +198,10 @@ def together(task: Callable[..., Any], argv: list[str]) -> None:
 
 def compared(rank: int, ranks: int, how: str, folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """`both` of every case, by name. `how`: "tensor" or "sequence", which is what the processes share, or "alone"."""
-    sizes = {"tensor": {"tensor_parallel_size": ranks}, "sequence": {"sequence_parallel_size": ranks, "ulysses_degree": ranks}}
+    sizes = {
+        "tensor": {"tensor_parallel_size": ranks},
+        "sequence": {"sequence_parallel_size": ranks, "ulysses_degree": ranks},
+    }
     parallel = {"tensor": {"tensor_parallel_size": ranks}, "sequence": {"ulysses_degree": ranks}}
     found = {}
     with groups(rank, ranks, folder, **sizes.get(how, {})) as config:
