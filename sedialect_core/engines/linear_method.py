@@ -112,6 +112,14 @@ class Sizes:
     dtype: torch.dtype
     attributes: Mapping[str, Any]
 
+    def hold(self, saved: list[int]) -> bool:
+        """Whether layers with so many rows fit: processes have parts of each, or, of few key heads, all the same."""
+        processes = self.all_rows // sum(self.rows)
+        if len(saved) != len(self.rows):
+            return sum(saved) == self.all_rows
+        pairs = zip(saved, self.rows, strict=True)
+        return all(not whole % here and whole // here <= processes for whole, here in pairs)
+
 
 class SeDialectLinearMethod(LinearMethodBase):
     """One layer's parameters, and the forward of our own layer."""
@@ -158,11 +166,12 @@ class SeDialectLinearMethod(LinearMethodBase):
         """
         assert self.sizes is not None
         sizes, device = self.sizes, layer.weight.device
-        saved = (joined.first.in_features, sum(entry.out_features for entry in joined.entries))
-        if saved != (sizes.all_columns, sizes.all_rows):
+        rows_of = [entry.out_features for entry in joined.entries]
+        if joined.first.in_features != sizes.all_columns or not sizes.hold(rows_of):
             raise ModelError(
-                f"{joined.names} is saved with {saved[0]} inputs and {saved[1]} outputs, and {type(layer).__name__} "
-                f"{self.prefix!r} has {sizes.all_columns} and {sizes.all_rows}; the folder is of another model"
+                f"{joined.names} is saved with {joined.first.in_features} inputs and {sum(rows_of)} outputs, and "
+                f"{type(layer).__name__} {self.prefix!r} has {sizes.all_columns} and {sizes.all_rows}; the folder is of "
+                "another model"
             )
         joined.check_columns(sizes.columns)
         bias, rows = getattr(layer, "bias", None), sum(sizes.rows)
