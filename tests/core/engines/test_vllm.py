@@ -54,7 +54,8 @@ def test_linear_layers_of_vllm(tmp_path, ranks):
         for name, (decoded, expected, output, wanted) in results.items():
             assert torch.equal(decoded, expected), name
             if ranks == 2 and name == "row w4a8":
-                assert distance(output, wanted) < 0.03, name  # each process has a scale of its own for its part of a token
+                exact = results["row w4a16"][3]  # each process has a scale of its own for its part of a token
+                assert 0 < distance(output, exact) < 1.1 * distance(wanted, exact), name
             else:
                 assert distance(output, wanted) < 1e-6, name
 
