@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from vllm_on_cpu import Settings, groups, inputs, loaded, saved_wan
 
@@ -199,11 +198,3 @@ def chosen(rank: int, ranks: int, argument: str, folder: Path) -> dict[str, Any]
                 "record left": "sedialect_record" in names,
                 "bytes": sum(p.numel() for name, p in served.named_parameters() if name.endswith("attn1.to_qkv.weight")),
             }
-
-
-def equalized(folder: Path) -> int:
-    """How many layers of a saved folder have an equalizer."""
-    (path,) = (folder / "transformer").glob("*.safetensors")
-    with safe_open(path, framework="pt") as opened:
-        header = opened.keys()
-    return sum(key.endswith(".weight_equalizer") for key in header)

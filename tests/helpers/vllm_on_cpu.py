@@ -20,7 +20,6 @@ import sedialect
 # Heads of 24 channels: of 16, vLLM-Omni's Wan cuts its rotary embedding in other places than diffusers'.
 SIZES = {"num_attention_heads": 4, "attention_head_dim": 24, "text_dim": 32, "freq_dim": 64, "ffn_dim": 192, "num_layers": 2}
 OUTLIER = 24.0
-kept: list[Any] = []  # libraries of operators, which end with their objects
 Settings = sedialect.SeDialectConfig
 
 
@@ -35,10 +34,12 @@ def declare_vision_operators() -> torch.library.Library | None:
     return library
 
 
+kept = declare_vision_operators()  # before anything of transformers is looked at; operators end with their library
+
+
 def on_cpu() -> None:
     """Make the CPU a platform of vLLM-Omni's."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    kept.append(declare_vision_operators())
     from vllm.platforms.interface import PlatformEnum
     from vllm_omni import platforms
     from vllm_omni.diffusion.attention.backends.sdpa import SDPAImpl
@@ -63,6 +64,10 @@ def on_cpu() -> None:
 
         @classmethod
         def set_device(cls, device: torch.device) -> None:
+            pass
+
+        @classmethod
+        def empty_cache(cls) -> None:
             pass
 
     platforms._current_omni_platform = OnCpu()
@@ -153,6 +158,53 @@ def loaded(folder: Path, config: Any, quantization: Any = None, **parallel: Any)
         registry._apply_sequence_parallel_if_enabled(pipeline, omni)
         stack.enter_context(torch.no_grad())
         yield pipeline.transformer
+
+
+def saved_pipeline(folder: Path) -> Any:
+    """A tiny Wan 2.2 of diffusers', its two transformers and its text encoder quantized, and saved."""
+    import tiny_pipelines
+    import transformers
+
+    pipe, _ = tiny_pipelines.wan(experts=2)
+    torch.manual_seed(4)
+    sizes = pipe.text_encoder.config.to_dict()
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")
+    pipe.text_encoder = transformers.UMT5EncoderModel(
+        transformers.UMT5Config(**{name: sizes[name] for name in names})
+    ).eval()
+    pipe.transformer, pipe.transformer_2 = (diffusers.WanTransformer3DModel(**SIZES).eval() for _ in range(2))
+    pipe.enable_sedialect(text_encoder=True)
+    pipe.save_pretrained(folder)
+    return pipe
+
+
+def generated(rank: int, ranks: int, argument: str, folder: Path) -> dict[str, Any]:
+    """A whole pipeline of vLLM-Omni's: what its parts give and diffusers' do, and a video of two steps."""
+    with groups(rank, ranks, folder) as config, torch.no_grad():
+        from vllm.config.load import LoadConfig
+        from vllm_omni.diffusion.data import OmniDiffusionConfig
+        from vllm_omni.diffusion.forward_context import set_forward_context
+        from vllm_omni.diffusion.model_loader.diffusers_loader import DiffusersPipelineLoader
+        from vllm_omni.diffusion.request import OmniDiffusionRequest
+        from vllm_omni.diffusion.worker.request_batch import DiffusionRequestBatch
+        from vllm_omni.inputs.data import OmniDiffusionSamplingParams
+
+        pipe = saved_pipeline(folder / "model")
+        omni = OmniDiffusionConfig(model=str(folder / "model"), model_class_name="WanPipeline", dtype=torch.float32)
+        omni.enrich_config()
+        with set_forward_context(vllm_config=config, omni_diffusion_config=omni):
+            loader = DiffusersPipelineLoader(LoadConfig(), omni)
+            served = loader.load_model(load_device="cpu", device=torch.device("cpu"))
+            found: dict[str, Any] = {
+                name: tuple(getattr(each, name)(**inputs(), return_dict=False)[0] for each in (pipe, served))
+                for name in ("transformer", "transformer_2")
+            }
+            ids = torch.arange(5)[None]
+            found["text_encoder"] = tuple(each.text_encoder(ids)[0] for each in (pipe, served))
+            sizes = {"height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 4.0, "seed": 0}
+            request = OmniDiffusionRequest("a cat", OmniDiffusionSamplingParams(**sizes), "first")
+            (output,) = served.forward(DiffusionRequestBatch([request]))
+            return found | {"method": omni.quantization_config.get_name(), "video": output.media.video.tensor}
 
 
 def inputs() -> dict[str, torch.Tensor]:

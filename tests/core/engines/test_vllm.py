@@ -6,17 +6,25 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors import safe_open
 from several_processes import run_together
-from vllm_linears import equalized
 
 missing = [name for name in ("vllm", "vllm_omni") if find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not installed: see docs/scale.md")
-SCRIPT = "import sys, vllm_linears, vllm_on_cpu; vllm_on_cpu.together({}, sys.argv)"
+SCRIPT = "import sys, vllm_on_cpu, vllm_linears; vllm_on_cpu.together({}, sys.argv)"
 COMPARED = SCRIPT.format("vllm_on_cpu.compared")
 
 
 def distance(one, other):
     return float((one - other).norm() / other.norm())
+
+
+def equalized(folder):
+    """How many layers of a saved folder have an equalizer."""
+    (path,) = (folder / "transformer").glob("*.safetensors")
+    with safe_open(path, framework="pt") as opened:
+        header = opened.keys()
+    return sum(key.endswith(".weight_equalizer") for key in header)
 
 
 def test_a_saved_folder_computes_what_diffusers_does(tmp_path):
@@ -27,6 +35,15 @@ def test_a_saved_folder_computes_what_diffusers_does(tmp_path):
     assert equalized(tmp_path / "1-0") > 10 and equalized(tmp_path / "2-0") > 10
     plain = results["16 bit"][0]
     assert all(1e-4 < distance(alone, plain) < 0.5 for name, (alone, _) in results.items() if name != "16 bit")
+
+
+def test_a_whole_pipeline_of_two_transformers_and_a_quantized_text_encoder(tmp_path):
+    (found,) = run_together(SCRIPT.format("vllm_on_cpu.generated"), "", tmp_path, 1)
+    assert found["method"] == "sedialect"
+    for name in ("transformer", "transformer_2", "text_encoder"):
+        assert torch.equal(*found[name]), name
+    assert not torch.equal(found["transformer"][0], found["transformer_2"][0])
+    assert found["video"].isfinite().all() and found["video"].std() > 0
 
 
 def test_over_two_processes_that_share_the_weights(tmp_path):
