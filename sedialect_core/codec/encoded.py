@@ -94,6 +94,10 @@ class EncodedTensor:
         parts = {name: getattr(self, name).to(device) for name in ("codes", "meta", "scale")}
         return replace(self, equalizer=equalizer, **parts)
 
+    def rows(self, start: int, stop: int) -> "EncodedTensor":
+        """Rows start .. stop - 1 of it; shares its storage."""
+        return replace(self, **{name: getattr(self, name)[start:stop] for name in ("codes", "meta", "scale")})
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The values, [..., K] in `dtype`: operands times row scales, rotated and scaled back, rounded once."""
         values = self.coded_values()

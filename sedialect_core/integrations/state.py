@@ -1,6 +1,6 @@
 """The marks by which diffusers, and we, know that a model is quantized: set and taken off in one place."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -9,8 +9,9 @@ from torch import nn
 
 from ..errors import ModelError
 from ..linear import SeDialectLinear
-from ..plan.layers import Plan
+from ..plan.layers import LayerPlan, Plan
 from ..plan.report import model_bytes
+from ..quantize.readers import readers
 from ..shared_input import share_inputs
 from .semantics import attach, detach
 
@@ -44,7 +45,7 @@ def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
         quantizer.register(model)
     for name, value in marks.items():
         setattr(model, name, value)
-    share_inputs(_readers(model, state.plan))
+    share_inputs(readers(_layers(model, state.plan)))
     attach(model, state.plan)
     for layer in model.modules():
         if isinstance(layer, SeDialectLinear):
@@ -57,21 +58,11 @@ def mark_attending(model: nn.Module, state: Enabled) -> None:
     attach(model, state.plan)
 
 
-def _readers(model: nn.Module, plan: Plan) -> Iterator[tuple[Hashable, SeDialectLinear]]:
-    """The layers that encode their input, with what those that read equal inputs in the same way have in common."""
+def _layers(model: nn.Module, plan: Plan) -> Iterator[tuple[LayerPlan, SeDialectLinear]]:
     for entry in plan.quantized:
         layer = model.get_submodule(entry.name)
-        if not isinstance(layer, SeDialectLinear):
-            continue
-        equalizer = layer.weight_equalizer
-        if layer.precision == "w4a16" and not layer.rotation and equalizer is None:
-            continue
-        shared = entry.shared_input is not None
-        settings: tuple[Hashable, ...] = (layer.precision, layer.block_size, layer.rotation, layer.products)
-        if equalizer is not None:
-            shared = shared and equalizer.device.type != "meta"  # a disk's: nobody can say that they are equal
-            settings += (tuple(equalizer.tolist()),) if shared else ()
-        yield (entry.shared_input, *settings) if shared else None, layer
+        if isinstance(layer, SeDialectLinear):
+            yield entry, layer
 
 
 def mark_plain(model: nn.Module) -> None:

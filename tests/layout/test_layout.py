@@ -19,8 +19,14 @@ LEVELS = [
         ["bench", "sedialect_core/comparison.py", "sedialect_core/generation"],
     ),
     (
-        "The surroundings of a model: pipelines, what they will take, pictures of choices, the bundled model's training.",
-        ["training", "sedialect_core/integrations", "sedialect_core/charts", "sedialect_core/footprint"],
+        "The surroundings of a model: pipelines, servers, what they take, pictures of choices, the training of a model.",
+        [
+            "training",
+            "sedialect_core/integrations",
+            "sedialect_core/engines",
+            "sedialect_core/charts",
+            "sedialect_core/footprint",
+        ],
     ),
     (
         "What works on a whole quantized model: statistics, files, tokens.",
@@ -110,6 +116,8 @@ def test_rooms_import_only_the_libraries_they_may(path):
             assert foreign <= allowed, f"{name} imports {foreign - allowed}"
     if not name.startswith("nodes"):
         assert not foreign & {"comfy", "comfy_api", "folder_paths"}, f"{name}: only nodes/ knows ComfyUI"
+    if not name.startswith("sedialect_core/engines"):
+        assert not foreign & {"vllm", "vllm_omni"}, f"{name}: only engines/ knows vLLM"
 
 
 def test_the_checker_sees_an_import_that_runs_the_wrong_way():
