@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import SeDialectConfig
-from ..errors import InputError, SeDialectError
+from ..errors import InputError, SeDialectError, shown
 from ..storage import hub
+from ..storage.paths import expanded, is_file, is_folder
 from ..storage.reading import Fields, read_object
 from .format import Contents, check_settings, read_contents, read_headers
 from .integrity import check_codes, check_covered, check_undamaged, damaged_keys
@@ -54,11 +55,11 @@ def verify(model: str) -> list[Verified]:
 
 def _groups(model: str) -> Iterator[_Group]:
     """Files that belong to one model: those of one name in one folder, by where they lie."""
-    place = Path(model)
-    if place.is_file():
+    place = expanded(model)
+    if is_file(place):
         yield _Group(model, (place,))
         return
-    if place.is_dir():
+    if is_folder(place):
         paths = sorted(path for path in place.rglob("*") if _is_read(path.name))
     elif hub.is_repo_id(model):
         paths, commit = [], None
@@ -66,7 +67,7 @@ def _groups(model: str) -> Iterator[_Group]:
             path, commit = hub.download(model, name, revision=commit)
             paths.append(path)
     else:
-        raise InputError(f"{model!r} is neither a file, a folder nor the name of a repository on the Hub; check it")
+        raise InputError(f"{shown(model)} is neither a file, a folder nor the name of a repository on the Hub; check it")
     names: dict[tuple[Path, str], list[Path]] = {}
     for path in paths:
         if path.name.endswith(SUFFIX):
