@@ -164,10 +164,11 @@ def _run(parsed: argparse.Namespace, load: Callable[[], Any], request: "Request"
     from ..sedialect_core.comparison import compare, write_comparison
     from ..sedialect_core.progress import Console
     from ..sedialect_core.storage.paths import folder_to_write
-    from ..sedialect_core.video.mp4 import check_codec
+    from ..sedialect_core.video.mp4 import check_codec, check_rate
     from ..sedialect_core.video.sampling import computed_in, in_words
 
     check_codec()
+    check_rate(fps)
     output = folder_to_write(parsed.output)
     print(f"prompt: {request.prompt} (seed {request.seed}, {request.steps} steps)", file=sys.stderr)
     with Console() as watch:

@@ -1,6 +1,7 @@
 """`sedialect formatbook …`: look at books, and bring them to and from the Hugging Face Hub."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def run_show(parsed: argparse.Namespace) -> int:
     if parsed.model is None:
         use = Use(use_by_gaussian_blocks(book, parsed.block_size), f"Gaussian blocks of {parsed.block_size}")
     else:
-        name = printable(Path(parsed.model).name if Path(parsed.model).exists() else parsed.model)
+        name = printable(Path(parsed.model).name if os.path.exists(parsed.model) else parsed.model)
         use = Use(use_by_model(book, parsed.model, parsed.block_size), f"weights of {name}")
     print(table(book, use, MARKS if _can_print(MARKS) else ASCII_MARKS))
     if parsed.png is not None:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,15 +134,13 @@ def _last(count: int, prompts: Sequence[tuple[str, int]]) -> Sequence[tuple[str,
 
 
 def _lines(path: str) -> list[str]:
-    if path.isdigit() and not Path(path).exists():
+    from ..sedialect_core.video.work_list import read_lines
+
+    if path.isdigit() and not os.path.exists(path):
         raise InputError(
             f"--prompts is the number {path}; only --model bundled brings prompts: pass a file, one prompt a line"
         )
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the prompts {path!r}: {error}; pass a text file, one prompt a line") from None
-    found = [line for line in lines if line]
+    found = read_lines(Path(path))
     if len(found) < 2:
         raise InputError(f"{path} holds {len(found)} prompts; give two at least: one to fit to, one to measure on")
     return found

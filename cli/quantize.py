@@ -1,6 +1,7 @@
 """`sedialect quantize`: a model's folder or repository in, a quantized one out."""
 
 import argparse
+import os
 import re
 import sys
 from dataclasses import replace
@@ -81,6 +82,7 @@ def run(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.checkpoint.source import find_source
     from ..sedialect_core.storage import hub, paths
     from ..sedialect_core.storage.locking import only_one
+    from ..sedialect_core.storage.reading import read_text
     from ..sedialect_core.video.sampling import pick_device
 
     parsed.output = paths.place(parsed.output)
@@ -89,7 +91,7 @@ def run(parsed: argparse.Namespace) -> int:
     _check_calibration(parsed)
     if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):
         raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")
-    table = _read(parsed.quality_table) if parsed.quality_table is not None else None
+    table = read_text(parsed.quality_table) if parsed.quality_table is not None else None
     size = _bytes(parsed.max_shard_size)
     job = Job(config, parsed.output, parsed.dtype or STORED, pick_device(parsed.device), size)
     source = find_source(parsed.model, parsed.component, parsed.variant)
@@ -97,7 +99,7 @@ def run(parsed: argparse.Namespace) -> int:
         plans = _written(parsed, source, job)
         if plans is None:
             return 2
-        base = parsed.base_model or (None if Path(parsed.model).exists() else parsed.model)
+        base = parsed.base_model or (None if os.path.exists(parsed.model) else parsed.model)
         card = model_card(
             plans,
             base_model=base,
@@ -163,9 +165,10 @@ def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "Calibr
     from ..sedialect_core.progress import shown_bar
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import load_pipeline, pick_device
+    from ..sedialect_core.video.work_list import read_lines
 
     bundled = GLANCE if _glances(parsed) else SELF
-    prompts = _lines(parsed.prompts) if parsed.prompts is not None else bundled
+    prompts = read_lines(parsed.prompts) if parsed.prompts is not None else bundled
     device = pick_device(parsed.device)
     choice = choose_dtype(device, parsed.dtype)
     with shown_bar("loading the model"):
@@ -187,20 +190,6 @@ def _calibration_folder(parsed: argparse.Namespace) -> Path:
         return Path(parsed.calibration)
     beside: Path = parsed.output
     return beside.with_name(f"{beside.name}.{'glance' if _glances(parsed) else 'calibration'}")
-
-
-def _lines(path: Path) -> list[str]:
-    found = [line.strip() for line in _read(path, "the prompts").splitlines()]
-    if not any(found):
-        raise InputError(f"{path} holds no prompts; write one a line")
-    return [line for line in found if line]
-
-
-def _read(path: Path, what: str = "the quality table") -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {what} {path}: {error}") from None
 
 
 def _bytes(text: str) -> int:

@@ -28,6 +28,8 @@ HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+CODE = "sedialect"  # in the metadata of state dictionaries
+DIALECT_MASK = 31  # of a byte of `weight_meta`
 ACTIVATION_BITS = {"w4a4": 4, "w4a8": 8, "w4a16": 16}
 
 
@@ -186,6 +188,35 @@ class SeDialectLinear(nn.Linear):
             self._rounding_loss = self.encoded.rounding_loss
         return self._rounding_loss
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # beside the tensors, as torch's versions of modules are: no key of its own
+            destination._metadata.setdefault(prefix[:-1], {})[CODE] = self._code
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: list[str]
+    ) -> None:
+        """Codes of another formatbook or transform are no codes of this layer, though they have its shapes."""
+        mine, others = self._code, metadata.get(CODE, self._code)
+        found = [f"{key} {others.get(key)} there, {value} here" for key, value in mine.items() if others.get(key) != value]
+        dialects, meta = len(self.formatbook.dialects), state.get(f"{prefix}weight_meta")
+        if not found and dialects <= DIALECT_MASK and meta is not None and meta.numel() and meta.device.type != "meta":
+            most = int((meta & DIALECT_MASK).max())
+            found = [f"dialect {most}, of {dialects} here"] * (most >= dialects)
+        if found:
+            errors.append(
+                f"{prefix[:-1]}: the codes are of other settings ({'; '.join(found)}); quantize both models alike, or load "
+                "the folder of the other with from_pretrained()"
+            )
+            return
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+
+    @property
+    def _code(self) -> dict[str, Any]:
+        """What decides, beside the stored tensors, which weight the codes mean."""
+        settings = {"block size": self.block_size, "rotation": self.rotation, "equalized": self.weight_equalizer is not None}
+        return {"formatbook": self.formatbook.digest[:12], **settings}
+
     @property
     def row_scale(self) -> torch.Tensor:
         """Row scales of the weight, float32 [N]."""
@@ -209,7 +240,12 @@ class SeDialectLinear(nn.Linear):
         return self.encoded.dequantize(dtype or self.compute_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., K] -> [..., N] in x.dtype, freshly allocated and contiguous."""
+        """[..., K] -> [..., N] in x.dtype, freshly allocated and contiguous.
+
+        Raises:
+            ModelError: x has another width or no floats; or something has been put in the place of the codes.
+        """
+        self._check(x)
         if derivatives.transformed():
             y = self._transformed(x)
         elif torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
@@ -218,6 +254,21 @@ class SeDialectLinear(nn.Linear):
             operand, row_scale, salient = self._encoded(x)
             y = ops.matmul(operand, row_scale, self._rows, self.bias, self._tables(x), x.dtype, salient)
         return y.view(*x.shape[:-1], self.out_features)
+
+    def _check(self, x: torch.Tensor) -> None:
+        """Refuse what would give numbers that mean nothing, or an error of another place."""
+        if torch.jit.is_tracing():
+            raise ModelError("torch.jit cannot record quantized layers; use torch.export or torch.compile")
+        if "weight" not in self._parameters or self.weight.dtype != torch.uint8:
+            raise ModelError(
+                "something stands in the place of a quantized layer's codes, such as a pruned, cast or re-parametrized "
+                "weight, and codes are no numbers; change the 16-bit model and quantize then"
+            )
+        if not x.is_floating_point() or x.shape[-1:] != (self.in_features,):
+            raise ModelError(
+                f"a quantized layer was given {list(x.shape)} {x.dtype}; it reads floats of [..., {self.in_features}]: "
+                "check the inputs of the model"
+            )
 
     def _encoded(self, x: torch.Tensor) -> Encoded:
         """What `_encode` gives, once for all layers that read x."""

@@ -68,7 +68,7 @@ def serve(settings: Settings) -> Served:
             holds no calibration.
     """
     from ..sedialect_core.errors import InputError
-    from ..sedialect_core.video.mp4 import check_codec
+    from ..sedialect_core.video.mp4 import check_codec, check_rate
 
     try:
         from starlette.middleware import Middleware
@@ -83,6 +83,7 @@ def serve(settings: Settings) -> Served:
         raise InputError(f"the app needs {error.name}; install it: pip install 'sedialect[app]'") from None
     check_codec()
     service = make_service(settings)
+    check_rate(service.offer.fps)
     names = allowed_names(settings.host, settings.share, settings.names)
     before = os.environ.get(FOLDER)
     _show_files_of(str(service.results.root))

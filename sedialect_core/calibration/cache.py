@@ -20,6 +20,7 @@ from ..errors import InputError, shortened, shown
 from ..formatbook.matching import weights_digest
 from ..quantize.weights import Calibration, InputStatistics
 from ..storage.atomic import write_tensors, write_text
+from ..storage.paths import expanded, is_file
 from ..storage.reading import Fields, check_regular, read_object
 
 FORMAT_VERSION = 1
@@ -85,9 +86,10 @@ class CalibrationCache:
         Raises:
             InputError: there is no calibration, or it is damaged or of another version.
         """
-        path = Path(folder) / INDEX
-        if not path.exists():
-            raise InputError(f"{folder} holds no calibration (no {INDEX} is there); pass the folder of one")
+        folder = expanded(folder)
+        path = folder / INDEX
+        if not is_file(path):
+            raise InputError(f"{shown(str(folder))} holds no calibration (no {INDEX} is there); pass the folder of one")
         said = Fields(read_object(path, remedy=AGAIN), str(path), AGAIN)
         version = said.get("format_version", int)
         if version != FORMAT_VERSION:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,6 @@ def fingerprint(model: str, models: Mapping[str, nn.Module], prompts: Sequence[A
 def _model_name(pipe: Any) -> str:
     """The model's name on the Hub where it came from there, else the name of its folder or class: never a local path."""
     path = str(getattr(pipe.config, "_name_or_path", "") or "")
-    if path and Path(path).exists():
+    if path and os.path.exists(path):
         return Path(path).resolve().name
     return path if is_repo_id(path) else type(pipe).__name__

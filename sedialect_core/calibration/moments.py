@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..inspection.denoisers import denoisers
 from ..progress import Watch
 from ..quantize.checks import check_ready
+from ..storage.paths import folder_to_write
 from ..video.sampling import Request, generate
 from .cache import RESOLUTION, CalibrationCache
 from .fingerprint import fingerprint_of
@@ -68,7 +69,7 @@ def calibrate(
 
     glance = prompts == GLANCE
     run = Run(models, requests, sample, 1 if glance else every, device)
-    cache = _open(pipe, run, config or SeDialectConfig(), Path(folder) if folder else None, glance)
+    cache = _open(pipe, run, config or SeDialectConfig(), None if folder is None else folder_to_write(folder), glance)
     with _own_bar(pipe):
         gather(run, cache, place, memory, save_every=save_every, progress=progress, watch=watch)
     return cache

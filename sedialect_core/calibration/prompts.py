@@ -1,6 +1,7 @@
 """What a pipeline is asked for when it calibrates itself."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,4 +45,4 @@ def requests_of(pipe: Any, prompts: str | Sequence[str | Request]) -> list[Reque
 
 def _is_bundled(pipe: Any) -> bool:
     path = str(getattr(pipe.config, "_name_or_path", "") or "")
-    return bool(path) and Path(path).exists() and Path(path).resolve() == demo.MODEL.resolve()
+    return bool(path) and os.path.exists(path) and Path(path).resolve() == demo.MODEL.resolve()

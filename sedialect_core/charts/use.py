@@ -1,6 +1,7 @@
 """How often each dialect of a book is chosen: by Gaussian blocks, and by the weights of a model."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def _components(source: str) -> list[str | None]:
 
 def _index(source: str) -> dict[str, Any] | None:
     """model_index.json of a pipeline, None for a single model."""
-    if Path(source).exists():
+    if os.path.exists(source):
         path = Path(source) / "model_index.json"
         if not path.is_file():
             return None

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import InputError, shown
 from ..inspection import is_transformer
 from ..storage import hub
+from ..storage.paths import expanded, is_file, is_folder
 from ..storage.reading import read_bytes, read_object
 
 WEIGHTS = "diffusion_pytorch_model"
@@ -72,10 +73,10 @@ class Place:
 
     def __init__(self, model: str, or_else: str = "") -> None:
         self.model = model
-        self.folder = Path(model) if Path(model).is_dir() else None
+        self.folder = expanded(model) if is_folder(model) else None
         self.commit: str | None = None
-        if self.folder is None and (Path(model).exists() or not hub.is_repo_id(model)):
-            raise InputError(f"{model!r} is neither a folder nor the name of a repository on the Hub{or_else}")
+        if self.folder is None and (is_file(model) or not hub.is_repo_id(model)):
+            raise InputError(f"{shown(model)} is neither a folder nor the name of a repository on the Hub{or_else}")
 
     def find(self, *names: str) -> Path:
         """The first of these files that is there.

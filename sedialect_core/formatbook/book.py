@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FormatbookError, InputError, shown
 from ..storage.atomic import write_text
 from ..storage.hub import is_repo_id
+from ..storage.paths import expanded, folder_to_write, is_file, is_folder, place
 from ..storage.reading import Fields, read_object
 from . import storage
 from .storage import FORMAT_VERSION
@@ -205,7 +206,7 @@ class Formatbook:
             FormatbookError: the file is absent, is no JSON, or breaks a rule.
         """
         try:
-            data = read_object(path, MAX_FILE, WRITE_AGAIN)
+            data = read_object(expanded(path), MAX_FILE, WRITE_AGAIN)
         except InputError as error:
             raise FormatbookError(f"cannot read the formatbook: {error}") from None
         try:
@@ -247,9 +248,9 @@ class Formatbook:
         """
         if name_or_path in builtin_names():
             return _builtin(name_or_path)
-        if Path(name_or_path).is_file():
+        if is_file(name_or_path):
             return cls.from_file(name_or_path)
-        if Path(name_or_path).is_dir() or (is_repo_id(name_or_path) and not name_or_path.endswith(".json")):
+        if is_folder(name_or_path) or (is_repo_id(name_or_path) and not name_or_path.endswith(".json")):
             try:
                 return cls.from_pretrained(name_or_path)
             except InputError as error:
@@ -257,21 +258,25 @@ class Formatbook:
                     f"no formatbook {name_or_path!r}: there is no such file or folder, and {error}"
                 ) from None
         raise FormatbookError(
-            f"no formatbook {name_or_path!r}: it is neither a file nor one of {', '.join(builtin_names())}, nor is it "
+            f"no formatbook {shown(name_or_path)}: it is neither a file nor one of {', '.join(builtin_names())}, nor is it "
             "written like a Hub repository, owner/name"
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the JSON form, one dialect a line, and return the path. An old file is replaced at once or not at all."""
-        return write_text(Path(path), storage.json_text(self.to_dict()))
+        """Write the JSON form, one dialect a line, and return the path. An old file is replaced at once or not at all.
+
+        Raises:
+            InputError: the path is none, or cannot be written.
+        """
+        return write_text(place(path), storage.json_text(self.to_dict()))
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the folder that `from_pretrained` reads and the Hub shows: JSON, safetensors, card; and return it.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the path is none, or the folder cannot be written.
         """
-        return storage.write(self.to_dict(), self.digest, self.fingerprint, Path(folder))
+        return storage.write(self.to_dict(), self.digest, self.fingerprint, folder_to_write(folder))
 
     def push_to_hub(
         self,

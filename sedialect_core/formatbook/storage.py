@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FormatbookError, InputError, shortened, shown
 from ..storage import hub
 from ..storage.atomic import replacing, write_text
+from ..storage.paths import expanded, is_folder
 from ..storage.reading import check_regular, parse_object, read_bytes
 
 if TYPE_CHECKING:
@@ -114,11 +115,13 @@ def load(
         FormatbookError: it is neither a folder nor a repository's name, or a file is damaged or of another version.
         InputError: the repository, revision or a file cannot be had.
     """
-    folder, name = Path(name_or_dir), str(name_or_dir)
-    if folder.is_dir():
+    folder, name = expanded(name_or_dir), str(name_or_dir)
+    if is_folder(folder):
         return _stored(lambda file: _in_folder(folder, file), name)
     if not hub.is_repo_id(name):
-        raise FormatbookError(f"no formatbook {name!r}: there is no such folder, and a Hub repository is called owner/name")
+        raise FormatbookError(
+            f"no formatbook {shown(name)}: there is no such folder, and a Hub repository is called owner/name"
+        )
     commit = revision
 
     def fetch(file: str) -> Path:

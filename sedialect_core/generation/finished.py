@@ -15,11 +15,13 @@ from typing import Any
 
 from ..errors import InputError, shortened
 from ..storage.atomic import replacing, write_text
+from ..storage.reading import read_bytes, read_object
 from ..video.mp4 import Frames, write_mp4
 from ..video.work_list import Item
 
 RECORDS, MANIFEST, JOB = ".records", "manifest.json", "job.json"
 DONE, FAILED = "done", "failed"
+MAX_RECORD = 1 << 20  # bytes
 Record = dict[str, Any]
 
 
@@ -31,16 +33,19 @@ def record_path(folder: Path, item: Item) -> Path:
 def is_done(folder: Path, item: Item) -> bool:
     """Whether an item's video is there, whole."""
     record = read_record(folder, item)
-    return record is not None and record["status"] == DONE and (folder / record["file"]).is_file()
+    if record is None or record["status"] != DONE or record["file"] != f"{item.name}.mp4":
+        return False
+    path = folder / f"{item.name}.mp4"
+    return path.is_file() and path.stat().st_size > 0
 
 
 def read_record(folder: Path, item: Item) -> Record | None:
     """An item's record, or None; one that is no JSON counts as none, and its video is made again."""
     try:
-        record = json.loads(record_path(folder, item).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_object(record_path(folder, item), MAX_RECORD)
+    except InputError:
         return None
-    known = isinstance(record, dict) and record.get("status") in (DONE, FAILED)
+    known = record.get("status") in (DONE, FAILED)
     return record if known and (record["status"] == FAILED or isinstance(record.get("file"), str)) else None
 
 
@@ -90,10 +95,13 @@ def keep_to_job(folder: Path, job: Mapping[str, Any]) -> None:
     if not path.is_file():
         write_text(path, text)
         return
-    before = path.read_text(encoding="utf-8")
+    before = read_bytes(path, MAX_RECORD).decode(errors="replace")
     if before != text:
         old, new = before.splitlines(), text.splitlines()
-        other = next((f"{a.strip()} there, {b.strip()} here" for a, b in zip(old, new, strict=False) if a != b), "settings")
+        other = next(
+            (f"{shortened(a.strip())} there, {shortened(b.strip())} here" for a, b in zip(old, new, strict=False) if a != b),
+            "settings",
+        )
         raise InputError(f"{folder} holds videos of another job: {other}; choose another --output, or the same settings")
 
 

@@ -18,7 +18,7 @@ from ..inspection.denoisers import denoisers
 from ..integrations.pipelines import enable_sedialect
 from ..progress import Watch, shown_bar
 from ..video.compute_dtype import choose_dtype
-from ..video.mp4 import to_bytes
+from ..video.mp4 import check_rate, to_bytes
 from ..video.sampling import Request, generate, load_pipeline
 from ..video.work_list import Item, share, work_list
 from ..video.workers import Place
@@ -41,6 +41,9 @@ class VideoBatch:
     request: Request = field(default_factory=lambda: Request(prompt="-"))
     fps: int = 16
     dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        check_rate(self.fps)
 
     def items(self) -> list[Item]:
         """The work list."""
@@ -122,6 +125,7 @@ def run_worker(place: Place, batch: VideoBatch) -> None:
         SeDialectError: as of `GenerateVideos`.
     """
     items = batch.items()
+    keep_to_job(batch.output, batch.job())  # also where all is done: with other settings, nothing would be
     mine = [item for item in share(items, place.rank, place.processes) if not is_done(batch.output, item)]
     failed: list[Record] = []
     if mine:

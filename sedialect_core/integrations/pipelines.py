@@ -17,10 +17,12 @@ from ..inspection import is_text_model
 from ..inspection.denoisers import denoisers as denoisers
 from ..inspection.encoders import encoders
 from ..linear import SeDialectLinear
+from ..plan.layers import Plan
 from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
-from ..quantize.apply import quantize_layers, set_submodule
+from ..quantize.apply import prepare, quantize_layers, set_submodule
 from ..quantize.checks import check_attends, check_ready, check_restorable
+from ..quantize.unfinished import unfinished, whole_again
 from .lora import fused_into_codes
 from .models import mark_with_quantizer
 from .semantics import attention_seen, follow, reguide
@@ -137,24 +139,36 @@ def _enable_all(
         (check_attends if config.attention_alone else check_ready)(name, model)
     for name, model in texts.items():
         check_ready(name, model)
+    plans = {name: _prepared(model, config) for name, model in (models | texts).items()}
     caches = _calibrations(pipe, calibration, config, progress, list(models), texts)
     enabled: list[nn.Module] = []
     try:
         for name, model in models.items():
-            if config.attention_alone and getattr(model, "is_quantized", False) and hasattr(model, "_sedialect"):
+            plan = plans[name]
+            if plan is None:
                 reguide(model, attention=config.attention)
             else:
-                _enable(name, model, config, keep_original, progress, caches.get(name))
+                _enable(name, model, plan, keep_original, progress, caches.get(name))
                 enabled.append(model)
             follow(pipe, model)
         for name, model in texts.items():
-            _enable(name, model, config, keep_original, progress, caches.get(name))
+            plan = plans[name]
+            assert plan is not None
+            _enable(name, model, plan, keep_original, progress, caches.get(name))
             enabled.append(model)
     except BaseException:  # such as a watch's wish to stop: with the originals at hand, nothing stays half done
         for model in enabled if keep_original else ():
             _disable(model)
         raise
     return pipe
+
+
+def _prepared(model: nn.Module, config: SeDialectConfig) -> Plan | None:
+    """Its plan, so that what is wrong with one model is found before another is changed; None where only the attention of a
+    quantized model is to change."""
+    if config.attention_alone and getattr(model, "is_quantized", False) and hasattr(model, "_sedialect"):
+        return None
+    return prepare(model, config)
 
 
 def _calibrations(
@@ -242,7 +256,7 @@ class PipelineReport:
 def _enable(
     component: str,
     model: nn.Module,
-    config: SeDialectConfig,
+    plan: Plan,
     keep_original: bool,
     progress: bool | Watch,
     cache: "CalibrationCache | None",
@@ -252,10 +266,12 @@ def _enable(
     keep = named.__setitem__ if keep_original else None
     calibration = None if cache is None else cache.component(component)
     try:
-        plan = quantize_layers(model, config, progress=progress, keep=keep, calibration=calibration)
+        plan = quantize_layers(model, plan=plan, progress=progress, keep=keep, calibration=calibration)
     except BaseException:
         for name, linear in named.items():
             set_submodule(model, name, linear)
+        if named:
+            whole_again(model)
         raise
     if cache is not None:
         plan = replace(plan, notes=(*plan.notes, cache.describe()))
@@ -284,6 +300,8 @@ def _enabled(pipe: Any) -> dict[str, nn.Module]:
 
 
 def _state(name: str, model: nn.Module) -> Enabled:
+    for reason, remedy in filter(None, (unfinished(model),)):
+        raise ModelError(f"{name} {reason}; {remedy}")
     state = getattr(model, "_sedialect", None)
     if not isinstance(state, Enabled):
         raise ModelError(f"{name} is not quantized by sedialect; call pipe.enable_sedialect() first")

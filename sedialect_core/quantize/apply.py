@@ -8,9 +8,10 @@ from torch import nn
 
 from ...kernels.capabilities import refusals
 from ...kernels.lasting import lasting
-from ..codec import DTYPES, all_finite
+from ..codec import DTYPES, EncodedTensor, all_finite
 from ..config import SeDialectConfig
 from ..errors import ModelError
+from ..formatbook import Formatbook
 from ..formatbook.matching import find_book
 from ..inspection import TokenLayout
 from ..linear import SeDialectLinear
@@ -19,6 +20,7 @@ from ..plan.rules import make_plan
 from ..progress import Watch, following
 from .checks import check_attention
 from .products import check_products, settle_products
+from .unfinished import swapping
 from .weights import Calibration, WeightEncoder, groups_of
 
 ENCODING_BYTES = (
@@ -27,11 +29,30 @@ ENCODING_BYTES = (
 
 
 @lasting()
+def prepare(module: nn.Module, config: SeDialectConfig | None = None, token_layout: TokenLayout | None = None) -> Plan:
+    """The plan, after a look at everything that could fail. Nothing is changed.
+
+    Raises:
+        ModelError: nothing can be quantized, or weights are not in memory or not finite.
+        ConfigError: the GPU that the weights lie on lacks the units that `products` names.
+    """
+    config = config or SeDialectConfig()
+    plan = make_plan(module, config, token_layout, linear_types=_linear_types(module, config))
+    check_attention(plan.config)
+    for place in {module.get_submodule(layer.name).weight.device for layer in plan.quantized}:
+        assert isinstance(place, torch.device)
+        check_products(place, plan.config.products)
+    _check_weights(module, plan)
+    return plan
+
+
+@lasting()
 def quantize_layers(
     module: nn.Module,
     config: SeDialectConfig | None = None,
     token_layout: TokenLayout | None = None,
     *,
+    plan: Plan | None = None,
     progress: bool | Watch = False,
     keep: Callable[[str, nn.Linear], None] | None = None,
     calibration: Calibration | None = None,
@@ -40,6 +61,7 @@ def quantize_layers(
     """Plan, and rewrite the layers in place, one in memory at a time; `sedialect.quantize_model` is the public face.
 
     Args:
+        plan: what `prepare` gave for this module and these settings, if it was asked before.
         progress: show a progress bar, or tell a watch how many weights are done.
         keep: called with each name and original layer before it is let go.
         calibration: what the layers read, by which weights are encoded; the plan that is returned says where.
@@ -47,22 +69,16 @@ def quantize_layers(
             CPU on torch's current GPU, if it has the kernels and memory to spare.
 
     Raises:
-        ModelError: nothing can be quantized, or weights are not in memory or not finite. Nothing has been changed then.
+        ModelError: as of `prepare`; or another thread is quantizing the module. Nothing has been changed then.
         FormatbookError: there is no such formatbook. Nothing has been changed then.
-        ConfigError: the GPU that the weights lie on lacks the units that `products` names. Nothing has been changed then.
+        ConfigError: as of `prepare`. Nothing has been changed then.
     """
-    config = config or SeDialectConfig()
-    plan = make_plan(module, config, token_layout, linear_types=_linear_types(module, config))
-    check_attention(plan.config)
+    plan = plan or prepare(module, config, token_layout)
     if not plan.quantized:  # attention alone
         return plan
-    for place in {module.get_submodule(layer.name).weight.device for layer in plan.quantized}:
-        assert isinstance(place, torch.device)
-        check_products(place, plan.config.products)
-    _check_weights(module, plan)
     book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
     plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
-    with following(progress if isinstance(progress, Watch) else None, bool(progress)) as watch:
+    with following(progress if isinstance(progress, Watch) else None, bool(progress)) as watch, swapping(module):
         watch.on_phase(f"Quantizing {plan.model}", sum(layer.weights for layer in plan.quantized), "w")
         done: dict[str, LayerPlan] = {}
         encoder = WeightEncoder(book, plan.config.candidates, calibration)
@@ -73,25 +89,36 @@ def quantize_layers(
 
         for group in groups_of(plan.quantized):
             for layer, encoded in encoder.encode(group, weight_of):
-                linear = _linear(module, layer.name)
-                encoded = encoded.to(linear.weight.device)
-                if keep is not None:
-                    keep(layer.name, linear)
-                new = SeDialectLinear.from_linear(
-                    linear,
-                    encoded=encoded,
-                    precision=layer.precision,
-                    block_size=layer.block_size,
-                    formatbook=book,
-                    candidates=plan.config.candidates,
-                    rotation=layer.rotation,
-                )
-                new.calibrated = layer.calibrated
-                set_submodule(module, layer.name, new)
-                del linear
+                _swap(module, layer, encoded, book, plan, keep)
                 done[layer.name] = layer
                 watch.on_count(sum(layer.weights for layer in done.values()))
     return settle_products(module, replace(plan, layers=tuple(done.get(layer.name, layer) for layer in plan.layers)))
+
+
+def _swap(
+    module: nn.Module,
+    layer: LayerPlan,
+    encoded: EncodedTensor,
+    book: Formatbook,
+    plan: Plan,
+    keep: Callable[[str, nn.Linear], None] | None,
+) -> None:
+    """Put a quantized layer in the place of a linear one."""
+    linear = _linear(module, layer.name)
+    encoded = encoded.to(linear.weight.device)
+    if keep is not None:
+        keep(layer.name, linear)
+    new = SeDialectLinear.from_linear(
+        linear,
+        encoded=encoded,
+        precision=layer.precision,
+        block_size=layer.block_size,
+        formatbook=book,
+        candidates=plan.config.candidates,
+        rotation=layer.rotation,
+    )
+    new.calibrated = layer.calibrated
+    set_submodule(module, layer.name, new)
 
 
 def _linear_types(module: nn.Module, config: SeDialectConfig) -> tuple[type[nn.Module], ...]:

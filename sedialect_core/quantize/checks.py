@@ -6,10 +6,11 @@ from ...kernels import flash3
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..linear import SeDialectLinear
+from .unfinished import unfinished
 
 
 def check_ready(name: str, model: nn.Module) -> None:
-    """Refuse to quantize a model that is compiled, offloaded by groups, cast by layers, or quantized already.
+    """Refuse to quantize a model that is compiled, offloaded by groups, cast by layers, or quantized already, be it half.
 
     Raises:
         ModelError: naming the component, the state and what to do.
@@ -19,12 +20,12 @@ def check_ready(name: str, model: nn.Module) -> None:
 
 
 def check_attends(name: str, model: nn.Module) -> None:
-    """Refuse to change the attention of a compiled model: its graphs would not see the change.
+    """Refuse to change the attention of a compiled model, whose graphs would not see the change, or of half a model.
 
     Raises:
         ModelError: that is so.
     """
-    if found := _compiled(model):
+    if found := unfinished(model) or _compiled(model):
         raise ModelError(f"{name} {found[0]}; {found[1]}")
 
 
@@ -86,4 +87,4 @@ def _hook_names(module: nn.Module) -> tuple[str, ...]:
     return tuple(registry.hooks) if registry is not None else ()
 
 
-CHECKS = (_quantized, _compiled, _hooked)
+CHECKS = (unfinished, _quantized, _compiled, _hooked)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, shortened, shown
 from .atomic import check_writable
 
 
@@ -18,7 +18,25 @@ def place(text: str | Path) -> Path:
     try:
         return Path(text).expanduser().resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"{str(text)!r} is no place to write to: {error}; choose another path") from None
+        raise InputError(f"{shown(str(text))} is no place to write to: {shortened(error)}; choose another path") from None
+
+
+def expanded(text: str | Path) -> Path:
+    """The path to read from: `~` is one's own folder, as where something is written."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # it names nobody
+        return Path(text)
+
+
+def is_file(text: str | Path) -> bool:
+    """Whether a file lies there; no, of names that no file system takes, where `Path.is_file` fails."""
+    return os.path.isfile(expanded(text))
+
+
+def is_folder(text: str | Path) -> bool:
+    """The same of a folder."""
+    return os.path.isdir(expanded(text))
 
 
 def folder_to_write(text: str | Path) -> Path:
@@ -34,10 +52,13 @@ def check_place(folder: Path) -> None:
     Raises:
         InputError: that is so, or a file stands in the way.
     """
-    for part in (folder, *folder.parents):
-        if part.exists() and not part.is_dir():
-            raise InputError(f"{part} is a file, where a folder is to be written; choose another --output, or remove it")
-    made = [part for part in (folder.parent, *folder.parent.parents) if not part.exists()]
+    try:
+        made = [part for part in (folder.parent, *folder.parent.parents) if not part.exists()]
+        file = next((part for part in (folder, *folder.parents) if part.exists() and not part.is_dir()), None)
+    except OSError as error:  # a name is too long, or a folder may not be looked into
+        raise InputError(f"cannot write {shown(str(folder))}: {error.strerror}; choose another path") from None
+    if file is not None:
+        raise InputError(f"{file} is a file, where a folder is to be written; choose another --output, or remove it")
     try:
         check_writable(folder if folder.exists() else folder.parent)
     finally:

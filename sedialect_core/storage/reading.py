@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import InputError, shortened, shown
 
 MAX_JSON = 1 << 24  # bytes; the index of a model of 100,000 tensors takes about ten million
+MAX_PATH = 300  # characters of a path that is shown whole
 DIGITS = 20  # of an integer: 2^64 has as many
 AGAIN = "download it again, or have it written again"
 
@@ -26,7 +27,9 @@ def check_regular(path: Path | str) -> Path:
     try:
         mode = Path(path).stat().st_mode
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({shortened(error)}); check the path") from None
+        why = error.strerror if isinstance(error, OSError) else shortened(error)
+        name = path if len(str(path)) <= MAX_PATH else shown(str(path))  # such as a text that stands where a path belongs
+        raise InputError(f"{name} cannot be read ({why}); check the path") from None
     if not stat.S_ISREG(mode):
         raise InputError(f"{path} is a folder, a pipe or a device, not a file; put a plain file there")
     return Path(path)
@@ -62,20 +65,41 @@ def parse_object(text: str | bytes, where: str, remedy: str = AGAIN) -> dict[str
     """The JSON object in a text; errors say that it stands at `where`.
 
     Raises:
+        InputError: it is no JSON that can be trusted, as of `parse`; or no object.
+    """
+    data = parse(text, where, remedy)
+    if not isinstance(data, dict):
+        raise InputError(f"{where} is damaged: it holds a {type(data).__name__}, not an object; {remedy}")
+    return data
+
+
+def parse(text: str | bytes, where: str, remedy: str = AGAIN) -> Any:
+    """What the JSON in a text says; errors say that it stands at `where`.
+
+    Raises:
         InputError: it is no JSON, or none that can be trusted: a key twice, a number that no float or 64-bit integer holds,
-            hundreds of levels; or it is no object.
+            hundreds of levels.
     """
     try:
-        data = json.loads(
+        return json.loads(
             text, object_pairs_hook=_object, parse_int=_integer, parse_float=_number, parse_constant=_no_constant
         )
     except RecursionError:
         raise InputError(f"{where} is damaged: it is nested too deeply; {remedy}") from None
     except ValueError as error:
         raise InputError(f"{where} is damaged: {shortened(error)}; {remedy}") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{where} is damaged: it holds a {type(data).__name__}, not an object; {remedy}")
-    return data
+
+
+def read_text(path: Path | str, most: int = MAX_JSON, remedy: str = "save it as UTF-8") -> str:
+    """The text of a plain file in UTF-8; the mark that Windows' editors put before it is no part of it.
+
+    Raises:
+        InputError: the file cannot be read, holds more than `most` bytes, or is in another encoding.
+    """
+    try:
+        return read_bytes(path, most, remedy).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no text in UTF-8 (byte {error.start}); {remedy}") from None
 
 
 class Fields:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from ..errors import InputError, shown
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3], RGB
 CODEC = "libx264"
+MAX_RATE = 1000  # frames a second
 LABEL_HEIGHT = 28
 SIDE_HEIGHT = 384  # smaller videos are enlarged to about this for the side-by-side picture
 GAP = 8
@@ -28,6 +29,16 @@ def check_codec() -> None:
         raise InputError("writing videos needs PyAV; install it: pip install 'sedialect[demo]'") from None
     if CODEC not in av.codecs_available:
         raise InputError(f"this PyAV has no encoder {CODEC}; install the one from PyPI: pip install --force-reinstall av")
+
+
+def check_rate(fps: int) -> None:
+    """Refuse, before minutes of sampling, a number of frames a second with which no video can be written.
+
+    Raises:
+        InputError: that is so.
+    """
+    if not 1 <= fps <= MAX_RATE:
+        raise InputError(f"--fps is {shown(fps)}; give a whole number from 1 to {MAX_RATE}")
 
 
 def write_mp4(path: Path, frames: Frames, fps: int) -> None:

@@ -1,6 +1,8 @@
 """One video out of any diffusers video pipeline, with the time that its transformers took."""
 
 import inspect
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import InputError, SeDialectError, first_line
+from ..errors import InputError, SeDialectError, first_line, shortened, shown
 from ..inspection.denoisers import denoisers
 from ..progress import Watch as Watch
 from ..progress import following
@@ -40,10 +42,16 @@ class Request:
     def __post_init__(self) -> None:
         if not self.prompt.strip():
             raise InputError("the prompt is empty; say what the video shows, as in --prompt 'a red ball moves to the left'")
+        if any("\ud800" <= sign <= "\udfff" for text in (self.prompt, self.negative_prompt or "") for sign in text):
+            raise InputError("a prompt holds half a character, or bytes that are no UTF-8; write it as UTF-8")
         for name in ("steps", "height", "width", "num_frames"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
+        if self.guidance_scale is not None and not math.isfinite(self.guidance_scale):
+            raise InputError(f"guidance_scale is {self.guidance_scale}; give a number")
+        if not -(2**63) <= self.seed < 2**64:
+            raise InputError(f"the seed is {shown(self.seed)}; give an integer of at most 64 bits")
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for a pipeline's call, without the generator."""
@@ -162,7 +170,7 @@ def load_pipeline(model: str | Path, dtype: DtypeChoice | torch.dtype, device: s
         InputError: there is no such pipeline, or it cannot be loaded.
     """
     path = Path(model)
-    if path.exists() and not (path / "model_index.json").is_file():
+    if os.path.exists(path) and not (path / "model_index.json").is_file():
         raise InputError(f"{path} is no diffusers pipeline: it has no model_index.json; pass the folder that holds one")
     try:
         from diffusers import DiffusionPipeline
@@ -176,7 +184,7 @@ def load_pipeline(model: str | Path, dtype: DtypeChoice | torch.dtype, device: s
             wanted = {"default": choice.dtype, "vae": torch.float32}
         pipe = DiffusionPipeline.from_pretrained(str(model), torch_dtype=wanted).to(device)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"cannot load the pipeline {str(model)!r}: {first_line(error)}") from error
+        raise InputError(f"cannot load the pipeline {shown(str(model), 200)}: {shortened(error, 300)}") from error
     setattr(pipe, CHOICE, choice)
     return pipe
 

@@ -69,3 +69,47 @@ def test_marks_are_looked_for_without_writing(tmp_path):
     with pytest.raises(InputError, match="must hold <!-- y -->"):
         marked.check_marked(page, ["x", "y"])
     assert "old" in page.read_text()
+
+
+READING = (
+    "verify {0}",
+    "plan {0}",
+    "plan wan-2.1-1.3b --formatbook {0}",
+    "quantize {0} --output out",
+    "quantize {0} --output {0}",
+    "formatbook show {0}",
+    "formatbook push {0} me/book",
+    "formatbook pull someone/book --output {0}",
+    "formatbook fit --model {0} --prompts {0} --output out",
+    "compare --model {0} --prompt word --output out",
+    "generate bundled --prompts {0} --output out",
+    "generate bundled --prompts ../prompts.txt --output {0}",
+    "bench quality --model bundled --prompts {0} --output out",
+    "app --calibration {0}",
+)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a/" * 2500 + "a", "nul\0byte", "a" * 5000])
+@pytest.mark.parametrize("command", READING)
+def test_a_name_that_no_file_system_takes_is_told_in_a_sentence(command, name, here, monkeypatch, capsys):
+    """As a prompt in the place of a file of prompts."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main([part.format(name) for part in command.split()]) == 2
+    *progress, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("sedialect: ") and len(said) < 600, said
+    assert all(line.startswith(("starting", "prompt: word", "loading")) for line in progress), progress
+
+
+@pytest.mark.parametrize("write", [lambda book, path: book.save(path), lambda book, path: book.save_pretrained(path)])
+def test_a_book_is_saved_where_a_path_means_and_read_from_there(write, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here / "home"))
+    book = Formatbook.builtin()
+    (here / "home").mkdir()
+    for path in ("~/a", "b c", "../ü"):
+        write(book, path)
+        assert Formatbook.resolve(path).digest == book.digest
+    assert (here / "home" / "a").exists() and not (here / "here" / "~").exists()
+    for path in ("", " ", "nul\0byte", "../file/x", "../circle/x", "a" * 300):
+        with pytest.raises(InputError):
+            write(book, path)
+    assert (here / "file").read_text() == "mine"

@@ -1,5 +1,6 @@
 """`sedialect verify`: sound models are told from damaged ones, in folders, files and repositories."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -57,9 +58,80 @@ def test_a_missing_file_and_a_cut_one_are_damage(folder, capsys):
     assert capsys.readouterr().out.count("damaged: ") >= 1
 
 
-def test_files_of_other_programs_have_nothing_to_compare_with(folder, capsys):
-    import json
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        [],
+        "x",
+        {},
+        lambda real: {key: f"../transformer/{file}" for key, file in real.items()},
+        lambda real: {key: f"/tmp/{file}" for key, file in real.items()},
+        lambda real: dict(list(real.items())[1:]),
+        lambda real: {**real, "one.more": min(real.values())},
+        lambda real: dict.fromkeys(real, min(real.values())),
+        lambda real: dict.fromkeys(real, 5),
+    ],
+)
+def test_an_index_that_leads_elsewhere_is_damage(weight_map, folder, capsys):
+    """The weights are sound, and a loader would not find them, or not these."""
+    path = folder / "transformer" / f"{WEIGHTS}.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = weight_map(index["weight_map"]) if callable(weight_map) else weight_map
+    path.write_text(json.dumps(index))
+    assert main(["verify", str(folder)]) == 2
+    assert f"{path} does not name each tensor" in capsys.readouterr().err
+    path.unlink()
+    assert main(["verify", str(folder)]) == 2
+    assert "no index that names them" in capsys.readouterr().err
 
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.pop("quantization_config"),
+        lambda config: config["quantization_config"].update(block_size=32),
+        lambda config: config["quantization_config"].update(formatbook_digest="0" * 64),
+        lambda config: config["quantization_config"].update(version=9),
+        lambda config: config["quantization_config"].update(quant_method="other"),
+        lambda config: config["quantization_config"].update(unknown=1),
+        lambda config: config.update(quantization_config="sedialect"),
+    ],
+)
+def test_settings_of_another_model_are_damage(change, folder, capsys):
+    path = folder / "transformer_2" / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    assert main(["verify", str(folder)]) == 2
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sound", "damaged"]
+
+
+@pytest.mark.parametrize("target", ["nowhere", WEIGHTS])
+def test_links_that_lead_nowhere_are_told(target, folder, capsys):
+    path = folder / "transformer_2" / WEIGHTS
+    path.unlink()
+    path.symlink_to(target)
+    assert main(["verify", str(folder)]) == 2
+    said = capsys.readouterr()
+    assert "cannot be read" in said.err and said.err.count("\n") == 1 and "sound: " in said.out
+
+
+def test_models_of_several_names_in_one_folder_are_told_apart(folder, capsys):
+    """As in ComfyUI's folder of models."""
+    together = folder / "together"
+    together.mkdir()
+    for name in ("one", "two"):
+        shutil.copy(folder / "transformer_2" / WEIGHTS, together / f"{name}.safetensors")
+    (together / "three.safetensors").write_bytes((folder / "transformer_2" / WEIGHTS).read_bytes()[:-9])
+    assert main(["verify", str(together)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.partition(" (")[0] for line in lines) == [
+        f"damaged: {together / 'three.safetensors'}",
+        *(f"sound: {together / name}.safetensors" for name in ("one", "two")),
+    ]
+
+
+def test_files_of_other_programs_have_nothing_to_compare_with(folder, capsys):
     def strip(state):
         data = record_of(state)
         del data["digests"], data["digest"]

@@ -1,5 +1,6 @@
 """Visitors whom nobody invited: callers that vanish, other sites' names and frames, and a server that is told to end."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -144,8 +145,42 @@ def test_other_names_for_this_machine_and_other_sites_pages_are_refused(served):
     for host in (f"evil.example:{port}", "evil.example", f"localhost.evil.example:{port}", "evil.gradio.live", ""):
         answer = httpx.get(served.address, headers={"Host": host})
         assert answer.status_code == 403 and "not served under that name" in answer.text
-    asked = {"json": {"data": LISTED}, "headers": {"Origin": "https://evil.example"}}
-    assert httpx.post(f"{route(served)}/call/compare", **asked).status_code == 403
+    for origin in (
+        "https://evil.example",
+        "null",
+        "",
+        f"http://127.0.0.1:{port}@evil.example",
+        f"http://127.0.0.1:{port}.evil",
+    ):
+        asked = {
+            "json": {"data": LISTED},
+            "headers": {"Origin": origin},
+        }  # "null" is the origin of any site's sandboxed frame
+        assert httpx.post(f"{route(served)}/call/compare", **asked).status_code == 403, origin
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (0, "a secret " * 500, "at most 1000 are read here"),
+        (2, "a secret", "steps is 'a secret'"),
+        (8, "a secret " * 500, "there are default"),
+        (9, {"a secret " * 500: 1}, "is offered here"),
+        (9, {"precision": "a secret " * 500}, "choose one of w4a4"),
+        (9, ["a secret"], "settings must be an object"),
+        (11, "a secret " * 500, "choose one of"),
+    ],
+)
+def test_a_visitors_mistake_is_told_to_the_visitor_and_to_no_log(place, value, message, served, capfd):
+    """A log with a traceback for each would be long, and hold what visitors have written."""
+    data = [*LISTED[:place], value, *LISTED[place + 1 :]]
+    event = httpx.post(f"{route(served)}/call/compare", json={"data": data}).json()["event_id"]
+    with httpx.stream("GET", f"{route(served)}/call/compare/{event}", timeout=PATIENCE) as stream:
+        told = "".join(stream.iter_text())
+    error = json.loads(told.partition("data: ")[2].splitlines()[0])["error"]
+    assert message in error and error.count("a secret") < 20
+    logged = "".join(capfd.readouterr())
+    assert "Traceback" not in logged and "secret" not in logged
 
 
 def test_the_names_that_are_allowed_follow_from_where_the_server_listens():

@@ -80,7 +80,7 @@ class Endpoints:
         }
         try:
             if not isinstance(settings, dict | None):
-                raise gr.Error("settings must be an object of settings by name")
+                raise _told("settings must be an object of settings by name")
             session = self.service.listeners.session_of(request)
             for news in self.service.compare(session, asked, preset, settings or {}, keep, calibration):
                 if isinstance(news, Finished):
@@ -89,9 +89,16 @@ class Endpoints:
                     told = {"stage": news.stage, "phase": news.phase, "step": news.step, "steps": news.steps}
                     yield {**told, "seconds": round(news.seconds)}, None
         except SeDialectError as error:
-            raise gr.Error(str(error)) from error
-        except (Stopped, gr.Error):
+            raise _told(str(error)) from error
+        except Stopped as error:
+            raise _told("the run was stopped") from error
+        except gr.Error:
             raise
         except Exception as error:  # a bug: it goes to the operator's log
             LOG.exception("comparison failed")
-            raise gr.Error(UNEXPECTED) from error
+            raise _told(UNEXPECTED) from error
+
+
+def _told(what: str) -> gr.Error:
+    """An error for the caller alone: a visitor's mistakes, and what a visitor wrote, are no affair of the operator's log."""
+    return gr.Error(what, print_exception=False)

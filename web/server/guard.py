@@ -73,7 +73,7 @@ class Guard:
             if not _is_one_of(host, self.names):
                 return "this app is not served under that name; its operator can allow it with --allowed-host"
             origin = headers.get(b"origin")
-            if scope.get("method") == "POST" and origin not in (None, "null") and urlsplit(origin).netloc != host:
+            if scope.get("method") == "POST" and origin is not None and urlsplit(origin).netloc != host:
                 return "this app takes no requests from the pages of other sites"
         path = scope["path"].replace("\\", "/")
         if UNUSED.search(path):

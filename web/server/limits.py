@@ -7,7 +7,7 @@ from typing import Any
 
 from ...sedialect_core.config import PRESETS, SeDialectConfig
 from ...sedialect_core.demo import defaults, evaluation_prompts
-from ...sedialect_core.errors import InputError
+from ...sedialect_core.errors import InputError, shown
 from ...sedialect_core.formatbook.book import builtin_names
 from ...sedialect_core.settings import SETTINGS, Book, Choice, LayerPrecisions, Numbers, Setting
 from ...sedialect_core.settings.table import PRECISIONS
@@ -121,10 +121,10 @@ def checked_config(preset: str, settings: Mapping[str, Any] | None = None, keep:
     """
     settings = dict(settings or {})
     if preset not in PRESETS:
-        raise InputError(f"no preset {str(preset)[:40]!r}; there are {', '.join(PRESETS)}")
+        raise InputError(f"no preset {shown(preset)}; there are {', '.join(PRESETS)}")
     for name, value in settings.items():
         if name not in OFFERED:
-            raise InputError(f"no setting {name!r} is offered here; there are {', '.join(OFFERED)}")
+            raise InputError(f"no setting {shown(name)} is offered here; there are {', '.join(OFFERED)}")
         settings[name] = _setting(OFFERED[name], value, preset)
     fragments = tuple(re.escape(part) for part in _parts(keep))
     config = SeDialectConfig.preset(preset, **settings, **({"skip": fragments} if fragments else {}))
@@ -151,7 +151,7 @@ def shown_value(config: SeDialectConfig, entry: Setting) -> Any:
 def _setting(entry: Setting, value: Any, preset: str) -> Any:
     choices = choices_of(entry)
     if choices and value not in choices:
-        raise InputError(f"{entry.name} is {value!r}; choose one of {', '.join(map(str, choices))}")
+        raise InputError(f"{entry.name} is {shown(value)}; choose one of {', '.join(map(str, choices))}")
     if isinstance(entry.values, Numbers):
         return _numbers(entry, entry.values, value)
     if isinstance(entry.values, LayerPrecisions):
@@ -163,7 +163,7 @@ def _numbers(entry: Setting, values: Numbers, given: Any) -> tuple[float, ...]:
     """Several numbers, which are written as "2, 2, 2", or as a list."""
     words = re.split(r"[\s,]+", given[:MAX_FRAGMENTS].strip(", ")) if isinstance(given, str) else given
     if not isinstance(words, list | tuple):
-        raise InputError(f"{entry.name} is {str(given)[:40]!r}; give numbers, separated by commas")
+        raise InputError(f"{entry.name} is {shown(given)}; give numbers, separated by commas")
     read = _whole if values.whole else _number
     most = values.high if entry.most is None else entry.most
     if most is None:
@@ -222,7 +222,7 @@ def _number(name: str, value: Any, low: float, high: float) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{name} is {str(value)[:40]!r}; give a number from {low} to {high}") from None
+        raise InputError(f"{name} is {shown(value)}; give a number from {low} to {high}") from None
     if not low <= number <= high:  # NaN is outside of every range
         raise InputError(f"{name} is {number:g}; it must lie between {low} and {high}")
     return number

@@ -238,6 +238,8 @@ class Studio:
         while True:
             try:
                 self._work.get()()
+            except SeDialectError as error:
+                LOG.error("loading failed: %s", error)
             except Exception:  # of loading; runs keep theirs for whoever waits. This thread must go on
                 LOG.exception("loading failed")
 

@@ -117,7 +117,7 @@ def test_a_glance_is_that_of_a_pipeline_in_memory(model, tmp_path, capsys):
         (["--calibration", "somewhere"], "--calibration is for calibrating; add --calibrate"),
         (["--calibrate", "--calibration", "glance"], "--calibrate and --calibration glance are two ways to look at inputs"),
         (["--calibration", "glance", "--prompts", "x.txt"], "--prompts is not for --calibration glance, which samples one"),
-        (["--calibrate", "--prompts", "no-such-file"], "cannot read the prompts no-such-file"),
+        (["--calibrate", "--prompts", "no-such-file"], "no-such-file cannot be read"),
         (["--rotate", "24"], "rotation is 24; choose one of 0, 16, 32, 64, 128"),
     ],
 )

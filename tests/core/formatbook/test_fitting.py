@@ -243,7 +243,7 @@ def test_the_command_fits_measures_saves_and_keeps_for_auto(folder, tmp_path, fa
     ("change", "message"),
     [
         (["--prompts", "8"], "--prompts is the number 8; only --model bundled brings prompts"),
-        (["--prompts", "nowhere.txt"], "cannot read the prompts 'nowhere.txt'"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt cannot be read"),
         (["--prompts", "one.txt"], "holds 1 prompts; give two at least"),
         (["--block-size", "8"], "block_size is 8; choose one of 16, 32"),
         (["--start", "nowhere"], "no formatbook 'nowhere'"),
