@@ -10,12 +10,12 @@ from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.settings.table import BLOCK_SIZES
-from ..sedialect_core.storage.atomic import check_room
 from .comfy import clip as comfy_clip
 from .comfy.checkpoints import check_complete, read_checkpoint, write_file
 from .comfy.model import read_tensors
 from .load_save import file_problem
 from .progress import Progress
+from .saving import check_prefix, place_for
 from .sockets import CATEGORY, FormatbookSocket
 
 FOLDER = "text_encoders"
@@ -156,19 +156,22 @@ class SeDialectSaveCLIP(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Whether files can be written, before text encoders are quantized."""
+        return check_prefix(filename_prefix)
+
+    @classmethod
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
         """Save them."""
         known = comfy_clip.quantized_clip(clip)
         if known is None:
             raise ModelError("this CLIP is not quantized by SeDialect; connect SeDialect Quantize CLIP, or use CLIPSave")
         written = []
-        output = folder_paths.get_output_directory()
         with Progress("writing"):
             for encoder, checkpoint in comfy_clip.checkpoints_of(clip, known).items():
                 check_complete(checkpoint)
                 prefix = f"{filename_prefix}_{encoder}" if encoder else filename_prefix
-                folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
-                check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
-                written.append(str(write_file(Path(folder) / f"{name}_{counter:05}_.safetensors", checkpoint)))
+                folder, name, _ = place_for(prefix, sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+                written.append(str(write_file(folder / f"{name}.safetensors", checkpoint)))
         text = "\n".join(written)
         return io.NodeOutput(text, ui=ui.PreviewText(f"saved {text}"))
