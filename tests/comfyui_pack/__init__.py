@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
-from . import variants
+from . import shipped, variants
 
 CATEGORY = "sedialect tests"
 
@@ -651,6 +651,68 @@ class TestVariant(io.ComfyNode):
         return io.NodeOutput(variants.load(name), *variants.inputs(name, seed))
 
 
+class TestShipped(io.ComfyNode):
+    """What stands in for the files of a template workflow."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestShipped",
+            category=CATEGORY,
+            inputs=[io.Combo.Input("name", options=list(shipped.MODELS))],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                io.ClipVision.Output(),
+                io.AudioEncoder.Output(),
+                io.Vae.Output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name):
+        return io.NodeOutput(*shipped.everything(name))
+
+
+class TestLora(io.ComfyNode):
+    """A LoRA file of a template workflow: it changes all linears of the blocks; a CLIP passes through."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestLora",
+            category=CATEGORY,
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip", optional=True),
+                io.Float.Input("strength_model", default=1.0, min=-100.0, max=100.0),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, strength_model, clip=None):
+        return io.NodeOutput(shipped.with_lora(model, strength_model), clip)
+
+
+class TestUpsample(io.ComfyNode):
+    """In place of LTX's network that doubles a latent video."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="SeDialectTestUpsample",
+            category=CATEGORY,
+            inputs=[io.Latent.Input("samples")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples):
+        return io.NodeOutput({"samples": torch.nn.functional.interpolate(samples["samples"], scale_factor=(1, 2, 2))})
+
+
 class TestSplit(io.ComfyNode):
     """MultiGPU CFG Split on a CPU, which is given a second name: two clones run in two threads, as on two GPUs."""
 
@@ -722,6 +784,9 @@ class TestExtension(ComfyExtension):
             TestFamilies,
             TestForeign,
             TestVariant,
+            TestShipped,
+            TestLora,
+            TestUpsample,
             TestSplit,
             TestMemory,
         ]
