@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
-from . import shipped, variants
+from . import looking, shipped, variants
 
 CATEGORY = "sedialect tests"
 
@@ -770,7 +770,9 @@ class TestMemory(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
+        looking.count_sage()
         return [
+            *looking.NODES,
             TestConditioning,
             TestDecode,
             TestLatents,
