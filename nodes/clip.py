@@ -16,10 +16,11 @@ from .comfy.model import read_tensors
 from .load_save import file_problem
 from .progress import Progress
 from .saving import check_prefix, place_for
-from .sockets import CATEGORY, FormatbookSocket
+from .sockets import CATEGORY, SHOWS_TEXT, FormatbookSocket
 
 FOLDER = "text_encoders"
 NONE = "(none)"
+NO_FILE = "(none yet: SeDialect Save CLIP writes them)"
 # Of ComfyUI's types of CLIP, those of video models; a type decides how a prompt is put into tokens.
 KINDS = ("wan", "ltxv", "hunyuan_video", "hunyuan_video_15", "cogvideox", "mochi", "cosmos", "kandinsky5", "sd3", "flux")
 
@@ -37,6 +38,7 @@ class SeDialectQuantizeCLIP(io.ComfyNode):
             description="Quantizes the weights of a text encoder to 4 bit; activations stay in 16 bit. The CLIP that is "
             "connected stays as it is. LoRAs may stand before this node or behind it.",
             search_aliases=["4-bit text encoder", "quantize T5", "UMT5", "SemanticDialect"],
+            **SHOWS_TEXT,
             inputs=[
                 io.Clip.Input("clip", tooltip="A 16-bit text encoder: UMT5, T5, CLIP, Llama, Qwen, Gemma …"),
                 io.Combo.Input(
@@ -63,7 +65,8 @@ class SeDialectQuantizeCLIP(io.ComfyNode):
         with Progress("quantizing") as progress:
             made = comfy_clip.quantize_clip(clip, config, formatbook, progress)
             known = comfy_clip.quantized_clip(made)
-            return io.NodeOutput(made, str(comfy_clip.report_clip(made, known)))
+            said = ui.PreviewText(comfy_clip.summary_clip(made))
+            return io.NodeOutput(made, str(comfy_clip.report_clip(made, known)), ui=said)
 
 
 class SeDialectLoadCLIP(io.ComfyNode):
@@ -79,8 +82,9 @@ class SeDialectLoadCLIP(io.ComfyNode):
             category=CATEGORY,
             description="Loads text encoders that SeDialect Save CLIP has written, from the folder text_encoders.",
             search_aliases=["load quantized text encoder", "clip loader", "SemanticDialect"],
+            **SHOWS_TEXT,
             inputs=[
-                io.Combo.Input("file", options=files, tooltip="A file in models/text_encoders or output/clip."),
+                io.Combo.Input("file", options=files or [NO_FILE], tooltip="A file in models/text_encoders or output/clip."),
                 io.Combo.Input(
                     "type", options=list(KINDS), tooltip="The video model that the prompt is for, as in Load CLIP."
                 ),
@@ -111,7 +115,8 @@ class SeDialectLoadCLIP(io.ComfyNode):
         """Load them."""
         paths = [folder_paths.get_full_path_or_raise(FOLDER, name) for name in _chosen(file, second_file)]
         with Progress("loading"):
-            return io.NodeOutput(load_clip(paths, type))
+            made = load_clip(paths, type)
+        return io.NodeOutput(made, ui=ui.PreviewText(comfy_clip.summary_clip(made)))
 
 
 def load_clip(paths: list[str], kind: str) -> Any:

@@ -257,6 +257,14 @@ def test_what_people_search_for_finds_the_nodes(schemas):
         assert word in schemas[f"SeDialect{name}"].search_aliases
 
 
+def test_a_loader_of_text_encoders_without_files_says_so(base):
+    load = node("SeDialectLoadCLIP")
+    (shown,) = load.define_schema().inputs[0].said["options"]
+    assert "none yet" in shown and f"there is no {shown!r}" in load.validate_inputs(shown)
+    (base / "models" / "text_encoders" / "t5.safetensors").write_bytes(b"")
+    assert load.define_schema().inputs[0].said["options"] == ["t5.safetensors"]
+
+
 class TestLoad:
     def test_what_cannot_be_loaded_is_said_before_the_run(self, base):
         load = node("SeDialectLoad")
