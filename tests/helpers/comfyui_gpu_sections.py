@@ -142,7 +142,7 @@ def _while_it_lives(
     references: dict[str, Path],
 ) -> Rows:
     with setup.server(*setup.flags, *flags, patience=deadline.left) as server:
-        warm_up(setup, server, wanted[0][1])
+        warm_up(setup, server, OURS)
         while wanted and server.process.poll() is None and deadline.left >= 20:
             cap, name = wanted.pop(0)
             server.patience = min(120.0, deadline.left)
@@ -167,8 +167,8 @@ def _one(setup: Setup, server: Server, row: Row, cap: float | None, references: 
 
 
 def warm_up(setup: Setup, server: Server, model: str) -> None:
-    """The first run of a process, which counts for nothing: in 16 bit, too, its latents differ a little from all later ones,
-    and it compiles kernels."""
+    """The first run of a process, which counts for nothing: it compiles kernels, and its first attention may run by another
+    library than all later ones, of whatever model it is (see `comfyui_gpu_questions.first`)."""
     graph = Run(setup)
     graph.sample(graph.model(model), f"warm_{time.monotonic()}", steps=1)
     graph.add("SeDialectTestSage", samples=graph.sampled)  # its calls are not those of the run after it
