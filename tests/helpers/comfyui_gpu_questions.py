@@ -12,9 +12,9 @@ from comfyui_server import Server
 EXERCISES = ("none", "attention", "convolution", "products")
 """What runs before the first run of a process. The kind after which the first run is as the second is the cause.
 
-Attention is the likeliest: ComfyUI names an order of libraries around each call (`comfy.ops.scaled_dot_product_attention`), and
-torch's `priority_order` (ATen/native/transformers/cuda/sdp_utils.cpp) sets another, with cuDNN first, when it is asked for the
-first time in a process on compute capability 9.0 or 10.0; ComfyUI's order holds from the second call on."""
+Attention is the likeliest: ComfyUI names an order of libraries around each call (`comfy.ops.scaled_dot_product_attention`),
+and torch's `priority_order` (ATen/native/transformers/cuda/sdp_utils.cpp) sets another, with cuDNN first, when it is asked
+for the first time in a process on compute capability 9.0 or 10.0; ComfyUI's order holds from the second call on."""
 OURS_8BIT = "SeDialect, attention 8bit"
 SAGE = "--use-sage-attention"
 
