@@ -9,7 +9,8 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-CATEGORY = "sedialect tests"
+from .schemas import ENDS, schema
+
 TRACED = {}  # what was seen, by run: [name, what, number] in the order of the calls
 SAGE = {"self": 0, "cross": 0, "failed": 0}
 EXERCISES = ("none", "convolution", "products", "attention")
@@ -66,9 +67,8 @@ class TestTraced(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestTraced",
-            category=CATEGORY,
+        return schema(
+            "Traced",
             inputs=[io.Model.Input("model"), io.String.Input("run")],
             outputs=[io.Model.Output()],
         )
@@ -99,14 +99,7 @@ class TestTrace(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestTrace",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
-            inputs=[io.Latent.Input("samples"), io.String.Input("run")],
-            outputs=[],
-        )
+        return schema("Trace", **ENDS, inputs=[io.Latent.Input("samples"), io.String.Input("run")])
 
     @classmethod
     def execute(cls, samples, run):
@@ -121,11 +114,9 @@ class TestExercise(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestExercise",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
+        return schema(
+            "Exercise",
+            **ENDS,
             inputs=[
                 io.Combo.Input("work", options=list(EXERCISES)),
                 io.Int.Input("frames", min=1, max=1024),
@@ -134,7 +125,6 @@ class TestExercise(io.ComfyNode):
                 io.Int.Input("dim", min=1, max=16384),
                 io.Int.Input("hidden", min=1, max=65536),
             ],
-            outputs=[],
         )
 
     @classmethod
@@ -166,14 +156,7 @@ class TestSage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestSage",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
-            inputs=[io.Latent.Input("samples")],
-            outputs=[],
-        )
+        return schema("Sage", **ENDS, inputs=[io.Latent.Input("samples")])
 
     @classmethod
     def execute(cls, samples):
