@@ -107,7 +107,8 @@ def vram(setup: Setup, deadline: Deadline, left: list[float], models: list[str])
     few = [cap for cap in caps if cap in (None, min(left, default=None), middle)]
     reserve = f"{setup.gpu.total / GIB - middle:.1f}" if not setup.gpu.cpu else "1"
     references: dict[str, Path] = {}
-    lowvram = () if setup.gpu.cpu else ((("--lowvram",), few[-1:]), (("--disable-dynamic-vram", "--lowvram"), few[-1:]))
+    least: list[float | None] = [min(left, default=None)]
+    lowvram = () if setup.gpu.cpu else ((("--lowvram",), least), (("--disable-dynamic-vram", "--lowvram"), least))
     reserved = (("--reserve-vram", reserve), [None])
     for flags, some in (((), caps), *lowvram[:1], (("--disable-dynamic-vram",), few), reserved, *lowvram[1:]):
         yield from _ways(setup, deadline, flags, [(cap, model) for cap in some for model in models], references)
