@@ -7,8 +7,10 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..sedialect_core.calibration.prompts import GLANCE_STEPS
+from ..sedialect_core.storage.atomic import check_writable
 from .comfy import calibration as comfy_calibration
 from .progress import Progress
+from .saving import folder_problem
 from .sockets import CATEGORY, CalibrationSocket
 
 FOLDER = "sedialect_calibrations"  # in ComfyUI's output folder
@@ -83,6 +85,11 @@ class SeDialectCalibrate(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, glance: bool | None = None) -> bool | str:
+        """Whether the result can be kept, before anything runs. Of one input, for ComfyUI tells an error once for each."""
+        return folder_problem(FOLDER) or True
+
+    @classmethod
     def execute(
         cls,
         model: Any,
@@ -96,9 +103,10 @@ class SeDialectCalibrate(io.ComfyNode):
         glance: bool = False,
     ) -> io.NodeOutput:
         """Sample, prompt by prompt; a cancelled run goes on where it was saved."""
+        folder = Path(folder_paths.get_output_directory()) / FOLDER
+        check_writable(folder)
         sampling = comfy_calibration.Sampling(positive, negative, latent_image, seed, steps, cfg, every)
         if glance:
             sampling = sampling.glance()
-        folder = Path(folder_paths.get_output_directory()) / FOLDER
         with Progress("calibrating") as progress:
             return io.NodeOutput(comfy_calibration.calibrate(model, sampling, folder, progress))

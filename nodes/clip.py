@@ -10,16 +10,17 @@ from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import ModelError
 from ..sedialect_core.formatbook import Formatbook
 from ..sedialect_core.settings.table import BLOCK_SIZES
-from ..sedialect_core.storage.atomic import check_room
 from .comfy import clip as comfy_clip
 from .comfy.checkpoints import check_complete, read_checkpoint, write_file
 from .comfy.model import read_tensors
 from .load_save import file_problem
 from .progress import Progress
-from .sockets import CATEGORY, FormatbookSocket
+from .saving import check_prefix, place_for
+from .sockets import CATEGORY, SHOWS_TEXT, FormatbookSocket
 
 FOLDER = "text_encoders"
 NONE = "(none)"
+NO_FILE = "(none yet: SeDialect Save CLIP writes them)"
 # Of ComfyUI's types of CLIP, those of video models; a type decides how a prompt is put into tokens.
 KINDS = ("wan", "ltxv", "hunyuan_video", "hunyuan_video_15", "cogvideox", "mochi", "cosmos", "kandinsky5", "sd3", "flux")
 
@@ -37,6 +38,7 @@ class SeDialectQuantizeCLIP(io.ComfyNode):
             description="Quantizes the weights of a text encoder to 4 bit; activations stay in 16 bit. The CLIP that is "
             "connected stays as it is. LoRAs may stand before this node or behind it.",
             search_aliases=["4-bit text encoder", "quantize T5", "UMT5", "SemanticDialect"],
+            **SHOWS_TEXT,
             inputs=[
                 io.Clip.Input("clip", tooltip="A 16-bit text encoder: UMT5, T5, CLIP, Llama, Qwen, Gemma …"),
                 io.Combo.Input(
@@ -63,7 +65,8 @@ class SeDialectQuantizeCLIP(io.ComfyNode):
         with Progress("quantizing") as progress:
             made = comfy_clip.quantize_clip(clip, config, formatbook, progress)
             known = comfy_clip.quantized_clip(made)
-            return io.NodeOutput(made, str(comfy_clip.report_clip(made, known)))
+            said = ui.PreviewText(comfy_clip.summary_clip(made))
+            return io.NodeOutput(made, str(comfy_clip.report_clip(made, known)), ui=said)
 
 
 class SeDialectLoadCLIP(io.ComfyNode):
@@ -79,8 +82,9 @@ class SeDialectLoadCLIP(io.ComfyNode):
             category=CATEGORY,
             description="Loads text encoders that SeDialect Save CLIP has written, from the folder text_encoders.",
             search_aliases=["load quantized text encoder", "clip loader", "SemanticDialect"],
+            **SHOWS_TEXT,
             inputs=[
-                io.Combo.Input("file", options=files, tooltip="A file in models/text_encoders or output/clip."),
+                io.Combo.Input("file", options=files or [NO_FILE], tooltip="A file in models/text_encoders or output/clip."),
                 io.Combo.Input(
                     "type", options=list(KINDS), tooltip="The video model that the prompt is for, as in Load CLIP."
                 ),
@@ -111,7 +115,8 @@ class SeDialectLoadCLIP(io.ComfyNode):
         """Load them."""
         paths = [folder_paths.get_full_path_or_raise(FOLDER, name) for name in _chosen(file, second_file)]
         with Progress("loading"):
-            return io.NodeOutput(load_clip(paths, type))
+            made = load_clip(paths, type)
+        return io.NodeOutput(made, ui=ui.PreviewText(comfy_clip.summary_clip(made)))
 
 
 def load_clip(paths: list[str], kind: str) -> Any:
@@ -156,19 +161,22 @@ class SeDialectSaveCLIP(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Whether files can be written, before text encoders are quantized."""
+        return check_prefix(filename_prefix)
+
+    @classmethod
     def execute(cls, clip: Any, filename_prefix: str) -> io.NodeOutput:
         """Save them."""
         known = comfy_clip.quantized_clip(clip)
         if known is None:
             raise ModelError("this CLIP is not quantized by SeDialect; connect SeDialect Quantize CLIP, or use CLIPSave")
         written = []
-        output = folder_paths.get_output_directory()
         with Progress("writing"):
             for encoder, checkpoint in comfy_clip.checkpoints_of(clip, known).items():
                 check_complete(checkpoint)
                 prefix = f"{filename_prefix}_{encoder}" if encoder else filename_prefix
-                folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
-                check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
-                written.append(str(write_file(Path(folder) / f"{name}_{counter:05}_.safetensors", checkpoint)))
+                folder, name, _ = place_for(prefix, sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
+                written.append(str(write_file(folder / f"{name}.safetensors", checkpoint)))
         text = "\n".join(written)
         return io.NodeOutput(text, ui=ui.PreviewText(f"saved {text}"))

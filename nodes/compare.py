@@ -1,10 +1,8 @@
 """Two videos in one player."""
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from comfy_api.latest import io
 
@@ -12,6 +10,7 @@ from ..sedialect_core.errors import InputError
 from ..sedialect_core.video.differences import series
 from ..sedialect_core.video.mp4 import Frames, write_mp4
 from .progress import Progress
+from .saving import check_prefix, place_for
 from .sockets import CATEGORY
 
 UI_KEY = "sedialect_compare"  # what web/js listens for
@@ -47,6 +46,11 @@ class SeDialectCompare(io.ComfyNode):
             ],
             outputs=[],
         )
+
+    @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        """Whether videos can be written, before they are sampled."""
+        return check_prefix(filename_prefix)
 
     @classmethod
     def execute(
@@ -99,11 +103,10 @@ def _check(reference: Frames, video: Frames) -> None:
 def _written(frames: Frames, fps: float, prefix: str) -> dict[str, str]:
     """The place of a saved video, as the browser asks for it."""
     height, width = frames.shape[1:3]
-    output = folder_paths.get_output_directory()
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
-    filename = f"{name}_{counter:05}_.mp4"
+    folder, name, subfolder = place_for(prefix, image_width=width, image_height=height)
+    filename = f"{name}.mp4"
     try:
-        write_mp4(Path(folder) / filename, frames, Fraction(fps).limit_denominator(1001))
+        write_mp4(folder / filename, frames, Fraction(fps).limit_denominator(1001))
     except OSError as error:
         raise InputError(f"cannot write {filename} to {folder}: {error.strerror or error}; make room there") from error
     return {"filename": filename, "subfolder": subfolder, "type": "output"}

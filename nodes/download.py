@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..sedialect_core.errors import InputError
-from ..sedialect_core.storage.atomic import replacing
+from ..sedialect_core.storage.atomic import check_writable, replacing
 from ..sedialect_core.storage.hub import check_file_name, download, is_repo_id, list_files
 from .comfy.checkpoints import INDEX
 
@@ -27,6 +27,7 @@ def download_model(
     """
     if not is_repo_id(repository):
         raise InputError(f"{repository!r} is no repository on the Hub: write owner/name, as in me/wan-sedialect")
+    check_writable(folder)
     listed = list_files(repository, revision=revision)
     names = _wanted([check_file_name(name) for name in listed], repository)
     commit = revision

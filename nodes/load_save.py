@@ -11,12 +11,11 @@ from comfy_api.latest import io, ui
 from ..sedialect_core.config import SeDialectConfig
 from ..sedialect_core.errors import InputError, ModelError, SeDialectError
 from ..sedialect_core.plan.ignored import ignored_settings
-from ..sedialect_core.storage.atomic import check_room
 from .comfy import model as comfy_model
 from .comfy.checkpoints import Checkpoint, check_complete, check_header, config_in, read_checkpoint, write_file, write_folder
 from .download import download_model
 from .progress import Progress
-from .saving import prefix_problem
+from .saving import check_prefix, place_for
 from .settings import LIVE_SHOWN, inputs_of, named, with_settings
 from .sockets import CATEGORY, SHOWS_TEXT
 
@@ -190,9 +189,7 @@ class SeDialectSave(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         """Whether the file can be written, before the model is quantized that is to stand in it."""
-        if filename_prefix is None:  # another node gives it
-            return True
-        return prefix_problem(filename_prefix, folder_paths.get_output_directory()) or True
+        return check_prefix(filename_prefix)
 
     @classmethod
     def execute(cls, model: Any, filename_prefix: str, names: str) -> io.NodeOutput:
@@ -202,15 +199,10 @@ class SeDialectSave(io.ComfyNode):
             raise ModelError("this MODEL is not quantized by SeDialect; connect SeDialect Quantize, or use Save Model")
         checkpoint = Checkpoint(comfy_model.tensors(model), known.record, known.settings)
         check_complete(checkpoint)
-        output = folder_paths.get_output_directory()
-        if (error := prefix_problem(filename_prefix, output)) is not None:  # it may come from another node
-            raise InputError(error)
-        folder, name, counter, _, _ = folder_paths.get_save_image_path(filename_prefix, output)
-        check_room(Path(folder), sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
-        path = Path(folder) / f"{name}_{counter:05}_"
+        folder, name, _ = place_for(filename_prefix, sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
         with Progress("writing"):
             if names == NAMES[0]:
-                path = write_file(path.with_name(f"{path.name}.safetensors"), checkpoint)
+                path = write_file(folder / f"{name}.safetensors", checkpoint)
             else:
-                path = write_folder(path, checkpoint, known.plan.config)
+                path = write_folder(folder / name, checkpoint, known.plan.config)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"saved {path}"))

@@ -22,7 +22,7 @@ from ...sedialect_core.errors import ModelError
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.formatbook.matching import find_book
 from ...sedialect_core.plan.layers import Plan
-from ...sedialect_core.plan.report import ModelReport, implementations, report_of
+from ...sedialect_core.plan.report import ModelReport, implementations, in_short, report_of
 from ...sedialect_core.plan.text_models import text_plan, weights_only
 from ...sedialect_core.quantize.apply import set_submodule
 from ...sedialect_core.quantize.weights import WeightEncoder, groups_of
@@ -142,6 +142,14 @@ def report_clip(clip: Any, known: QuantizedCLIP) -> ModelReport:
     found = report_of("text encoder", clip.cond_stage_model, known.plan, known.bytes_before, clip.patcher.load_device)
     after = comfy.model_management.module_size(clip.cond_stage_model)
     return replace(found, bytes_after=after, implementation=implementations(clip.patcher.load_device, known.plan))
+
+
+def summary_clip(clip: Any) -> str:
+    """What was made of a quantized CLIP, in a few lines for its node."""
+    known = quantized_clip(clip)
+    assert known is not None
+    after = comfy.model_management.module_size(clip.cond_stage_model)
+    return "\n".join([in_short(known.plan, known.bytes_before, after), *known.plan.notes])
 
 
 def _check(clip: Any) -> None:

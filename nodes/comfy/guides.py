@@ -131,21 +131,10 @@ def tokens_of(model: Any) -> Tokens | None:
     return found
 
 
-def run_guided(
-    executor: Any,
-    x: torch.Tensor,
-    t: torch.Tensor,
-    c_concat: Any = None,
-    c_crossattn: Any = None,
-    control: Any = None,
-    transformer_options: Mapping[str, Any] | None = None,
-    **more: Any,
-) -> Any:
-    """A wrapper for ComfyUI's APPLY_MODEL; the executor knows which model it is that runs."""
-    tokens, options = tokens_of(executor.class_obj), transformer_options or {}
-    if tokens is None:
-        return executor(x, t, c_concat, c_crossattn, control, options, **more)
-    return run_told(tokens, executor, x, t, c_concat, c_crossattn, control, options, **more)
+def run_guided(executor: Any, *args: Any, **more: Any) -> Any:
+    """A wrapper for ComfyUI's APPLY_MODEL, with the arguments of `run_told`; the executor knows which model runs."""
+    tokens = tokens_of(executor.class_obj)
+    return executor(*args, **more) if tokens is None else run_told(tokens, executor, *args, **more)
 
 
 def run_told(
@@ -159,6 +148,6 @@ def run_told(
     transformer_options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Any:
-    """The forward, told of its tokens."""
+    """The forward, told of its tokens; its arguments are those that ComfyUI hands to every APPLY_MODEL."""
     with tokens.forward(tuple(x.shape), x.device, transformer_options or {}, executor.class_obj.model_sampling) as told:
         return executor(x, t, c_concat, c_crossattn, control, told, **more)

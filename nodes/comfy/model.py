@@ -34,7 +34,7 @@ from ...sedialect_core.formatbook.fitting import fit_book
 from ...sedialect_core.formatbook.matching import find_book, weights_digest
 from ...sedialect_core.plan.advice import slower_than_possible
 from ...sedialect_core.plan.layers import LayerPlan, Plan
-from ...sedialect_core.plan.report import ModelReport, implementations, megabytes, report_of
+from ...sedialect_core.plan.report import ModelReport, implementations, in_short, report_of
 from ...sedialect_core.plan.rules import check_quantizes, make_plan, recorded_plan
 from ...sedialect_core.quantize.checks import check_attention
 from ...sedialect_core.quantize.products import check_products
@@ -196,10 +196,7 @@ def summary(patcher: Any) -> str:
     known = quantized(patcher)
     assert known is not None
     plan, after = known.plan, comfy.model_management.module_size(patcher.model)
-    made = f"{len(plan.quantized)} of {len(plan.layers)} layers in {plan.config.precision}"
-    return "\n".join(
-        [f"{made}, {megabytes(known.bytes_before)} -> {megabytes(after)} MB", *plan.notes, *speed(patcher, known)]
-    )
+    return "\n".join([in_short(plan, known.bytes_before, after), *plan.notes, *speed(patcher, known)])
 
 
 def speed(patcher: Any, known: Quantized) -> list[str]:

@@ -17,6 +17,12 @@ QUALITY_ADVICE = (
 )
 
 
+def in_short(plan: Plan, bytes_before: int, bytes_after: int) -> str:
+    """What was made of a model, in one line."""
+    made = f"{len(plan.quantized)} of {len(plan.layers)} layers in {plan.config.precision}"
+    return f"{made}, {megabytes(bytes_before)} -> {megabytes(bytes_after)} MB"
+
+
 @dataclass(frozen=True)
 class ModelReport:
     """One model before and after. Bits are effective: codes, meta and scales divided by elements."""

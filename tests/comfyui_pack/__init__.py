@@ -21,9 +21,8 @@ from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
-from . import variants
-
-CATEGORY = "sedialect tests"
+from . import looking, shipped, variants
+from .schemas import ENDS, schema
 
 
 def sedialect(name):
@@ -37,9 +36,8 @@ class TestConditioning(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestConditioning",
-            category=CATEGORY,
+        return schema(
+            "Conditioning",
             inputs=[
                 io.String.Input("text", default=""),
                 io.String.Input("file", default=""),
@@ -69,9 +67,8 @@ class TestDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestDecode",
-            category=CATEGORY,
+        return schema(
+            "Decode",
             inputs=[io.Latent.Input("samples")],
             outputs=[io.Image.Output()],
         )
@@ -91,13 +88,7 @@ class TestLatents(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestLatents",
-            category=CATEGORY,
-            is_output_node=True,
-            inputs=[io.Latent.Input("samples"), io.String.Input("file")],
-            outputs=[],
-        )
+        return schema("Latents", is_output_node=True, inputs=[io.Latent.Input("samples"), io.String.Input("file")])
 
     @classmethod
     def execute(cls, samples, file):
@@ -113,13 +104,10 @@ class TestLayers(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestLayers",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
+        return schema(
+            "Layers",
+            **ENDS,
             inputs=[io.Model.Input("model"), io.String.Input("file"), io.Int.Input("budget", default=0, min=0, max=1 << 30)],
-            outputs=[],
         )
 
     @classmethod
@@ -155,9 +143,8 @@ class TestTimed(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestTimed",
-            category=CATEGORY,
+        return schema(
+            "Timed",
             inputs=[io.Model.Input("model"), io.String.Input("run")],
             outputs=[io.Model.Output()],
         )
@@ -183,14 +170,7 @@ class TestTimes(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestTimes",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
-            inputs=[io.Latent.Input("samples"), io.String.Input("run"), io.String.Input("file")],
-            outputs=[],
-        )
+        return schema("Times", **ENDS, inputs=[io.Latent.Input("samples"), io.String.Input("run"), io.String.Input("file")])
 
     @classmethod
     def execute(cls, samples, run, file):
@@ -225,9 +205,8 @@ class TestOverride(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestOverride",
-            category=CATEGORY,
+        return schema(
+            "Override",
             inputs=[io.Model.Input("model")],
             outputs=[io.Model.Output()],
         )
@@ -253,9 +232,8 @@ class TestRecord(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestRecord",
-            category=CATEGORY,
+        return schema(
+            "Record",
             not_idempotent=True,
             inputs=[io.Model.Input("model")],
             outputs=[io.Model.Output()],
@@ -293,13 +271,8 @@ class TestRecorded(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestRecorded",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
-            inputs=[io.Model.Input("model"), io.Latent.Input("samples"), io.String.Input("file")],
-            outputs=[],
+        return schema(
+            "Recorded", **ENDS, inputs=[io.Model.Input("model"), io.Latent.Input("samples"), io.String.Input("file")]
         )
 
     @classmethod
@@ -410,7 +383,10 @@ class TestFamilies(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(node_id="SeDialectTestFamilies", category=CATEGORY, is_output_node=True, inputs=[], outputs=[])
+        return schema(
+            "Families",
+            is_output_node=True,
+        )
 
     @classmethod
     def execute(cls):
@@ -528,13 +504,7 @@ class TestTokenFamilies(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestTokenFamilies",
-            category=CATEGORY,
-            is_output_node=True,
-            inputs=[io.String.Input("settings")],
-            outputs=[],
-        )
+        return schema("TokenFamilies", is_output_node=True, inputs=[io.String.Input("settings")])
 
     @classmethod
     def execute(cls, settings):
@@ -612,9 +582,8 @@ class TestForeign(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestForeign",
-            category=CATEGORY,
+        return schema(
+            "Foreign",
             inputs=[io.Combo.Input("of", options=["image", "gguf"]), io.String.Input("file")],
             outputs=[io.Model.Output()],
         )
@@ -639,9 +608,8 @@ class TestVariant(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestVariant",
-            category=CATEGORY,
+        return schema(
+            "Variant",
             inputs=[io.Combo.Input("name", options=list(variants.VARIANTS)), io.Int.Input("seed", default=1)],
             outputs=[io.Model.Output(), io.Conditioning.Output(), io.Conditioning.Output(), io.Latent.Output()],
         )
@@ -651,14 +619,72 @@ class TestVariant(io.ComfyNode):
         return io.NodeOutput(variants.load(name), *variants.inputs(name, seed))
 
 
+class TestShipped(io.ComfyNode):
+    """What stands in for the files of a template workflow."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "Shipped",
+            inputs=[io.Combo.Input("name", options=list(shipped.MODELS))],
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                io.ClipVision.Output(),
+                io.AudioEncoder.Output(),
+                io.Vae.Output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, name):
+        return io.NodeOutput(*shipped.everything(name))
+
+
+class TestLora(io.ComfyNode):
+    """A LoRA file of a template workflow: it changes all linears of the blocks; a CLIP passes through."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "Lora",
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip", optional=True),
+                io.Float.Input("strength_model", default=1.0, min=-100.0, max=100.0),
+            ],
+            outputs=[io.Model.Output(), io.Clip.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, strength_model, clip=None):
+        return io.NodeOutput(shipped.with_lora(model, strength_model), clip)
+
+
+class TestUpsample(io.ComfyNode):
+    """In place of LTX's network that doubles a latent video."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "Upsample",
+            inputs=[io.Latent.Input("samples")],
+            outputs=[io.Latent.Output()],
+        )
+
+    @classmethod
+    def execute(cls, samples):
+        return io.NodeOutput({"samples": torch.nn.functional.interpolate(samples["samples"], scale_factor=(1, 2, 2))})
+
+
 class TestSplit(io.ComfyNode):
     """MultiGPU CFG Split on a CPU, which is given a second name: two clones run in two threads, as on two GPUs."""
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestSplit",
-            category=CATEGORY,
+        return schema(
+            "Split",
             inputs=[io.Model.Input("model")],
             outputs=[io.Model.Output()],
         )
@@ -682,14 +708,7 @@ class TestMemory(io.ComfyNode):
 
     @classmethod
     def define_schema(cls):
-        return io.Schema(
-            node_id="SeDialectTestMemory",
-            category=CATEGORY,
-            is_output_node=True,
-            not_idempotent=True,
-            inputs=[io.Model.Input("model", optional=True)],
-            outputs=[],
-        )
+        return schema("Memory", **ENDS, inputs=[io.Model.Input("model", optional=True)])
 
     @classmethod
     def fingerprint_inputs(cls, **kwargs):
@@ -708,7 +727,9 @@ class TestMemory(io.ComfyNode):
 
 class TestExtension(ComfyExtension):
     async def get_node_list(self):
+        looking.count_sage()
         return [
+            *looking.NODES,
             TestConditioning,
             TestDecode,
             TestLatents,
@@ -722,6 +743,9 @@ class TestExtension(ComfyExtension):
             TestFamilies,
             TestForeign,
             TestVariant,
+            TestShipped,
+            TestLora,
+            TestUpsample,
             TestSplit,
             TestMemory,
         ]

@@ -160,9 +160,8 @@ def ends():
     return mask
 
 
-def load(name, disable_dynamic=False):
-    """The MODEL of a variant, detected by ComfyUI from its tensors."""
-    kind, built, said, *_ = VARIANTS[name]
+def build(kind, built, said, disable_dynamic=False):
+    """The MODEL of a network with random weights, detected by ComfyUI from its tensors; `said` is what its metadata say."""
     torch.manual_seed(0)
     common = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
     network = kind(**({"image_model": "hunyuan_video"} if kind is HunyuanVideo else {}), **built, **common)
@@ -174,6 +173,13 @@ def load(name, disable_dynamic=False):
     metadata = {"config": json.dumps({"transformer": said})}
     patcher = comfy.sd.load_diffusion_model_state_dict(state, metadata=metadata, disable_dynamic=disable_dynamic)
     assert isinstance(patcher.model.diffusion_model, kind), type(patcher.model.diffusion_model)
+    return patcher
+
+
+def load(name, disable_dynamic=False):
+    """The MODEL of a variant."""
+    kind, built, said, *_ = VARIANTS[name]
+    patcher = build(kind, built, said, disable_dynamic)
     patcher.cached_patcher_init = (load, (name,))
     return patcher
 

@@ -5,15 +5,20 @@ Each tensor is drawn from the seed of its name, so that both files hold the same
 
 import json
 import math
+import os
+import threading
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 TYPES = {torch.bfloat16: "BF16", torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.uint8: "U8"}
 FP8_LARGEST = 448.0
+WRITERS = 8  # threads that write, each tensor at its own place in the file
+WAITING = 16  # tensors that may lie in memory until they are written
 FP8_NOTE = torch.tensor(
     list(b'{"format": "float8_e4m3fn"}     '), dtype=torch.uint8
 )  # ComfyUI's note; 32 bytes keep tensors aligned
@@ -108,16 +113,32 @@ def write_wan(path: Path, size: Size, device: str, fp8: bool = False) -> Path:
             header[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    part = path.with_name(f"{path.name}.part")  # what a killed run leaves is not taken for a model
+    with part.open("wb") as file, ThreadPoolExecutor(WRITERS) as writers:
         file.write(len(text).to_bytes(8, "little") + text)
+        file.flush()
+        waiting, written = threading.Semaphore(WAITING), []
+
+        def write(tensor: torch.Tensor, place: int) -> None:
+            try:
+                _write(file.fileno(), tensor, place)
+            finally:
+                waiting.release()
+
         for one in drawn:
-            for tensor in stored(one, device, fp8).values():
-                _write(file, tensor)
-    return path
+            for name, tensor in stored(one, device, fp8).items():
+                waiting.acquire()
+                written.append(writers.submit(write, tensor, 8 + len(text) + header[name]["data_offsets"][0]))
+        for each in written:
+            each.result()
+    return part.rename(path)
 
 
-def _write(file: BinaryIO, tensor: torch.Tensor) -> None:
-    file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy()))
+def _write(file: int, tensor: torch.Tensor, place: int) -> None:
+    data = memoryview(tensor.contiguous().flatten().view(torch.uint8).cpu().numpy())
+    while data:
+        count = os.pwrite(file, data, place)
+        data, place = data[count:], place + count
 
 
 def write_lora(path: Path, size: Size, rank: int, device: str) -> Path:

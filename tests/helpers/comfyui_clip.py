@@ -135,6 +135,7 @@ def main() -> dict[str, object]:
         "sedialect": str(Path(sedialect.__file__).resolve().parent),
         "layers": len(encoded),
         "report": str(report),
+        "summary": comfy_clip.summary_clip(made),
         "bits": known.plan.weight_bits,
         "error": distance(quantized, before),
         "twin": distance(quantized, encode(load_16_bit(decoded(made)))),

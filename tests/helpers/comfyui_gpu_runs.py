@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 FILES = {"16 bit": "bf16.safetensors", "FP8 of ComfyUI": "fp8.safetensors"}
 LORA = "lora.safetensors"
+WRITTEN = "written.json"
 OURS = "SeDialect"
 OURS_LORA = "SeDialect + LoRA"
 MODELS = (*FILES, OURS, OURS_LORA)
@@ -50,6 +51,19 @@ class Setup:
         if not (path := models / "loras" / LORA).exists():
             write_lora(path, self.size, RANK, device)
 
+    def written_before(self) -> bool:
+        """Whether another call has left its models in the base folder; they are taken as they are."""
+        if not (note := self.base / WRITTEN).exists():
+            return False
+        known = json.loads(note.read_text())
+        self.size, self.quantized = Size(*known["size"]), known["quantized"]
+        return True
+
+    def note_written(self) -> None:
+        """Leave word for another call."""
+        if self.quantized:
+            (self.base / WRITTEN).write_text(json.dumps({"size": self.size, "quantized": self.quantized}))
+
     @contextlib.contextmanager
     def server(self, *flags: str, patience: float = START) -> Iterator[Server]:
         """A ComfyUI that has just started."""
@@ -73,12 +87,14 @@ class Run(Graph):
     def __init__(self, setup: Setup) -> None:
         super().__init__()
         self.setup = setup
+        self.sampled: list = []
 
     def model(self, name: str) -> list:
         """One of MODELS."""
         if name in FILES:
             return self.add("UNETLoader", unet_name=FILES[name], weight_dtype="default")
-        loaded = self.add("SeDialectLoad", file=self.setup.quantized)
+        settings = {"attention": "8bit"} if "8bit" in name else {}
+        loaded = self.add("SeDialectLoad", file=self.setup.quantized, **settings)
         if name != OURS_LORA:
             return loaded
         return self.add("LoraLoaderModelOnly", model=loaded, lora_name=LORA, strength_model=1.0)
@@ -88,8 +104,8 @@ class Run(Graph):
         made = {"text": text, "file": "", "tokens": tokens, "dim": self.setup.size.text, "pooled": 0, "mask": False}
         return self.add("SeDialectTestConditioning", **made)
 
-    def sample(self, model: list, run: str, **other: object) -> tuple[str, Path]:
-        """Timed sampling: the node that tells seconds, and the file of latents."""
+    def plain(self, model: list, **other: object) -> list:
+        """Sampling: the latents."""
         width, height, frames = other.pop("video", self.setup.video)
         latent = self.add("EmptyHunyuanLatentVideo", width=width, height=height, length=frames, batch_size=1)
         texts = {"positive": self.prompt("a"), "negative": self.prompt("b")}
@@ -101,21 +117,28 @@ class Run(Graph):
             "scheduler": "simple",
             "denoise": 1.0,
         }
-        timed = self.add("SeDialectTestTimed", model=model, run=run)
-        sampled = self.add("KSampler", model=timed, latent_image=latent, **{**texts, **said, **other})
+        return self.add("KSampler", model=model, latent_image=latent, **{**texts, **said, **other})
+
+    def sample(self, model: list, run: str, **other: object) -> tuple[str, Path]:
+        """Timed sampling: the node that tells seconds, and the file of latents."""
+        sampled = self.plain(self.add("SeDialectTestTimed", model=model, run=run), **other)
         file = self.setup.base / "kept" / f"{re.sub('[^a-zA-Z0-9.]+', '_', run)}.safetensors"
         file.parent.mkdir(exist_ok=True)
+        self.sampled = sampled
         return self.add("SeDialectTestTimes", samples=sampled, run=run, file=str(file))[0], file
 
 
-def measured(setup: Setup, server: Server, row: Row, run: str, **other: object) -> tuple[Row, Path]:
-    """A row filled by one run of its model."""
+def measured(setup: Setup, server: Server, row: Row, run: str, counting: bool = False, **other: object) -> tuple[Row, Path]:
+    """A row filled by one run of its model; `counting` the calls of SageAttention, too."""
     graph = Run(setup)
     node, file = graph.sample(graph.model(row.model), run, **other)
+    counted = graph.add("SeDialectTestSage", samples=graph.sampled)[0] if counting else ""
     start = time.monotonic()
     with Peak(setup.gpu) as peak:
         outcome = server.run(graph.nodes)
     fill(row, outcome, node)
+    if counting:
+        row.more["sage"] = json.loads(outcome.text(counted))
     row.run, row.peak = time.monotonic() - start, peak.most / GIB
     return row, file
 

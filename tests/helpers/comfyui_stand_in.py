@@ -88,7 +88,7 @@ def modules(base: Any) -> dict[str, ModuleType]:
     paths.get_folder_paths = lambda name: [str(known[name])]
     paths.get_output_directory = lambda: str(base / "output")
 
-    def save_path(prefix: str, output: str, *size: int) -> tuple[str, str, int, str, str]:
+    def save_path(prefix: str, output: str, **size: int) -> tuple[str, str, int, str, str]:
         subfolder, _, name = prefix.rpartition("/")
         folder = base / "output" / subfolder
         folder.mkdir(parents=True, exist_ok=True)

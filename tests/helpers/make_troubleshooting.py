@@ -19,7 +19,7 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 ROOMS = ("kernels", "sedialect_core", "nodes", "web", "bench", "cli", "training")
 # Functions and tables whose strings become messages somewhere else. A raise that forwards a variable is answered here.
 TEXTS = {"REFUSED", "CHECKS", "explain_memory", "fp8_shape_refusal", "_refusals", "_explain", "_explain_status"}
-TEXTS |= {"_quantized", "_compiled", "_hooked", "_commonest_reason", "_none_of_ours", "prefix_problem"}
+TEXTS |= {"_quantized", "_compiled", "_hooked", "_commonest_reason", "_none_of_ours", "prefix_problem", "folder_problem"}
 ABOUT_THEIR_ARGUMENT = {"first_line", "getattr", "int", "len", "list", "map", "megabytes", "next", "repr", "str", "sum"}
 ABOUT_THEIR_ARGUMENT |= {"tuple", "type"}
 LEAST_WORDS = 4  # of its own, in a message: less is a fragment of one

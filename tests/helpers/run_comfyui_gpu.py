@@ -3,14 +3,17 @@
 suite    the tests of `make test-comfyui`, less those in a browser
 vram     a Wan of random weights in 16 bit, in ComfyUI's FP8 and by SeDialect Load, under ComfyUI's ways to keep weights and
          with less and less memory: seconds of a step, peak, and whether the latents are the same
-session  /free, switching models, cancelling, an out-of-memory half way, twenty prompts in a row
+session  twenty prompts in a row, /free, switching models, cancelling, an out-of-memory half way
 two      MultiGPU CFG Split beside one GPU
+first    what the first run of a process does otherwise: the first module whose numbers differ from the second run's
+sage     --use-sage-attention beside ComfyUI's attention: seconds of a step, and whose attention runs
 
-With --tiny --cpu all of it runs on a CPU with a tiny model. Results are printed, and written to FOLDER as JSON and Markdown;
---write puts the tables of such a JSON into docs/comfyui.md.
+With --tiny --cpu all of it runs on a CPU with a tiny model. Results are printed, and written to FOLDER after every row, as
+JSON and Markdown; --write puts the tables of such a JSON into docs/comfyui.md.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -18,13 +21,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import comfyui_gpu_questions as questions
 import comfyui_gpu_sections as sections
 from comfyui_big_models import Size, bytes_of
 from comfyui_gpu_runs import MODELS, Setup
 from comfyui_measuring import GIB, Gpu, Row, table, writing_speed
 from comfyui_server import python_of_comfyui
 
-SECTIONS = ("suite", "vram", "session", "two")
+SECONDS = {"suite": 220, "vram": 420, "session": 150, "two": 150, "first": 90, "sage": 60}
+SECTIONS = tuple(SECONDS)
 SUITE = ("tests/nodes/test_comfyui.py", "tests/nodes/test_comfyui_tokens.py", "tests/nodes/test_comfyui_attention.py")
 SIZES = {"wan14b": Size(40, 5120, 13824), "tiny": Size(2, 256, 512)}
 FILES_A_LAYER = 1.0 + 0.5 + 0.3  # 16 bit, FP8, ours: bytes on the disk beside those of 16 bit
@@ -39,7 +44,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--python", default=python_of_comfyui(), help="interpreter that ComfyUI runs in")
     parser.add_argument("--flags", default="", help='flags for every start of ComfyUI, as in "--front-end-root DIR"')
     parser.add_argument("--output", type=Path, help="where results go")
-    parser.add_argument("--models", type=Path, help="where models are written; a temporary folder by default")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        help="ComfyUI's base folder, kept for another call: models in it are used again; else a temporary one",
+    )
     parser.add_argument("--cpu", action="store_true", help="run on the CPU")
     parser.add_argument("--tiny", action="store_true", help="a model of two layers")
     parser.add_argument("--layers", type=int, default=40, help="of the model; fewer if the disk is too small or slow")
@@ -48,8 +57,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--which", nargs="*", choices=MODELS, default=list(MODELS), help="models of the section vram")
     parser.add_argument("--video", type=int, nargs=3, help="width, height and frames")
     parser.add_argument("--steps", type=int, default=4, help="of each run")
+    parser.add_argument("--seconds", type=float, nargs="*", default=[], help="limits of the sections, in their order")
     parser.add_argument(
-        "--seconds", type=float, nargs="*", default=[150, 300, 120, 150], help=f"limits of {', '.join(SECTIONS)}"
+        "--workers", type=int, default=6, help="processes of the section suite, each with a ComfyUI of its own"
     )
     parser.add_argument(
         "--tests",
@@ -85,28 +95,30 @@ def setup_for(parsed: argparse.Namespace, base: Path) -> Setup:
 def run(parsed: argparse.Namespace, setup: Setup) -> list[Row]:
     """All rows, printed as they come."""
     rows: list[Row] = []
-    limits = dict(zip(SECTIONS, (*parsed.seconds, *[150] * len(SECTIONS)), strict=False))
     asked = parsed.sections or list(SECTIONS)
+    limits = {**SECONDS, **dict(zip(asked, parsed.seconds, strict=False))}
 
     def take(found: sections.Rows) -> None:
         try:
             for row in found:
                 rows.append(row)
                 print(table([row]).splitlines()[-1], flush=True)
+                keep(parsed, setup, rows)
         except Exception as error:  # noqa: BLE001 - the other sections are wanted all the same
             rows.append(Row("error", "", "", note=sections.reason(error), more={"error": str(error)[-3000:]}))
             print(rows[-1].note, flush=True)
 
     for name in asked:
         start = time.monotonic()
-        if name != "suite" and not setup.quantized:
+        if name != "suite" and not setup.quantized and not setup.written_before():
             setup.size = size_for(parsed, setup.base)
             setup.write_models()
             print(f"{setup.size}, written in {time.monotonic() - start:.0f} s", flush=True)
             take(sections.save_ours(setup, sections.Deadline(180)))
+            setup.note_written()
         deadline = sections.Deadline(limits[name])
-        more = {"suite": (parsed.tests,), "vram": (parsed.left, parsed.which)}.get(name, ())
-        take(getattr(sections, name)(setup, deadline, *more))
+        more = {"suite": (parsed.tests, parsed.workers), "vram": (parsed.left, parsed.which)}.get(name, ())
+        take(getattr(questions if hasattr(questions, name) else sections, name)(setup, deadline, *more))
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         keep(parsed, setup, rows)
     return rows
@@ -160,8 +172,10 @@ def main() -> int:
     if wrong := [name for name in parsed.sections if name not in SECTIONS]:
         print(f"there is no section {wrong[0]!r}; choose of {', '.join(SECTIONS)}", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory(dir=parsed.models) as folder:
-        setup = setup_for(parsed, Path(folder))
+    with contextlib.ExitStack() as stack:
+        base = parsed.base or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        base.mkdir(parents=True, exist_ok=True)
+        setup = setup_for(parsed, base.resolve())
         rows = run(parsed, setup)
         print(f"\n{table(rows)}\n\n{where(setup)}")
     return 1 if any(row.section == "error" for row in rows) else 0

@@ -38,6 +38,7 @@ def found(tmp_path_factory) -> dict:
 
 def test_all_linears_of_the_blocks_are_encoded_and_compute_what_their_codes_say(found):
     assert found["layers"] == 21 and "21 in w4a16, 0 left" in found["report"] and "an embedding" in found["report"]
+    assert found["summary"].startswith("21 of ") and " layers in w4a16, " in found["summary"]
     assert found["twin"] < 1e-5 and 0.01 < found["error"] < 0.1
     assert found["untouched"], "the CLIP that was connected is as it was"
 

@@ -197,6 +197,9 @@ class TestSettings:
         ]  # fmt: skip
 
 
+WRITERS = ("SeDialectSave", "SeDialectSaveCLIP", "SeDialectCompare")
+
+
 class TestSave:
     @pytest.mark.parametrize(
         ("prefix", "says"),
@@ -215,17 +218,35 @@ class TestSave:
     def test_a_path_that_cannot_be_written_is_said_before_the_run(self, base, prefix, says):
         (base / "output" / "taken").write_bytes(b"")
         (base / "output" / "link").symlink_to(base)
-        assert says in node("SeDialectSave").validate_inputs(filename_prefix=prefix)
+        for name in WRITERS:
+            assert says in node(name).validate_inputs(filename_prefix=prefix)
         assert sorted(path.name for path in (base / "output").iterdir()) == ["link", "taken"], "nothing is made"
 
     def test_paths_that_can_be_written_pass_and_nothing_is_made(self, base):
-        for prefix in ("x", "diffusion_models/sedialect", "a/b/c/x", "%year%/x", "./x"):
-            assert node("SeDialectSave").validate_inputs(filename_prefix=prefix) is True
+        for prefix in ("x", "diffusion_models/sedialect", "a/b/c/x", "%year%/x", "./x", None):
+            for name in WRITERS:
+                assert node(name).validate_inputs(filename_prefix=prefix) is True
+        assert node("SeDialectCalibrate").validate_inputs(glance=False) is True
         assert list((base / "output").iterdir()) == []
 
     def test_a_folder_without_permission_is_said(self, base, monkeypatch):
         monkeypatch.setattr("os.access", lambda path, mode: False)
         assert "cannot be written" in node("SeDialectSave").validate_inputs(filename_prefix="x")
+        assert "cannot be written; allow it" in node("SeDialectCalibrate").validate_inputs(glance=False)
+
+    def test_a_path_that_another_node_gives_is_looked_at_before_writing(self, base):
+        with pytest.raises(InputError, match="leads out of the output folder"):
+            importlib.import_module("sedialect.nodes.saving").place_for("../above")
+        with pytest.raises(InputError, match="leads out of the output folder"):
+            node("SeDialectCompare").execute(*[torch.rand(2, 32, 32, 3)] * 2, filename_prefix="../above")
+        assert list(base.glob("*above*")) == []
+
+    def test_calibrations_that_cannot_be_kept_are_said_before_sampling(self, base):
+        (base / "output" / "sedialect_calibrations").write_bytes(b"")
+        calibrate = node("SeDialectCalibrate")
+        assert "is a file" in calibrate.validate_inputs(glance=True)
+        with pytest.raises(InputError, match="sedialect_calibrations"):
+            calibrate.execute(None, [], [], {"samples": None})
 
 
 def test_what_people_search_for_finds_the_nodes(schemas):
@@ -234,6 +255,14 @@ def test_what_people_search_for_finds_the_nodes(schemas):
         ("load nvfp4", "Load"), ("gguf loader", "Load"), ("save 4-bit", "Save"),
     ):  # fmt: skip
         assert word in schemas[f"SeDialect{name}"].search_aliases
+
+
+def test_a_loader_of_text_encoders_without_files_says_so(base):
+    load = node("SeDialectLoadCLIP")
+    (shown,) = load.define_schema().inputs[0].said["options"]
+    assert "none yet" in shown and f"there is no {shown!r}" in load.validate_inputs(shown)
+    (base / "models" / "text_encoders" / "t5.safetensors").write_bytes(b"")
+    assert load.define_schema().inputs[0].said["options"] == ["t5.safetensors"]
 
 
 class TestLoad:
@@ -267,10 +296,10 @@ def test_what_is_not_quantized_is_neither_saved_nor_reported(base):
 
 def test_a_full_disk_is_said_before_anything_is_written(base):
     node("SeDialectSave")
-    load_save = importlib.import_module("sedialect.nodes.load_save")
+    saving = importlib.import_module("sedialect.nodes.saving")
     with pytest.raises(InputError, match=r"needs 1020000000.0 GB and .* GB are free; free some first"):
-        load_save.check_room(base, 10**18)
-    load_save.check_room(base, 1)
+        saving.place_for("x", 10**18)
+    assert saving.place_for("a/x", 1)[1:] == ("x_00001_", "a")
 
 
 class TestFormatbook:

@@ -1,0 +1,87 @@
+"""Sections of run_comfyui_gpu.py that answer one question each: what the first run of a process does otherwise, and whose
+attention runs under `--use-sage-attention`."""
+
+import json
+from pathlib import Path
+
+from comfyui_gpu_runs import OURS, Run, Setup, compared, measured
+from comfyui_gpu_sections import Deadline, Rows, attempt, warm_up
+from comfyui_measuring import Row
+from comfyui_server import Server
+
+EXERCISES = ("none", "attention", "convolution", "products")
+"""What runs before the first run of a process. The kind after which the first run is as the second is the cause.
+
+Attention is the likeliest: ComfyUI names an order of libraries around each call (`comfy.ops.scaled_dot_product_attention`),
+and torch's `priority_order` (ATen/native/transformers/cuda/sdp_utils.cpp) sets another, with cuDNN first, when it is asked
+for the first time in a process on compute capability 9.0 or 10.0; ComfyUI's order holds from the second call on."""
+OURS_8BIT = "SeDialect, attention 8bit"
+SAGE = "--use-sage-attention"
+
+
+def first(setup: Setup, deadline: Deadline) -> Rows:
+    """Three runs in a new process, module by module, after nothing, and after one kind of work each."""
+    for kind in EXERCISES:
+        row = Row("first", "16 bit", f"before it: {kind}")
+        if deadline.left < 10:
+            row.note = "not run: no time left"
+            yield row
+            continue
+        yield attempt(row, lambda row=row, kind=kind: _in_a_new_process(setup, deadline, row, kind))
+
+
+def _in_a_new_process(setup: Setup, deadline: Deadline, row: Row, kind: str) -> Row:
+    with setup.server(*setup.flags, patience=deadline.left) as server:
+        return _three_runs(setup, server, row, kind)
+
+
+def _three_runs(setup: Setup, server: Server, row: Row, kind: str) -> Row:
+    width, height, frames = setup.video
+    exercise = Run(setup)
+    said = {"frames": (frames - 1) // 4 + 1, "height": height // 8, "width": width // 8}
+    exercise.add("SeDialectTestExercise", work=kind, dim=setup.size.dim, hidden=setup.size.hidden, **said)
+    server.run(exercise.nodes)
+    runs = [_traced(setup, server, f"{kind}_{number}") for number in range(3)]
+    row.latents = "same" if runs[0]["latents"] == runs[1]["latents"] else "first run differs"
+    row.note = f"first and second: {difference(*runs[:2])}; second and third: {difference(*runs[1:])}"
+    row.more["settings"] = [run["settings"] for run in runs]
+    return row
+
+
+def _traced(setup: Setup, server: Server, name: str) -> dict:
+    graph = Run(setup)
+    model = graph.add("SeDialectTestTraced", model=graph.model("16 bit"), run=name)
+    sampled = graph.plain(model, steps=1)
+    node = graph.add("SeDialectTestTrace", samples=sampled, run=name)
+    return json.loads(server.run(graph.nodes).text(node[0]))
+
+
+def difference(one: dict, other: dict) -> str:
+    """The first call of a module whose numbers differ, and how many do; settings of torch that differ."""
+    calls, others = one["calls"], other["calls"]
+    if [call[:2] for call in calls] != [call[:2] for call in others]:
+        return f"other calls, {len(calls)} and {len(others)}"
+    wrong = [f"{call[0]} {call[1]}" for call, same in zip(calls, others, strict=True) if call != same]
+    changed = [key for key, value in one["settings"].items() if other["settings"][key] != value]
+    said = f"{len(wrong)} of {len(calls)} differ, the first is {wrong[0]}" if wrong else "same"
+    return f"{said}; settings: {', '.join(changed)}" if changed else said
+
+
+def sage(setup: Setup, deadline: Deadline) -> Rows:
+    """Seconds of a step with ComfyUI's attention and SageAttention's, in 16 bit and with our layers, and who was called."""
+    references: dict[str, Path] = {}
+    for flags in ((), (SAGE,)):
+        with setup.server(*setup.flags, *flags, patience=deadline.left) as server:
+            warm_up(setup, server, "16 bit")
+            for name in ("16 bit", OURS, OURS_8BIT):
+                row = Row("sage", name, " ".join(flags))
+                yield attempt(row, lambda row=row, server=server: _with_sage(setup, server, row, references))
+
+
+def _with_sage(setup: Setup, server: Server, row: Row, references: dict[str, Path]) -> Row:
+    row, file = measured(setup, server, row, f"sage_{row.model}_{row.flags}", counting=True)
+    row.latents = compared(file, references.get(row.model)) or "reference"
+    references.setdefault(row.model, file)
+    calls = row.more.pop("sage")
+    row.note = f"calls of SageAttention: {calls['self']} self, {calls['cross']} cross, {calls['failed']} failed"
+    return row
