@@ -222,6 +222,7 @@ class SeDialectLinearMethod(LinearMethodBase):
         linear = self._linear()
         check_scale(layer.weight_scale, f"the layer {self.prefix!r}, as loaded: 'weight_scale'")
         self._bind(linear, layer, linear.bias)
+        linear.prepare()
         if self.loaded is not None:
             self.loaded.finish(layer.weight.device)
 
