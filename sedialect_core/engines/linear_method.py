@@ -131,6 +131,7 @@ class SeDialectLinearMethod(LinearMethodBase):
         self.linear: SeDialectLinear | None = None
         self.joined: Joined | None = None
         self.loaded: Loaded | None = None
+        self.checked = False
 
     def create_weights(
         self,
@@ -225,10 +226,20 @@ class SeDialectLinearMethod(LinearMethodBase):
         linear.prepare()
         if self.loaded is not None:
             self.loaded.finish(layer.weight.device)
+        self.checked = True
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """[..., K] -> [..., N], by our own layer."""
+        """[..., K] -> [..., N], by our own layer.
+
+        Raises:
+            ModelError: its weights came on a way that does not look at them.
+        """
         linear = self._linear()
+        if not self.checked:
+            raise ModelError(
+                f"the weights of {self.prefix!r} were not loaded by vLLM-Omni's ordinary loader, so nobody has looked at "
+                "them; do without distributed layerwise offloading"
+            )
         self._bind(linear, layer, bias)
         result: torch.Tensor = linear(x)
         return result

@@ -13,6 +13,7 @@ from typing import Any
 METHOD = "sedialect"
 LOADER = "vllm_omni.diffusion.model_loader.diffusers_loader"
 LEAST = (0, 30)  # of vLLM-Omni: the first that is tested
+MARK = "_sedialect_serves"
 logger = logging.getLogger("sedialect")
 
 
@@ -74,7 +75,7 @@ def extend_loader(module: ModuleType) -> None:
             f"{(missing or ['its loader'])[0]}); use a version that docs/scale.md names"
         )
     make = loader._init_from_load_format
-    if hasattr(make, "__wrapped__"):
+    if getattr(make, MARK, False):
         return
 
     @wraps(make)
@@ -85,4 +86,5 @@ def extend_loader(module: ModuleType) -> None:
         serve(pipeline, self)
         return pipeline
 
+    setattr(making, MARK, True)
     loader._init_from_load_format = making

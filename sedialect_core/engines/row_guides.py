@@ -27,24 +27,27 @@ def check_served(config: SeDialectConfig) -> None:
         ModelError: there is such a setting.
     """
     if config.semantic:
-        raise ModelError(f"semantic=True groups tokens by attention, which engines do not show; {_with('semantic', False)}")
+        raise ModelError(
+            f"semantic=True groups tokens by attention, which engines do not show; {served_with('semantic', False)}"
+        )
     if config.salient_ratio and config.salient_by in BY_ATTENTION:
         raise ModelError(
-            f"salient_by={config.salient_by!r} needs attention, which engines do not show; {_with('salient_by', 'norm')}"
+            f"salient_by={config.salient_by!r} needs attention, which engines do not show; "
+            f"{served_with('salient_by', 'norm')}"
         )
     if any(config.protected_steps):
         raise ModelError(
             f"protected_steps={config.protected_steps} needs the number of steps, which engines do not tell; "
-            f"{_with('protected_steps', [0, 0])}"
+            f"{served_with('protected_steps', [0, 0])}"
         )
     if config.attention != UNQUANTIZED:
         raise ModelError(
             f"attention={config.attention!r} changes attention, which engines compute in their own way; "
-            f"{_with('attention', UNQUANTIZED)}"
+            f"{served_with('attention', UNQUANTIZED)}"
         )
 
 
-def _with(name: str, value: object) -> str:
+def served_with(name: str, value: object) -> str:
     """How a server is started with another value of a setting."""
     return f"serve it with --diffusion-quantization-config '{json.dumps({'method': 'sedialect', name: value})}'"
 
@@ -102,7 +105,7 @@ def guide_of(
     if entry.salient != "text" and isinstance(place, Placement) and place.others:
         raise ModelError(
             f"{entry.name} reads text and video in one sequence, and where the text stands is not known in an engine; "
-            f"{_with('salient_ratio', 0)}"
+            f"{served_with('salient_ratio', 0)}"
         )
     told = Told()
     guide = guide_for(entry, layer, plan, told)

@@ -33,7 +33,7 @@ from ..shared_input import share_inputs
 from ..storage.reading import read_object
 from .joined import Joined, join, saved_names
 from .linear_method import SeDialectLinearMethod
-from .row_guides import check_served, guide_of, shard_of_group
+from .row_guides import check_served, guide_of, served_with, shard_of_group
 
 METHOD = "sedialect"
 
@@ -177,6 +177,8 @@ def serve_component(component: nn.Module, folder: Path, files: list[str], proces
             method.settle(layer, joined[name], record.formatbook, settings.candidates, served)
         else:
             method.leave(layer)
+    if processes.tokens is not None and any(entry.salient not in ("", "text") for entry in plan.quantized):
+        _check_even(component)
     _guide(served, processes)
     return served
 
@@ -246,6 +248,21 @@ def _check_exponents(contents: Contents, names: Sequence[str]) -> None:
             raise ModelError(
                 f"{names[0]} and {name} run as one layer, but their equalizers differ; quantize with equalize=False"
             )
+
+
+def _check_even(component: nn.Module) -> None:
+    """Refuse second terms where processes may have unlike numbers of tokens: they could not tell each other scores.
+
+    Raises:
+        ModelError: that is so.
+    """
+    parts = [part for part in (getattr(component, "_sp_plan", None) or {}).values() if isinstance(part, Mapping)]
+    split = [one for part in parts for one in part.values()]
+    if not split or not all(getattr(one, "auto_pad", False) for one in split):
+        raise ModelError(
+            f"vLLM-Omni may split the sequence of {type(component).__name__} into unlike parts, among which tokens with a "
+            f"second term cannot be chosen; {served_with('salient_ratio', 0)}"
+        )
 
 
 def _guide(served: Served, processes: Processes) -> None:

@@ -156,8 +156,21 @@ def refused(rank: int, ranks: int, argument: str, folder: Path) -> dict[str, str
             "without config": said(serve(Settings(), dict(option), lambda place: (place / "config.json").unlink())),
             "another model": said(serve(Settings(), None, widen)),
             "sharded": said(serve(Settings(), None, None, use_hsdp=True, hsdp_shard_size=1)),
+            "unseen weights": said(unseen),
             "vLLM alone": said(lambda: get_quantization_config("sedialect").from_config({})),
         }
+
+
+def unseen() -> None:
+    """A layer whose weights come past vLLM-Omni's loader."""
+    from vllm.model_executor.layers.linear import ReplicatedLinear
+    from vllm.model_executor.layers.quantization import get_quantization_config
+
+    layer = ReplicatedLinear(COLUMNS, 48, bias=False, quant_config=get_quantization_config("sedialect")(), prefix="one")
+    saved = saved_layers("w4a4", (48,))
+    layer.quant_method.settle(layer, join(entries(saved)), saved[0].formatbook, "max")
+    load(layer, saved, [None])
+    layer(torch.zeros(2, COLUMNS))
 
 
 def damage(place: Path) -> None:

@@ -5,10 +5,12 @@ import logging
 import subprocess
 import sys
 import tomllib
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sedialect.sedialect_core.engines import registration
 from sedialect.sedialect_core.errors import ModelError
@@ -47,6 +49,26 @@ def test_another_loader_is_refused_by_what_it_lacks():
     module = SimpleNamespace(__name__="loaders", DiffusersPipelineLoader=type("Loader", (), {"_get_weight_sources": int}))
     with pytest.raises(ModelError, match="loaders lacks _init_from_load_format"):
         registration.extend_loader(module)
+
+
+def test_the_loader_is_extended_once_also_where_another_plugin_has_wrapped_it(monkeypatch):
+    calls = []
+    made = torch.nn.Module()
+
+    class Loader:
+        def _init_from_load_format(self, load_format):
+            return made
+
+    Loader._get_weight_sources = Loader._prepare_weights = lambda self: None
+    theirs = Loader._init_from_load_format
+    Loader._init_from_load_format = wraps(theirs)(lambda self, *args: theirs(self, *args))
+    module = SimpleNamespace(__name__="loaders", DiffusersPipelineLoader=Loader)
+    serving = SimpleNamespace(serve=lambda pipeline, loader: calls.append(pipeline))
+    monkeypatch.setitem(sys.modules, f"{registration.__package__}.serving", serving)
+    for _ in range(2):
+        registration.extend_loader(module)
+    assert Loader()._init_from_load_format("default") is made
+    assert calls == [made]
 
 
 def test_importing_sedialect_and_the_entry_point_imports_no_vllm():

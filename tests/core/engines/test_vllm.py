@@ -99,6 +99,7 @@ SAID = {
     "without config": "config.json is not there; download the whole repository",
     "another model": "was expected",
     "sharded": "--use-hsdp shards weights as floats",
+    "unseen weights": "weights of 'one' were not loaded by vLLM-Omni's ordinary loader",
     "vLLM alone": "vllm serve FOLDER --omni",
 }
 
