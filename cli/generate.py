@@ -52,6 +52,8 @@ def run_generate(parsed: argparse.Namespace) -> int:
         paths.check_place(parsed.output)
         most = torch.cuda.device_count() if device == "cuda" else 1
         workers = parsed.gpus or most
+        if device == "cuda" and not most:
+            raise InputError("--device is cuda, and this machine has no CUDA GPU; use --device cpu")
         if workers < 1 or (device == "cuda" and workers > most):
             raise InputError(f"--gpus is {workers}, and this machine has {most}")
         if workers > 1:

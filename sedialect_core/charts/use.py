@@ -1,6 +1,5 @@
 """How often each dialect of a book is chosen: by Gaussian blocks, and by the weights of a model."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,13 @@ import torch
 
 from ..codec import encode
 from ..config import SeDialectConfig
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, shown
 from ..formatbook import Formatbook
 from ..inspection import is_transformer
 from ..plan.rules import make_plan
 from ..progress import shown_bar
 from ..storage import hub
+from ..storage.reading import read_object
 
 GAUSSIAN_SHAPE = (64, 4096)
 
@@ -90,6 +90,6 @@ def _index(source: str) -> dict[str, Any] | None:
     else:
         path = hub.download(source, "model_index.json").path
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"model_index.json of {source!r} cannot be read: {first_line(error)}; get it again") from None
+        return read_object(path)
+    except InputError as error:
+        raise InputError(f"model_index.json of {shown(source)} cannot be read: {first_line(error)}; get it again") from None

@@ -28,7 +28,7 @@ from .record import DAMAGED, RECORD, Record
 SCALE = ".weight_scale"
 EQUALIZER = ".weight_equalizer"
 FLOATS = ("F64", "F32", "F16", "BF16")
-MAX_TENSORS = 200_000
+MAX_TENSORS = 50_000  # the largest models have a few thousand; so many more take long to look at alone
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def read_headers(files: Iterable[str | Path]) -> tuple[dict[str, Stored], dict[s
             with safe_open(file, framework="pt") as opened:
                 metadata |= opened.metadata() or {}
                 found = _stored(opened, file)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last where a file is larger than can be mapped
             raise InputError(f"{file} cannot be read ({shortened(error)}); {DAMAGED}") from None
         if twice := found.keys() & tensors.keys():
             key = min(twice)

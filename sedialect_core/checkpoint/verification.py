@@ -10,7 +10,7 @@ from ..errors import InputError, SeDialectError, shown
 from ..storage import hub
 from ..storage.paths import expanded, is_file, is_folder
 from ..storage.reading import Fields, read_object
-from .format import Contents, check_settings, read_contents, read_headers
+from .format import EQUALIZER, SCALE, Contents, check_settings, layer_shapes, read_contents, read_headers
 from .integrity import check_codes, check_covered, check_undamaged, damaged_keys
 from .record import DAMAGED, RECORD
 
@@ -108,6 +108,7 @@ def _verified(group: _Group) -> Verified:
         contents = read_contents(group.files)
         record = contents.record
         tensors, layers = len(contents.tensors), len(record.precisions)
+        _check_layers(contents)
         check_codes(record, contents.file_of)
         _check_beside(group, contents)
         if not record.digests:
@@ -119,6 +120,33 @@ def _verified(group: _Group) -> Verified:
     except SeDialectError as error:
         wrong = str(error)
     return Verified(group.where, tensors, layers, size, wrong)
+
+
+def _check_layers(contents: Contents) -> None:
+    """Compare the layers of the record with the tensors that are there: a loader compares both with the model.
+
+    Raises:
+        InputError: a layer lacks a tensor, or one is of other sizes; or a tensor is of no layer.
+    """
+    record, tensors = contents.record, contents.tensors
+    for name in record.precisions:
+        weight = tensors.get(f"{name}.weight")
+        rows, packed = weight.shape if weight is not None and len(weight.shape) == 2 else (0, 0)
+        for suffix, shape in layer_shapes(2 * packed, rows, record.block_size).items():
+            stored = tensors.get(name + suffix)
+            if stored is None or (stored.dtype, stored.shape) != ("U8", shape) or not rows:
+                raise _of_layer(contents, name, suffix)
+        exponents = tensors.get(name + EQUALIZER)
+        if (exponents is not None and exponents.shape == (2 * packed,)) != (name in record.equalized):
+            raise _of_layer(contents, name, EQUALIZER)
+    for key in tensors:
+        if key.endswith(SCALE) and key.removesuffix(SCALE) not in record.precisions:
+            raise _of_layer(contents, key.removesuffix(SCALE), SCALE)
+
+
+def _of_layer(contents: Contents, name: str, suffix: str) -> InputError:
+    file = contents.tensors[RECORD].file
+    return InputError(f"{file}: {shown(name + suffix, 200)} is not as {RECORD!r} has the layer; {DAMAGED}")
 
 
 def _check_beside(group: _Group, contents: Contents) -> None:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from ..config import SeDialectConfig
-from ..errors import InputError, ModelError
+from ..errors import InputError, ModelError, shown
 from ..inspection import family_of, layout_of
 from ..plan.fit import GIB, RESERVED, saved_bytes
 from ..plan.layers import Plan
@@ -191,7 +191,13 @@ def _size(outline: Outline, given: Mapping[str, int | None]) -> Size:
         value if (value := given[name]) is not None else outline.video.get(name, getattr(known, name)) for name in given
     )
     space, time = _compression(outline, (known.space, known.time))
-    _, rows, columns = layout_of(transformer.model).patch
+    patch = layout_of(transformer.model).patch
+    if min(*patch, space, time) < 1:
+        raise InputError(
+            f"{outline.name}: config.json has patches of {shown(list(patch))} and latents of {space} pixels and {time} "
+            "frames; download it again"
+        )
+    _, rows, columns = patch
     for name, value, step in (("--height", height, space * rows), ("--width", width, space * columns)):
         if value < 1 or value % step:
             raise InputError(f"{name} is {value}; it must be a multiple of {step} for {transformer.class_name}")

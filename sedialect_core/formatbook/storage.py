@@ -256,7 +256,7 @@ def _tensors(path: Path, source: str) -> "tuple[dict[str, torch.Tensor], dict[st
             if len(names) > 3 or any(math.prod(file.get_slice(name).get_shape()) > MAX_NUMBERS for name in names):
                 raise FormatbookError(f"formatbook {source!r}: {TENSOR_FILE} holds more than a book's numbers; get it again")
             return {name: file.get_tensor(name) for name in names}, metadata
-    except (SafetensorError, OSError, InputError) as error:
+    except (SafetensorError, OSError, RuntimeError, InputError) as error:  # RuntimeError: too large to be mapped
         raise FormatbookError(f"formatbook {source!r}: {TENSOR_FILE} is damaged: {shortened(error)}; get it again") from None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
-from damaged import WEIGHTS, change_tensors, flip, put_record, record_of
+from damaged import WEIGHTS, change_record, change_tensors, flip, put_record, record_of
 from tiny_models import TINY
 
 from sedialect import SeDialectConfig
@@ -104,6 +104,42 @@ def test_settings_of_another_model_are_damage(change, folder, capsys):
     path.write_text(json.dumps(config))
     assert main(["verify", str(folder)]) == 2
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["sound", "damaged"]
+
+
+@pytest.mark.parametrize("part", ["weight", "weight_meta", "weight_scale"])
+@pytest.mark.parametrize("change", ["a layer more", "a layer less", "a tensor less", "other sizes"])
+def test_a_record_of_other_layers_is_damage(change, part, folder, capsys):
+    """All digests fit, and no model has these layers."""
+
+    def spoil(state):
+        layers = record_of(state)["layers"]
+        if change == "a layer more":
+            change_record(state, layers={**layers, "w4a16": ["blocks.0.other"]})
+        elif change == "a layer less":
+            change_record(state, layers={"w4a4": layers["w4a4"][1:]})
+        elif change == "a tensor less":
+            del state[f"{layers['w4a4'][0]}.{part}"]
+        else:
+            key = f"{layers['w4a4'][0]}.{part}"
+            state[key] = state[key][:, :-1].contiguous()
+
+    change_tensors(folder / "transformer_2", spoil, seal=True)
+    assert main(["verify", str(folder / "transformer_2")]) == 2
+    assert "is not as 'sedialect_record' has the layer" in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_large_to_be_mapped_is_told(folder, capsys):
+    path = folder / "transformer_2" / WEIGHTS
+    size = 1 << 40  # a hole: nothing is written
+    header = json.dumps({"x": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        try:
+            file.truncate(8 + len(header) + size)
+        except OSError:
+            pytest.skip("this file system has no files of so many bytes")
+    assert main(["verify", str(folder / "transformer_2")]) == 2
+    assert "sedialect: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["nowhere", WEIGHTS])

@@ -100,7 +100,7 @@ BAD = {
     "many layers": ({"keep": "a," * 200}, "the list of layers has 400 characters"),
     "a large window": ({"settings": {"semantic_window": "99, 2, 2"}}, "semantic_window is 99; it must lie between 1 and 8"),
     "dense windows": ({"settings": {"semantic_window": [8, 8, 8], "semantic_spacing": "1 1 1"}}, "too much memory"),
-    "no numbers": ({"settings": {"protected_steps": 3}}, "protected_steps is '3'; give numbers, separated by commas"),
+    "no numbers": ({"settings": {"protected_steps": 3}}, "protected_steps is 3; give numbers, separated by commas"),
     "a number too few": ({"settings": {"protected_steps": "3"}}, r"protected_steps is \(3,\); give 2 integers"),
     "memory": ({"settings": {"profile_megabytes": 10**9}}, "no setting 'profile_megabytes' is offered here"),
     "no part": ({"settings": {"refresh_at": "0, 1.5"}}, "refresh_at is 1.5; it must lie between 0 and 1"),

@@ -18,7 +18,7 @@ from ...sedialect_core.charts.use import use_by_gaussian_blocks
 from ...sedialect_core.codec import encode
 from ...sedialect_core.codec.steps import BlockSteps, explain
 from ...sedialect_core.config import SeDialectConfig
-from ...sedialect_core.errors import InputError, SeDialectError
+from ...sedialect_core.errors import InputError, SeDialectError, shown
 from ...sedialect_core.formatbook import Formatbook
 from ...sedialect_core.formatbook.book import builtin_names
 from ...sedialect_core.settings.table import BLOCK_SIZES
@@ -77,18 +77,27 @@ class FormatsTab:
     def explained(self, source: str, numbers: str, role: str, block_size: int, row: float, block: float, book: str) -> str:
         """The steps of one block as HTML, or what is wrong with the inputs."""
         try:
-            if role not in ROLES or book not in builtin_names():
-                raise InputError(f"no role {str(role)[:40]!r} or formatbook {str(book)[:40]!r} is offered here")
-            x = parse(numbers) if source == PASTED else self._weight(source)
-            return steps_of(x, role, int(block_size), int(row or 0), int(block or 0), Formatbook.builtin(book))
-        except (SeDialectError, OverflowError) as error:
+            if str(role) not in ROLES or str(book) not in builtin_names():
+                raise InputError(f"no role {shown(role)} or formatbook {shown(book)} is offered here")
+            x = parse(numbers) if source == PASTED else self._weight(str(source))
+            size, places = _whole("block_size", block_size), (_whole("row", row), _whole("block", block))
+            return steps_of(x, role, size, *places, Formatbook.builtin(book))
+        except SeDialectError as error:
             return markup.message(str(error), "error")
 
     def _weight(self, layer: str) -> torch.Tensor:
         weights: Mapping[str, torch.Tensor] = self.service.studio.weights
         if layer not in weights:
-            raise InputError(f"no layer {str(layer)[:80]!r}; the model may still be loading: choose again in a moment")
+            raise InputError(f"no layer {shown(layer)}; the model may still be loading: choose again in a moment")
         return weights[layer].float()
+
+
+def _whole(name: str, value: Any) -> int:
+    """A number from a field, or from a caller of the API, who may send anything."""
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name} is {shown(value)}; give a whole number") from None
 
 
 def parse(numbers: str) -> torch.Tensor:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tiny_models import TINY as MODELS
 from tiny_pipelines import build, generate
 
 from sedialect import SeDialectConfig, SeDialectLinear
@@ -151,3 +152,14 @@ def test_the_command_says_what_fits(capsys):
     assert main(["plan", "wan-2.1-14b", "--fit", "3GB"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and "would do, or a smaller or shorter video" in errors[1]
+
+
+@pytest.mark.parametrize("patch", [[0, 0, 0], [1, 0, 2], [1, 2, -2]])
+def test_patches_of_no_pixels_are_told(patch, tmp_path, capsys):
+    model = MODELS["WanTransformer3DModel"]()[0]
+    model.save_config(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "patch_size": patch}))
+    assert main(["plan", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("sedialect: ") and "download it again" in said

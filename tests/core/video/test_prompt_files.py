@@ -145,3 +145,10 @@ def test_a_finished_folder_is_not_taken_for_one_of_other_settings(tmp_path, caps
     capsys.readouterr()
     assert main([*command, "2"]) == 2
     assert "holds videos of another job" in capsys.readouterr().err
+
+
+def test_a_gpu_that_is_not_there_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    prompts = str(written(tmp_path, "a"))
+    assert main(["generate", "x/y", "--prompts", prompts, "--output", str(tmp_path / "out"), "--device", "cuda"]) == 2
+    assert "no CUDA GPU; use --device cpu" in capsys.readouterr().err
