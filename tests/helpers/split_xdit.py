@@ -5,6 +5,7 @@ xDiT (xfuser 0.7) means to run on accelerators alone: here it takes the CPU for 
 attention that it would look for in other packages, and gets a state in place of the one that its runners make.
 """
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -19,6 +20,7 @@ from unittest import mock
 import diffusers
 import torch
 import torch.distributed as dist
+from interruptible import PATIENCE
 
 import sedialect
 from sedialect.sedialect_core.errors import ModelError
@@ -183,17 +185,20 @@ def rank_of_several(rank: int, ulysses: int, guidance: int, folder: Path) -> Non
         if guidance == 1:
             found |= {"refused": refusals(folder), "streamed": streamed(folder), "looked at": looked_at()}
     torch.save(found, folder / f"{ulysses}-{guidance}-{rank}.pt")
-    dist.destroy_process_group()
+    dist.barrier()
 
 
 def process(*arguments: Any) -> None:
-    """One process, which ends at once when it fails: xDiT's groups would wait for the others at exit."""
+    """One process, which ends at once: taking down the many groups of xDiT hangs now and then."""
+    faulthandler.dump_traceback_later(PATIENCE / 2, exit=True)
+    code = 0
     try:
         rank_of_several(*arguments)
     except Exception:  # noqa: BLE001  # whatever it is, the others must not wait for it
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
