@@ -20,11 +20,11 @@ from unittest import mock
 import diffusers
 import torch
 import torch.distributed as dist
-from interruptible import PATIENCE
 
 import sedialect
 from sedialect.sedialect_core.errors import ModelError
 
+TOO_LONG = 400  # seconds until a process says where it hangs, and ends
 SPLITS = ((2, 1), (2, 2))  # by Ulysses, by guidance
 PRESETS = ("plain", "default", "quality")
 MODELS = "xfuser.model_executor.models.transformers"
@@ -190,7 +190,7 @@ def rank_of_several(rank: int, ulysses: int, guidance: int, folder: Path) -> Non
 
 def process(*arguments: Any) -> None:
     """One process, which ends at once: taking down the many groups of xDiT hangs now and then."""
-    faulthandler.dump_traceback_later(PATIENCE / 2, exit=True)
+    faulthandler.dump_traceback_later(TOO_LONG, exit=True)
     code = 0
     try:
         rank_of_several(*arguments)
