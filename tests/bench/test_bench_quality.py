@@ -342,7 +342,7 @@ def test_prompts_are_read_from_lines_and_from_json(tmp_path, name, text, wanted)
             quality.read_prompts(path)
     else:
         assert quality.read_prompts(path) == wanted
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="cannot be read"):
         quality.read_prompts(tmp_path / "absent.txt")
 
 

@@ -338,7 +338,7 @@ def test_folders_that_will_not_do_get_one_line_and_exit_code_2(tmp_path, capsys,
         (["--preset", "best"], "no preset 'best'"),
         (["--max-shard-size", "2XB"], "--max-shard-size is '2XB'; write a number"),
         (["--push-to", "nobody"], "--push-to is 'nobody'; write owner/name"),
-        (["--quality-table", "nowhere.md"], "cannot read the quality table nowhere.md"),
+        (["--quality-table", "nowhere.md"], "nowhere.md cannot be read"),
         (
             ["--variant", "fp16"],
             f"has no transformer/{WEIGHTS}.index.fp16.json or transformer/diffusion_pytorch_model.fp16.",
