@@ -24,8 +24,11 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path with the suffix of `path`; moved to `path` when the block ends well, removed when it does not.
 
     Raises:
-        InputError: the folder cannot be made or written, or the disk is full.
+        InputError: the folder cannot be made or written, or the disk is full; or at `path` is something other than a file,
+            such as a device, which whoever may write in its folder could replace.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError(f"{path} is a folder, a pipe or a device, where a file is to be written; choose another path")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Every command that writes a folder: what the path means, and refusals before the work."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,16 @@ def test_a_book_is_saved_where_a_path_means_and_read_from_there(write, here, mon
         with pytest.raises(InputError):
             write(book, path)
     assert (here / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("thing", ["pipe", "link to a device", "folder"])
+def test_what_is_no_file_is_not_replaced_by_one(thing, tmp_path, capsys):
+    """Whoever may write in its folder could: as root, a picture would take the place of /dev/null."""
+    path = tmp_path / "picture.png"
+    make = {"pipe": lambda: os.mkfifo(path), "link to a device": lambda: path.symlink_to("/dev/null"), "folder": path.mkdir}
+    make[thing]()
+    before = path.lstat()
+    assert main(["formatbook", "show", "sedialect-32", "--png", str(path)]) == 2
+    assert "where a file is to be written" in capsys.readouterr().err
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (before.st_ino, before.st_mode)
+    assert os.listdir(tmp_path) == ["picture.png"]

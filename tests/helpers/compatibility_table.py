@@ -15,6 +15,7 @@ import pytest
 
 COLUMNS = {"first": "sedialect first", "after": "feature first"}
 PROPERTY = "feature"
+LAST = "PEFT: "  # many rows that few look for
 LIBRARIES = ("diffusers", "peft", "accelerate", "transformers", "torch")
 
 
@@ -23,7 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Table:
-    """What the tests' reports say, from one process or from parallel workers, as rows in the order of the tests' files."""
+    """What the tests' reports say, from one process or from parallel workers, as rows in the order of the
+    tests' files, but for the last."""
 
     def __init__(self) -> None:
         self.reports: list[tuple[tuple[str, ...], int, str, dict[str, Any]]] = []
@@ -43,7 +45,7 @@ class Table:
             notes.setdefault(mark["feature"], {}).update({mark["note"]: None} if mark["note"] else {})
         yield f"| feature | {' | '.join(COLUMNS.values())} | notes |"
         yield "|---|---|---|---|"
-        for feature, words in notes.items():
+        for feature, words in sorted(notes.items(), key=lambda item: item[0].startswith(LAST)):
             cells = (worst(verdicts.get((feature, column), [])) for column in COLUMNS)
             yield f"| {feature} | {' | '.join(cells)} | {' '.join(words)} |"
 
