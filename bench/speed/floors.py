@@ -98,7 +98,7 @@ def _encodings(trials: Trials, rows: int, width: int) -> None:
 
 def _encode(rows: int, width: int, device: torch.device, kind: tuple[Any, ...]) -> Numbers:
     """Operands in 8 bits of activations in 16."""
-    tables = list(Formatbook.builtin().tables(device))
+    tables = Formatbook.builtin().tables(device).operands
     timing = time_calls(lambda x: ops.encode(x, tables, *kind), _inputs(rows, width, device), device)
     salient = kind[3].salient if len(kind) > 3 else None
     return _with_bytes(timing.numbers(), (rows + (0 if salient is None else len(salient))) * width * 3)
@@ -163,7 +163,7 @@ def our_product(rows: int, width_in: int, width_out: int, device: torch.device, 
     Beside it, the error of BF16's own product of these numbers: they are exact in bfloat16, before the row scales.
     """
     layer = _layer(width_in, width_out, device, 16)
-    tables = list(Formatbook.builtin().tables(device))
+    tables = Formatbook.builtin().tables(device).operands
     weight = reference.EncodedRows(layer.weight, layer.weight_meta, layer.row_scale)
     inputs = [ops.encode(x, tables, 16, bits, "max") for x in _inputs(rows, width_in, device)]
 

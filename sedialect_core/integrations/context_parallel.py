@@ -46,7 +46,7 @@ def enable_context_parallel(target: Any, config: Any) -> None:
 def _planned(model: nn.Module, config: Any) -> tuple[Plan | None, Callable[[Any], None]]:
     """The plan of a model, None where diffusers has one; and what makes the model ready for it."""
     if getattr(model, "_cp_plan", None) is not None:
-        return None, lambda model: None
+        return None, _nothing
     name = type(model).__name__
     if name not in OURS:
         raise ModelError(
@@ -85,6 +85,11 @@ def _whole() -> Any:
     return ContextParallelOutput(1, 3)
 
 
+def _video_and_text() -> Plan:
+    """Both sequences, [B, N, D] each, where they enter the first block."""
+    return {"hidden_states": _split(1, 3), "encoder_hidden_states": _split(1, 3)}
+
+
 def _wan_vace() -> Plan:
     """As Wan's. Blocks of the control each read the whole sequence; the first of them reads the whole control."""
     hidden = {"hidden_states": _split(1, 3)}
@@ -101,7 +106,7 @@ def _two_streams() -> Plan:
     """HunyuanVideo and 1.5: rotary positions come from a module."""
     return {
         "rope": {0: _split(0, 2, output=True), 1: _split(0, 2, output=True)},
-        "transformer_blocks.0": {"hidden_states": _split(1, 3), "encoder_hidden_states": _split(1, 3)},
+        "transformer_blocks.0": _video_and_text(),
         "proj_out": _whole(),
     }
 
@@ -113,14 +118,12 @@ def _hunyuan_15() -> Plan:
 def _mochi() -> Plan:
     angles = [_split(0, 3), _split(0, 3)]
     every = {"encoder_attention_mask": _split(1, 2), "image_rotary_emb": angles}
-    first = {"hidden_states": _split(1, 3), "encoder_hidden_states": _split(1, 3)}
-    return {"transformer_blocks.*": every, "transformer_blocks.0": first, "proj_out": _whole()}
+    return {"transformer_blocks.*": every, "transformer_blocks.0": _video_and_text(), "proj_out": _whole()}
 
 
 def _cogvideox() -> Plan:
-    first = {"hidden_states": _split(1, 3), "encoder_hidden_states": _split(1, 3)}
     every = {"image_rotary_emb": [_split(0, 2), _split(0, 2)]}
-    return {"transformer_blocks.*": every, "transformer_blocks.0": first, "proj_out": _whole()}
+    return {"transformer_blocks.*": every, "transformer_blocks.0": _video_and_text(), "proj_out": _whole()}
 
 
 def _prepare_hunyuan(model: Any) -> None:

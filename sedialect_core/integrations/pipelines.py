@@ -300,8 +300,8 @@ def _enabled(pipe: Any) -> dict[str, nn.Module]:
 
 
 def _state(name: str, model: nn.Module) -> Enabled:
-    for reason, remedy in filter(None, (unfinished(model),)):
-        raise ModelError(f"{name} {reason}; {remedy}")
+    if found := unfinished(model):
+        raise ModelError(f"{name} {found[0]}; {found[1]}")
     state = getattr(model, "_sedialect", None)
     if not isinstance(state, Enabled):
         raise ModelError(f"{name} is not quantized by sedialect; call pipe.enable_sedialect() first")

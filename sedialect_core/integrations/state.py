@@ -47,9 +47,8 @@ def mark_quantized(model: nn.Module, state: Enabled, quantizer: Any) -> None:
         setattr(model, name, value)
     share_inputs(readers(_layers(model, state.plan)))
     attach(model, state.plan)
-    for layer in model.modules():
-        if isinstance(layer, SeDialectLinear):
-            layer.prepare()
+    for _, layer in _layers(model, state.plan):
+        layer.prepare()
 
 
 def mark_attending(model: nn.Module, state: Enabled) -> None:
