@@ -27,13 +27,20 @@ def encoded(x: torch.Tensor, ranks: int) -> torch.Tensor:
     parts = x.unflatten(1, (ranks, -1)).transpose(0, 1).float()
     scale = parts.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST
     codes = (parts / scale).to(torch.float8_e4m3fn)
-    return torch.cat([codes.view(torch.uint8), scale.view(torch.uint8)], dim=-1)
+    scale_bytes = scale.view(torch.int32) >> _shifts(x.device)
+    return torch.cat([codes.view(torch.uint8), (scale_bytes & 255).to(torch.uint8)], dim=-1)
 
 
 def decoded(received: torch.Tensor) -> torch.Tensor:
     """bfloat16 [..., D] of what `encoded` gave."""
-    codes, scale = received[..., :-SCALE_BYTES], received[..., -SCALE_BYTES:].contiguous()
-    return (codes.contiguous().view(torch.float8_e4m3fn).float() * scale.view(torch.float32)).to(torch.bfloat16)
+    codes, scale_bytes = received[..., :-SCALE_BYTES], received[..., -SCALE_BYTES:].int()
+    scale = (scale_bytes << _shifts(received.device)).sum(-1, keepdim=True, dtype=torch.int32).view(torch.float32)
+    return (codes.contiguous().view(torch.float8_e4m3fn).float() * scale).to(torch.bfloat16)
+
+
+def _shifts(device: torch.device) -> torch.Tensor:
+    """Of a scale's bytes: a view as bytes needs a last stride of 1, which a compiler may lay out in another way."""
+    return torch.arange(0, 8 * SCALE_BYTES, 8, dtype=torch.int32, device=device)
 
 
 def exchange(x: torch.Tensor, group: Any) -> torch.Tensor:
