@@ -47,6 +47,7 @@ from .checks import KEY, check_groups, check_loaded, check_quantizable, check_we
 from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
+from .patcher import save_encoded
 from .products import settle_products
 from .sources import clone_around, own_weights, settle_sources
 
@@ -322,6 +323,7 @@ def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
     patcher.cached_patcher_init = origin
     patcher.set_attachments(KEY, known)
     patcher.hook_mode = EnumHookMode.MinVram  # the other mode keeps merged float weights, and has no place for them here
+    save_encoded(patcher)
     patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, run_guided)
     for event, callback in CALLBACKS.items():
@@ -365,6 +367,7 @@ CALLBACKS = {
     CallbacksMP.ON_LOAD: _hand_out_patches,
     CallbacksMP.ON_APPLY_HOOKS: _hand_out_hooks,
     CallbacksMP.ON_DETACH: _take_back_patches,
+    CallbacksMP.ON_CLONE: save_encoded,
 }
 
 

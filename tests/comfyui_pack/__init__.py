@@ -6,15 +6,18 @@ import json
 import os
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.multigpu
 import comfy.ops
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import folder_paths
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -127,6 +130,22 @@ class TestLayers(io.ComfyNode):
                     found[f"{name}|{suffix}"] = tensor.cpu().contiguous()
         model.detach()
         save_file(found, file)
+        return io.NodeOutput()
+
+
+class TestSavePartlyLoaded(io.ComfyNode):
+    """What ComfyUI's *Save Model* does, with no layer loaded whole: as dynamic VRAM or too little memory leave them."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema("SavePartlyLoaded", **ENDS, inputs=[io.Model.Input("model"), io.String.Input("file")])
+
+    @classmethod
+    def execute(cls, model, file):
+        comfy.model_management.unload_model_and_clones(model)
+        model.partially_load(model.load_device, 1)
+        comfy.utils.save_torch_file(model.state_dict_for_saving(), file)
+        model.detach()
         return io.NodeOutput()
 
 
@@ -378,6 +397,16 @@ def families():
         yield cls.__name__, cls(**settings, **common), lists
 
 
+@contextmanager
+def with_weights():
+    """Networks made within have weights: under dynamic VRAM ComfyUI leaves them out until a file is loaded."""
+    dynamic, comfy.memory_management.aimdo_enabled = comfy.memory_management.aimdo_enabled, False
+    try:
+        yield
+    finally:
+        comfy.memory_management.aimdo_enabled = dynamic
+
+
 class TestFamilies(io.ComfyNode):
     """For every family: the linears in its blocks that a plan leaves in 16 bit, and those outside that it does not."""
 
@@ -395,7 +424,9 @@ class TestFamilies(io.ComfyNode):
             sedialect("sedialect_core.plan.rules").make_plan,
         )
         config, found = sedialect("sedialect_core.config").SeDialectConfig(), {}
-        for name, network, lists in families():
+        with with_weights():
+            made = list(families())
+        for name, network, lists in made:
             plan = make_plan(network, config, linear_types=linear_types(network))
             inside = {layer.name: layer.name.split(".")[0] in lists for layer in plan.layers}
             found[name] = {
@@ -518,7 +549,8 @@ class TestTokenFamilies(io.ComfyNode):
         linear.register()
         torch.manual_seed(0)
         common = {"dtype": torch.float32, "device": "cpu"}
-        plain = kind(**settings, **common, operations=comfy.ops.disable_weight_init).requires_grad_(False).eval()
+        with with_weights():
+            plain = kind(**settings, **common, operations=comfy.ops.disable_weight_init).requires_grad_(False).eval()
         for parameter in plain.parameters():
             parameter.copy_(torch.randn_like(parameter) / max(1, parameter[0].numel()) ** 0.5)
         try:
@@ -734,6 +766,7 @@ class TestExtension(ComfyExtension):
             TestDecode,
             TestLatents,
             TestLayers,
+            TestSavePartlyLoaded,
             TestTimed,
             TestTimes,
             TestOverride,

@@ -124,6 +124,7 @@ def main() -> dict[str, object]:
     offloaded = lora(made)
     offloaded.patcher.load(made.patcher.load_device, lowvram_model_memory=1)  # as where the GPU holds one byte of it
     partly = offloaded.cond_stage_model.encode_token_weights(offloaded.tokenize(PROMPT))[0].clone()
+    written = offloaded.patcher.model_state_dict_for_saving()  # as ComfyUI's own save nodes ask for it
     offloaded.patcher.detach()
     also, _ = nodes.SeDialectQuantizeCLIP.execute(lora(plain)).result
     saved = nodes.SeDialectSaveCLIP.execute(lora(made), "clip/tiny").result[0]
@@ -145,6 +146,9 @@ def main() -> dict[str, object]:
         "lora leaves": torch.equal(without, quantized),
         "unloaded": torch.equal(after_unloading, quantized),
         "partly loaded": distance(partly, with_lora),
+        "saved by ComfyUI": [
+            key for key, value in made.cond_stage_model.state_dict().items() if not torch.equal(written[key], value)
+        ],
         "lora before": distance(encode(also), before_quantizing),
         "same either way": distance(encode(also), with_lora),
         "loaded": distance(encode(again), quantized),

@@ -134,13 +134,14 @@ def where(setup: Setup) -> str:
     return f"*{model}; {width}x{height}x{frames}, {setup.steps} steps; ComfyUI {version}; {machine_line(environment())}*"
 
 
-def parts(rows: list[dict], said: str) -> dict[str, str]:
-    """The text of each section by the name of its place in the document."""
+def parts(result: dict) -> dict[str, str]:
+    """The text of each section that ran, by the name of its place in the document."""
     found: dict[str, str] = {}
-    for name in SECTIONS:
-        mine = [Row(**row) for row in rows if row["section"] == name]
+    for name in result["sections"]:
+        mine = [Row(**row) for row in result["rows"] if row["section"] == name]
+        shown = "\n".join(f"* {row.note}" for row in mine) if name == "suite" else table(mine)
         if mine:
-            found[f"comfyui {name}"] = f"{table(mine)}\n\n{said}"
+            found[f"comfyui {name}"] = f"{shown}\n\n{result['where']}"
     return found
 
 
@@ -149,9 +150,10 @@ def keep(parsed: argparse.Namespace, setup: Setup, rows: list[Row]) -> None:
     if parsed.output is None:
         return
     parsed.output.mkdir(parents=True, exist_ok=True)
-    result = {"where": where(setup), "rows": [row.to_dict() for row in rows]}
+    sections = parsed.sections or list(SECTIONS)
+    result = {"where": where(setup), "sections": sections, "rows": [row.to_dict() for row in rows]}
     (parsed.output / "comfyui.json").write_text(json.dumps(result, indent=1))
-    (parsed.output / "comfyui.md").write_text("\n\n".join(parts(result["rows"], result["where"]).values()))
+    (parsed.output / "comfyui.md").write_text("\n\n".join(parts(result).values()))
     for log in ("server.log", "suite.txt"):
         if (setup.base / log).exists():
             shutil.copy(setup.base / log, parsed.output / log)
@@ -163,8 +165,7 @@ def main() -> int:
     if parsed.write is not None:
         from sedialect.sedialect_core.storage.marked import write_marked
 
-        kept = json.loads(parsed.write.read_text())
-        write_marked(PAGE, parts(kept["rows"], kept["where"]))
+        write_marked(PAGE, parts(json.loads(parsed.write.read_text())))
         return 0
     if parsed.comfyui is None or not (parsed.comfyui / "comfyui_version.py").exists():
         print(f"--comfyui must name a ComfyUI, not {parsed.comfyui}", file=sys.stderr)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from comfyui_server import needs_comfyui
+from comfyui_server import ON_CPU, needs_comfyui
 from comfyui_workflows import DEMO, OUTLIERS, PROMPT, Workflow, assert_near, distance, samples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -152,6 +152,20 @@ def test_core_save_and_our_load_agree(server, graph):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_core_saves_layers_that_are_not_loaded_whole(server, graph):
+    """ComfyUI merges LoRAs into such layers while it writes them, which codes do not take: they are written as they are."""
+    quantized = graph.quantize(graph.model(), block_size="32")
+    path = graph.base / "models" / "diffusion_models" / "partly.safetensors"
+    graph.add("SeDialectTestSavePartlyLoaded", model=graph.lora(quantized), file=str(path))
+    first = graph.layers(quantized, "partly_before")
+    server.run(graph.nodes)
+    again = Workflow(graph.base)
+    second = again.layers(again.add("SeDialectLoad", file=path.name), "partly_after")
+    server.run(again.nodes)
+    before, after = load_file(first), load_file(second)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 @pytest.mark.parametrize("order", ["before", "behind"])
 def test_a_lora_is_added_beside_the_codes(server, graph, order):
     """Both orders give the same layers: codes of the 16-bit weight, and the LoRA in full precision on top."""
@@ -217,7 +231,8 @@ def test_a_bypass_lora_and_a_dora_work(server, graph):
     dora, report = graph.layers(with_dora, "dora"), graph.add("SeDialectReport", model=with_dora)
     off = graph.layers(quantized, "dora_off")
     text = server.run(graph.nodes).text(report[0])
-    assert "speed: 80 layers have a LoRA of another kind" in text and "speed: on cpu quantized layers save memory" in text
+    assert "speed: 80 layers have a LoRA of another kind" in text
+    assert ("speed: on cpu quantized layers save memory" in text) == ON_CPU
     assert distance(samples(bypass), samples(normal)) < 0.05
     dora, off = answers(dora), answers(off)
     assert all(0.05 < distance(dora[name], off[name]) < 1 for name in off)
@@ -262,8 +277,8 @@ def test_a_lora_by_hooks_on_the_conditioning_works(server, graph):
 
 def test_caches_and_context_windows_go_on_top(server, graph):
     model = graph.quantize(graph.model())
-    # Now one branch of guidance decides what is reused, now the other: enough for both to leave a step out.
-    cache = {"reuse_threshold": 1.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
+    # Now one branch of guidance decides what is reused, now the other: the most that is allowed, so that all reuse steps.
+    cache = {"reuse_threshold": 3.0, "start_percent": 0.1, "end_percent": 0.95, "verbose": False}
     windows = {
         "context_length": 9,
         "context_overlap": 4,
@@ -345,7 +360,8 @@ def test_report_and_formatbook_show_text_and_pictures(server, graph):
     ]
     outcome = server.run(graph.nodes)
     text = outcome.text(report[0])
-    assert "80 in w4a4" in text and "4.354 bits" in text and "reference" in text and "dialectfp4-16" in text, text
+    runs = "reference" if ON_CPU else "triton"
+    assert "80 in w4a4" in text and "4.354 bits" in text and runs in text and "dialectfp4-16" in text, text
     assert "dialectfp4-16" in outcome.text(book[0])
     for picture in pictures:
         (image,) = outcome.outputs[picture[0]]["images"]
@@ -467,7 +483,8 @@ def test_compare_saves_two_videos_and_tells_the_player(server, graph):
 
 def test_cancelling_leaves_a_usable_server(server, graph):
     quantized = graph.quantize(graph.model(), skip="never")  # nothing that the cache knows
-    path = graph.keep(graph.sample(quantized), "cancelled")
+    # A GPU encodes in less time than a request takes: steps enough to be met by one.
+    path = graph.keep(graph.sample(quantized) if ON_CPU else graph.sample(quantized, steps=400), "cancelled")
     prompt = server.queue(graph.nodes)
 
     def cancel() -> None:
@@ -476,7 +493,7 @@ def test_cancelling_leaves_a_usable_server(server, graph):
             if (prompt in running and "SeDialectQuantize" in server.log.read_text()) or prompt in running:
                 break
             time.sleep(0.05)
-        time.sleep(1.0)
+        time.sleep(1.0 if ON_CPU else 0.0)
         server.post("/interrupt", {})
 
     thread = threading.Thread(target=cancel)
@@ -497,7 +514,6 @@ def test_cancelling_leaves_a_usable_server(server, graph):
             lambda g: g.quantize(g.add("TorchCompileModel", model=g.model(), backend="inductor")),
             "put TorchCompileModel behind",
         ),
-        (lambda g: g.quantize(g.add("UNETLoader", unet_name=DEMO, weight_dtype="fp8_e4m3fn")), "quantized already"),
         (lambda g: g.quantize(g.model(), salient_ratio=-0.5), "salient_ratio is -0.5"),
         (lambda g: g.quantize(g.add("SeDialectTestForeign", of="image", file="")), "Flux is not a video model"),
         (lambda g: g.quantize(g.add("SeDialectTestForeign", of="gguf", file=DEMO)), "quantized already (GGUF)"),
@@ -506,6 +522,20 @@ def test_cancelling_leaves_a_usable_server(server, graph):
 def test_what_cannot_be_quantized_is_refused_in_a_sentence(server, graph, chain, says):
     graph.keep(graph.sample(chain(graph)), "refused")
     assert says in server.error(graph.nodes)
+
+
+def test_weights_that_the_loader_was_told_to_round_to_fp8(server, graph):
+    """Rounded weights are refused. Under dynamic VRAM ComfyUI keeps those of the file and rounds them whenever a layer runs:
+    then the file's are quantized."""
+    rounded = graph.quantize(graph.add("UNETLoader", unet_name=DEMO, weight_dtype="fp8_e4m3fn"))
+    path = graph.layers(rounded, "rounded")
+    if ON_CPU:
+        assert "quantized already" in server.error(graph.nodes)
+        return
+    plain = graph.layers(graph.quantize(graph.model()), "not_rounded")
+    server.run(graph.nodes)
+    plain, rounded = load_file(plain), load_file(path)
+    assert all(torch.equal(plain[key], rounded[key]) for key in plain if not key.endswith("|y"))
 
 
 def test_files_that_cannot_be_loaded_are_refused(server, graph, base, saved):

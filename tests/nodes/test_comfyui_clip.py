@@ -50,6 +50,7 @@ def test_loras_stand_before_or_behind_and_come_and_go(found):
 
 def test_it_may_be_unloaded_and_loaded_in_part(found):
     assert found["unloaded"] and found["partly loaded"] < 1e-5
+    assert found["saved by ComfyUI"] == [], "codes are written as they are, whatever is loaded"
 
 
 def test_what_is_saved_is_loaded_and_patched_alike(found):

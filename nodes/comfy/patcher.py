@@ -1,0 +1,60 @@
+"""ComfyUI's patchers around models of ours: its own save nodes write encoded layers as they are.
+
+For a layer that is not loaded whole, ComfyUI puts a parameter in place of each tensor, which merges LoRAs while it is
+written. Under dynamic VRAM that is every layer. The parameter wants gradients, which integers cannot have, so that ModelSave
+and CheckpointSave would end in an error; and LoRAs merged into codes would be rounded to 4 bit.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from .linear import EncodedLinear
+
+READY = "comfy_patched_weights"  # on a layer: nothing is left to be merged into it, so it is saved as it is
+
+
+class SavesEncoded:
+    """Mixed into a patcher's class."""
+
+    model: Any
+    patches: dict[str, Any]
+
+    def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, Any]:
+        """As ComfyUI's, with the tensors of encoded layers themselves; LoRAs on them are not saved."""
+        layers = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, EncodedLinear) and module.encoded
+        }
+        if any(f"{name}.weight" in self.patches for name in layers):
+            warnings.warn("LoRAs on a quantized MODEL are not saved: they stay beside its weights", stacklevel=2)
+        with _ready(list(layers.values())):
+            state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)  # type: ignore[misc]
+        return state
+
+
+def save_encoded(patcher: Any, clone: Any = None) -> None:
+    """Have a patcher save so; as ComfyUI's callback for clones, which may be of another class, the clone."""
+    given = patcher if clone is None else clone
+    given.__class__ = _saving(type(given))
+
+
+@functools.cache
+def _saving(cls: type) -> type:
+    return cls if issubclass(cls, SavesEncoded) else type(cls.__name__, (SavesEncoded, cls), {})
+
+
+@contextmanager
+def _ready(layers: list[EncodedLinear]) -> Iterator[None]:
+    """Loading and unloading go by the same mark, so it is put back."""
+    before = [vars(layer).get(READY) for layer in layers]
+    for layer in layers:
+        setattr(layer, READY, True)
+    try:
+        yield
+    finally:
+        for layer, mark in zip(layers, before, strict=True):
+            delattr(layer, READY) if mark is None else setattr(layer, READY, mark)
