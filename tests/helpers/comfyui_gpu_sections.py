@@ -101,20 +101,32 @@ def save_ours(setup: Setup, deadline: Deadline) -> Rows:
 
 
 def vram(setup: Setup, deadline: Deadline, left: list[float], models: list[str]) -> Rows:
-    """Models under the ways in which ComfyUI keeps weights, with all memory and with less."""
+    """Models under dynamic VRAM and without it, with all memory and with less."""
     caps: list[float | None] = [None, *left] if not setup.gpu.cpu else [None]
-    middle = left[len(left) // 2] if left else 12.0
-    few = [cap for cap in caps if cap in (None, min(left, default=None), middle)]
-    reserve = f"{setup.gpu.total / GIB - middle:.1f}" if not setup.gpu.cpu else "1"
+    few = [cap for cap in caps if cap in (None, min(left, default=None), _middle(left))]
     references: dict[str, Path] = {}
+    for flags, some in (((), caps), (("--disable-dynamic-vram",), few)):
+        yield from _ways("vram", setup, deadline, flags, [(cap, model) for cap in some for model in models], references)
+
+
+def flags(setup: Setup, deadline: Deadline, left: list[float], models: list[str]) -> Rows:
+    """Models under other flags that say where weights are kept; with the least memory, where the flag reserves none."""
     least: list[float | None] = [min(left, default=None)]
-    lowvram = () if setup.gpu.cpu else ((("--lowvram",), least), (("--disable-dynamic-vram", "--lowvram"), least))
-    reserved = (("--reserve-vram", reserve), [None])
-    for flags, some in (((), caps), *lowvram[:1], (("--disable-dynamic-vram",), few), reserved, *lowvram[1:]):
-        yield from _ways(setup, deadline, flags, [(cap, model) for cap in some for model in models], references)
+    reserve = f"{setup.gpu.total / GIB - _middle(left):.1f}" if not setup.gpu.cpu else "1"
+    references: dict[str, Path] = {}
+    wanted: list[tuple[tuple[str, ...], list[float | None]]] = [((), [None]), (("--reserve-vram", reserve), [None])]
+    if not setup.gpu.cpu:  # ComfyUI takes them on a GPU alone
+        wanted += [(("--lowvram",), least), (("--disable-dynamic-vram", "--lowvram"), least)]
+    for said, caps in wanted:
+        yield from _ways("flags", setup, deadline, said, [(cap, model) for cap in caps for model in models], references)
+
+
+def _middle(left: list[float]) -> float:
+    return left[len(left) // 2] if left else 12.0
 
 
 def _ways(
+    section: str,
     setup: Setup,
     deadline: Deadline,
     flags: tuple[str, ...],
@@ -127,15 +139,16 @@ def _ways(
         why = "not run: no time left"
         if deadline.left >= 20:
             try:
-                yield from _while_it_lives(setup, deadline, flags, wanted, references)
+                yield from _while_it_lives(section, setup, deadline, flags, wanted, references)
                 continue
             except AssertionError as error:
                 why = f"ComfyUI did not start; {reason(error)}"
-        yield from (Row("vram", name, " ".join(flags), _left(cap), note=why) for cap, name in wanted)
+        yield from (Row(section, name, " ".join(flags), _left(cap), note=why) for cap, name in wanted)
         return
 
 
 def _while_it_lives(
+    section: str,
     setup: Setup,
     deadline: Deadline,
     flags: tuple[str, ...],
@@ -147,7 +160,7 @@ def _while_it_lives(
         while wanted and server.process.poll() is None and deadline.left >= 20:
             cap, name = wanted.pop(0)
             server.patience = min(120.0, deadline.left)
-            row = Row("vram", name, " ".join(flags), _left(cap))
+            row = Row(section, name, " ".join(flags), _left(cap))
             yield attempt(row, lambda row=row, cap=cap: _one(setup, server, row, cap, references))
             if "ComfyUI did not" in row.more.get("error", ""):
                 return

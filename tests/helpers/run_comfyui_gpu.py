@@ -3,6 +3,7 @@
 suite    the tests of `make test-comfyui`, less those in a browser
 vram     a Wan of random weights in 16 bit, in ComfyUI's FP8 and by SeDialect Load, under ComfyUI's ways to keep weights and
          with less and less memory: seconds of a step, peak, and whether the latents are the same
+flags    the same under --lowvram and --reserve-vram
 session  twenty prompts in a row, /free, switching models, cancelling, an out-of-memory half way
 two      MultiGPU CFG Split beside one GPU
 first    what the first run of a process does otherwise: the first module whose numbers differ from the second run's
@@ -28,7 +29,7 @@ from comfyui_gpu_runs import MODELS, Setup
 from comfyui_measuring import GIB, Gpu, Row, table, writing_speed
 from comfyui_server import python_of_comfyui
 
-SECONDS = {"suite": 220, "vram": 420, "session": 150, "two": 150, "first": 90, "sage": 60}
+SECONDS = {"suite": 220, "vram": 420, "flags": 120, "session": 150, "two": 150, "first": 90, "sage": 60}
 SECTIONS = tuple(SECONDS)
 SUITE = ("tests/nodes/test_comfyui.py", "tests/nodes/test_comfyui_tokens.py", "tests/nodes/test_comfyui_attention.py")
 SIZES = {"wan14b": Size(40, 5120, 13824), "tiny": Size(2, 256, 512)}
@@ -117,7 +118,8 @@ def run(parsed: argparse.Namespace, setup: Setup) -> list[Row]:
             take(sections.save_ours(setup, sections.Deadline(180)))
             setup.note_written()
         deadline = sections.Deadline(limits[name])
-        more = {"suite": (parsed.tests, parsed.workers), "vram": (parsed.left, parsed.which)}.get(name, ())
+        kept = parsed.left, parsed.which
+        more = {"suite": (parsed.tests, parsed.workers), "vram": kept, "flags": kept}.get(name, ())
         take(getattr(questions if hasattr(questions, name) else sections, name)(setup, deadline, *more))
         print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
         keep(parsed, setup, rows)
