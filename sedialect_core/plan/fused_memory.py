@@ -69,8 +69,8 @@ class Tape:
     def _changed(self, func: Any, args: Any, kwargs: Any) -> frozenset[int]:
         """What it writes to in place."""
         given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-        written = [argument.name for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write]
-        return self._storages([given.get(name) for name in written])
+        written = [argument for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write]
+        return self._storages([given.get(argument.name) for argument in written])
 
 
 class _Run:

@@ -227,9 +227,9 @@ def _peak(model: nn.Module, forward: Callable[[], Any], plan: Plan | None, compi
     ratio = 0.0 if plan is None else plan.config.salient_ratio
     held = [*model.parameters(), *model.buffers()]
     lives = _Lives(held)
-    with torch.no_grad(), torch.device("meta"), lives, _AsOnGpus(quantized, ratio, lives):
-        with _taped(repeated_blocks(model) if compiled else [], lives):
-            forward()
+    taped = _taped(repeated_blocks(model) if compiled else [], lives)
+    with torch.no_grad(), torch.device("meta"), lives, _AsOnGpus(quantized, ratio, lives), taped:
+        forward()
     return lives.peak
 
 
