@@ -91,7 +91,7 @@ def _measure(way: Way, shape: Home, cards: list[int], decoding: Numbers, device:
             try:
                 held, seconds = _run(pipe, shape, device)
             except torch.OutOfMemoryError:  # gaps between blocks of the allocator; the next larger card
-                seconds = {}
+                held, seconds = {}, {}
         if seconds:
             numbers["held reserved bytes"] = held["reserved"]
             return numbers | _times(seconds, decoding) | {"card": float(card)}
