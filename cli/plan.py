@@ -22,8 +22,8 @@ COUNTED = (
     "Weights are exact. Sampling and decoding are an estimate: what lives at once when the classes are followed through\n"
     "one forward at this size, run eagerly on a GPU without FP8 units, the VAE decoding in tiles\n"
     "(pipe.vae.enable_tiling()).\n"
-    "With FP8 units or torch.compile it is less. 1 GB of a card is kept for the driver, and 3 % of the rest for\n"
-    "gaps between blocks of the allocator."
+    "With FP8 units or torch.compile it is less. Of a card 1 GB is kept for the driver, and 0.3 GB for gaps\n"
+    "between blocks of the allocator."
 )
 BY_RULE = "Sampling is a rough bound by the widths of the layers: this class cannot be followed without weights."
 

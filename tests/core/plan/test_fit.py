@@ -42,7 +42,7 @@ def wan_14b() -> Fitter:
 
 @pytest.mark.parametrize(
     ("card", "place", "compiled"),
-    [(8, STREAMED, False), (12, TURNS, True), (16, TURNS, False), (24, ALL, True), (80, ALL, False)],
+    [(8, STREAMED, False), (12, TURNS, True), (16, TURNS, False), (24, ALL, False), (80, ALL, False)],
 )
 def test_wan_14b_on_the_cards_of_users(wan_14b, card, place, compiled):
     choice = wan_14b.choose(card, QUALITY)
@@ -53,8 +53,9 @@ def test_wan_14b_on_the_cards_of_users(wan_14b, card, place, compiled):
 
 def test_at_12_gb_the_transformer_stays_on_the_gpu_and_the_choice_says_why(wan_14b):
     text = str(wan_14b.choose(12, QUALITY))
-    assert "w4a8 in blocks of 16, text encoder in 4 bit, blocks compiled, models take turns on the GPU" in text.splitlines()[0]
-    assert "too large, 12.2 GB: w4a8 in blocks of 16, models take turns" in text and "the card has 11.5 for it" in text
+    first = text.splitlines()[0]
+    assert "w4a8 in blocks of 16, text encoder in 4 bit, blocks compiled, models take turns on the GPU" in first
+    assert "too large, 12.2 GB: w4a8 in blocks of 16, models take turns" in text and "the card has 11.6 for it" in text
     assert "takes a minute or so more" in text and "compile=False leaves it out" in text
 
 
@@ -76,7 +77,7 @@ def test_compiling_never_needs_more_and_what_is_chosen_never_more_than_the_card(
         eager, compiled = (wan_14b.option(config, encoder, TURNS, True, compiled=each).phases for each in (False, True))
         assert compiled["steps"] < eager["steps"] and {**compiled, "steps": 0} == {**eager, "steps": 0}
     needed = [wan_14b.choose(card, config).option.needs for card in range(6, 81)]
-    assert all(need <= (card * GIB - RESERVED) * (1 - GAPS) for need, card in zip(needed, range(6, 81), strict=True))
+    assert all(need <= card * GIB - RESERVED - GAPS for need, card in zip(needed, range(6, 81), strict=True))
 
 
 @pytest.mark.parametrize("needs", [1, 5 * GIB, room_of(12), room_of(12) + 1, 10**11])
@@ -100,7 +101,7 @@ def test_what_is_asked_for_is_kept(wan_14b):
 
 def test_what_cannot_fit_is_refused_with_what_would_be_needed(wan_14b):
     with pytest.raises(
-        ModelError, match=r"nothing fits 4 GB at 832x480, 81 frames: a card leaves 3.2 GB.*a card of 6 GB would"
+        ModelError, match=r"nothing fits 4 GB at 832x480, 81 frames: a card leaves 3.0 GB.*a card of 6 GB would"
     ):
         wan_14b.choose(4, QUALITY)
 
