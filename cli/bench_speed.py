@@ -37,7 +37,9 @@ def add_to(bench: Any) -> None:
         metavar="GB",
         help="whole pipelines with the process held to the memory of cards of so many GB (8 12 16 24); alone",
     )
-    speed.add_argument("--arms", nargs="+", metavar="ARM", help="measure only these beside BF16")
+    speed.add_argument(
+        "--arms", nargs="+", metavar="ARM", help="measure only these beside BF16; with --memory, only these ways"
+    )
     speed.add_argument("--quick", action="store_true", help="tiny shapes, in a minute on a CPU: only tests the command")
     speed.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     speed.add_argument("--seconds", type=float, default=280, help="start no new row after so many seconds (280)")
@@ -91,7 +93,8 @@ def _run_memory(parsed: argparse.Namespace, document: Path | None) -> int:
 
     from ..bench.speed.held import CARDS, PART, measure_held
     from ..bench.speed.held_report import draw_held, held_table
-    from ..bench.speed.results import read_part
+    from ..bench.speed.results import read_alike
+    from ..bench.speed.ways import choose_ways
     from ..sedialect_core.environment import environment
     from ..sedialect_core.errors import InputError
     from ..sedialect_core.storage.marked import check_marked, write_marked
@@ -104,9 +107,10 @@ def _run_memory(parsed: argparse.Namespace, document: Path | None) -> int:
         check_marked(document, [MEMORY_TABLE])
     if parsed.results is None:
         device = torch.device(pick_device(parsed.device))
-        part = measure_held(cards, parsed.quick, parsed.seconds, device, parsed.output, environment())
+        ways = choose_ways(parsed.arms)
+        part = measure_held(cards, ways, parsed.quick, parsed.seconds, device, parsed.output, environment())
     else:
-        part = read_part(parsed.results[-1] / f"{PART}.json")
+        part = read_alike(parsed.results, PART)
     table = held_table(part)
     print(table)
     drawn = draw_held(part, parsed.output / MEMORY_PICTURE)

@@ -1,7 +1,8 @@
 """`bench speed --memory`: what each way needs and takes when the process is held to the memory of a card.
 
-First everything runs unheld, and the peak of each phase is what the way needs. Then the allocator is held to the smallest
-card that this leaves room for, and the times are of that run: an allocation beyond it fails.
+First everything runs unheld, and the peak of each phase is what the way needs; compiling belongs to it. Then the
+allocator is held to the smallest card that this leaves room for, and the times are of that run: an allocation beyond it
+fails.
 """
 
 import gc
@@ -15,13 +16,13 @@ from typing import Any
 
 import torch
 
-from ...sedialect_core.footprint.memory import GIB, RESERVED
+from ...sedialect_core.plan.fit import GIB, RESERVED
 from .machine import machine
 from .models import TEXT_WIDTH
 from .results import Part
 from .timing import Clock, collect, synchronize
-from .trials import EAGER, Numbers, Trials
-from .ways import LENGTH, WAYS, Home, Way, home, make_pipeline, make_vae
+from .trials import COMPILED, EAGER, Numbers, Trials, fresh_compiler
+from .ways import LENGTH, Home, Way, home, make_pipeline, make_vae
 
 PART = "memory"
 CARDS = (8, 12, 16, 24)  # GB as they are sold, which is GiB
@@ -33,9 +34,15 @@ PHASES = ("encoding", "step", "decoding")
 
 
 def measure_held(
-    cards: Sequence[int], quick: bool, seconds: float, device: torch.device, folder: Path, where: dict[str, Any]
+    cards: Sequence[int],
+    ways: Sequence[Way],
+    quick: bool,
+    seconds: float,
+    device: torch.device,
+    folder: Path,
+    where: dict[str, Any],
 ) -> Part:
-    """Measure every way; each row is in `folder` as soon as it is measured."""
+    """Measure these ways; each row is in `folder` as soon as it is measured."""
     if device.type == "cuda":  # with its number, which holding it asks for
         device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     allocator = os.environ.get(ALLOCATOR) or os.environ.get("PYTORCH_ALLOC_CONF") or "as torch has it"
@@ -45,8 +52,10 @@ def measure_held(
     if device.type == "cuda":
         gc.freeze()  # what is loaded already need not be looked through at every collection
     decoding = trials.run(shape.model.name, DECODING, EAGER, partial(_decode_alone, shape, device)).numbers
-    for way in WAYS:
-        trials.run(shape.model.name, way.name, EAGER, partial(_measure, way, shape, sorted(cards), decoding, device))
+    for way in ways:
+        mode = COMPILED if way.compiled else EAGER
+        fresh_compiler()  # it may keep the pipeline before
+        trials.run(shape.model.name, way.name, mode, partial(_measure, way, shape, sorted(cards), decoding, device))
         _clean(device)
     return part
 
@@ -76,14 +85,15 @@ def _measure(way: Way, shape: Home, cards: list[int], decoding: Numbers, device:
     resident = max(0.0, float(_allocated(device) - _bytes(pipe.vae))) if way.name.endswith("all on the GPU") else 0.0
     peaks["decoding"] = resident + decoding.get("decoding bytes", 0.0)
     numbers |= {f"{phase} bytes": peaks[phase] for phase in PHASES}
-    numbers["needs bytes"] = max(peaks[phase] for phase in PHASES)
+    numbers |= {"needs bytes": max(peaks[phase] for phase in PHASES), "reserved bytes": peaks["reserved"]}
     for card in [card for card in cards if room_of(card) >= numbers["needs bytes"]]:
         with _held(card, device):
             try:
-                _, seconds = _run(pipe, shape, device)
+                held, seconds = _run(pipe, shape, device)
             except torch.OutOfMemoryError:  # gaps between blocks of the allocator; the next larger card
-                seconds = {}
+                held, seconds = {}, {}
         if seconds:
+            numbers["held reserved bytes"] = held["reserved"]
             return numbers | _times(seconds, decoding) | {"card": float(card)}
         pipe.maybe_free_model_hooks()
     return numbers | _times(unheld, decoding)
@@ -135,11 +145,12 @@ class _Peaks:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.found: dict[str, float] = {}
+        self.found: dict[str, float] = {"reserved": 0.0}  # of all phases, gaps between the allocator's blocks among them
 
     def __call__(self, phase: str) -> None:
         if self.device.type == "cuda":
             self.found[phase] = float(torch.cuda.max_memory_allocated(self.device))
+            self.found["reserved"] = max(self.found["reserved"], float(torch.cuda.max_memory_reserved(self.device)))
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             self.found[phase] = 0.0

@@ -50,7 +50,8 @@ def foretold(arm: str) -> Option | None:
     size = Estimator(outline).size
     models, roles = {part.name: part.model for part in outline.parts}, {part.name: part.role for part in outline.parts}
     place = ALL if way.placing is stay else TURNS
-    return Fitter(models, roles, size.latent, size.video).option(config, bool(way.encoder), place, tiling=True)
+    fitter = Fitter(models, roles, size.latent, size.video)
+    return fitter.option(config, bool(way.encoder), place, tiling=True, compiled=way.compiled)
 
 
 def _foretold_cells(row: Row) -> list[str]:
@@ -105,4 +106,7 @@ def _bar(pen: Pen, row: Row, middle: float, scale: float) -> None:
 
 
 def _ways(part: Part) -> list[Row]:
-    return [row for row in part.rows if row.arm != DECODING]
+    """Their rows in the order of the ways, whichever run they are of; what is no longer a way comes last."""
+    order = {way.name: number for number, way in enumerate(WAYS)}
+    rows = [row for row in part.rows if row.arm != DECODING]
+    return sorted(rows, key=lambda row: order.get(row.arm, len(order)))

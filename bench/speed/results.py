@@ -10,6 +10,7 @@ from ...sedialect_core.errors import InputError
 from ...sedialect_core.storage.atomic import write_text
 
 PARTS = ("kernels", "attention", "layers", "blocks", "pieces", "models", "enabling")
+RUN = {"date"}  # of what is told of a run: may differ in what is put into one table
 NOT_MEASURED = "not measured: "
 
 
@@ -95,6 +96,21 @@ def read_part(path: Path) -> Part:
         return Part(data["part"], data["where"], [Row(**row) for row in data["rows"]])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path} is no result of `sedialect bench speed`: {error}") from None
+
+
+def read_alike(folders: Iterable[Path], name: str) -> Part:
+    """One part from several runs of the same machine and versions, which cover different rows.
+
+    Raises:
+        InputError: a file is none of results, or machine, versions or settings of the runs differ.
+    """
+    first, *others = (read_part(folder / f"{name}.json") for folder in folders)
+    for other in others:
+        for key in sorted((first.where.keys() | other.where.keys()) - RUN):
+            if first.where.get(key) != other.where.get(key):
+                raise InputError(f"{name}: the runs differ in {key}: {first.where.get(key)} and {other.where.get(key)}")
+        first = _merged(first, other)
+    return first
 
 
 def _merged(old: Part, new: Part) -> Part:

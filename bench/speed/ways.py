@@ -4,7 +4,7 @@ Wan 2.1 14B's shapes at random weights, built on the GPU block by block. No vide
 quality.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from ...sedialect_core.config import SeDialectConfig
+from ...sedialect_core.errors import InputError, shown
 from ...sedialect_core.footprint.outline import text_encoder_config
 from ...sedialect_core.integrations.models import quantize_model
 from ...sedialect_core.plan.rules import make_plan
 from ...sedialect_core.quantize.apply import set_submodule
 from .arms import ARMS, Arm, unchanged
 from .models import WholeModel, build, model_of
+from .trials import backend
 
 LENGTH = 512  # tokens of a prompt, padded, as WanPipeline encodes it
 OURS = "preset quality"
@@ -61,6 +63,8 @@ class Way:
     """How the text encoder's are; empty for 16 bit."""
     casting: bool = False
     """Whether diffusers stores the transformer in FP8, and casts layer by layer."""
+    compiled: bool = False
+    """Whether the transformer's blocks are compiled."""
 
 
 def stay(pipe: Any, device: torch.device) -> None:
@@ -88,6 +92,7 @@ def stream(pipe: Any, device: torch.device) -> None:
 # In the order of measuring: where seconds run out, the last ones are not measured.
 WAYS = (
     Way("16 bit, blocks streamed", "BF16", stream),
+    Way("sedialect, encoder too, compiled, models take turns", OURS, take_turns, "w4a16", compiled=True),
     Way("sedialect, encoder too, models take turns", OURS, take_turns, "w4a16"),
     Way("sedialect, models take turns", OURS, take_turns),
     Way("torchao FP8 rows, models take turns", "torchao FP8 rows", take_turns),
@@ -101,6 +106,19 @@ WAYS = (
 )
 
 
+def choose_ways(names: Sequence[str] | None) -> tuple[Way, ...]:
+    """The ways of these names, in the order of measuring; None: all of them.
+
+    Raises:
+        InputError: there is no such way.
+    """
+    known = [way.name for way in WAYS]
+    for name in names or ():
+        if name not in known:
+            raise InputError(f"--memory has no way {shown(name)}; there are {'; '.join(known)}")
+    return tuple(way for way in WAYS if names is None or way.name in names)
+
+
 def make_pipeline(way: Way, home: Home, device: torch.device) -> Any:
     """The pipeline, its models where they were built; nothing is placed yet.
 
@@ -112,6 +130,8 @@ def make_pipeline(way: Way, home: Home, device: torch.device) -> Any:
     transformer, _ = build(home.model, arm_of(way.arm), device)
     if way.casting:
         transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    if way.compiled:
+        transformer.compile_repeated_blocks(backend=backend(device))
     encoder = _text_encoder(home, device)
     if way.encoder:
         _quantize(encoder, way.encoder)

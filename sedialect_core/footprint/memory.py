@@ -9,7 +9,7 @@ from typing import Any
 from ..config import SeDialectConfig
 from ..errors import InputError, ModelError, shown
 from ..inspection import family_of, layout_of
-from ..plan.fit import GIB, RESERVED, saved_bytes
+from ..plan.fit import room_of, saved_bytes
 from ..plan.layers import Plan
 from ..plan.report import model_bytes
 from ..plan.rules import make_plan
@@ -74,7 +74,7 @@ class Footprint:
     def fits(self, card: int) -> tuple[str, str]:
         """Whether a card of so many GB suffices with everything on it, and with the text encoder offloaded: "yes", "no", or
         "prompt on CPU" where the text encoder alone is too large for the card, and the rest fits."""
-        room = card * GIB - RESERVED
+        room = room_of(card)
         alone = FITS if self.weights("text encoder") <= room else FITS_CPU
         return (
             FITS if self.everything <= room else TOO_LARGE,

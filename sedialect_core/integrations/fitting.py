@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...kernels.capabilities import refusals
 from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import is_transformer, layout_of
 from ..inspection.encoders import TEXT_ENCODER
 from ..linear import SeDialectLinear
+from ..plan.advice import INSTALL_TRITON
 from ..plan.fit import ALL, STREAMED, TEXT, TRANSFORMER, TURNS, VAE, Choice, Fitter, card_of
 from ..plan.report import model_bytes
-from ..plan.working_memory import usual
+from ..plan.working_memory import repeated_blocks, usual
+from ..quantize.checks import is_compiled
 
+COMPILED = "_sedialect_compiled"  # on a block, where it was compiled because it was chosen here
 SIZES = ("height", "width", "num_frames")
 QUALITY, ELSEWHERE = (
     "quality",
@@ -33,6 +37,7 @@ def choose(
     video: Mapping[str, int] | None = None,
     encoder: bool | None = None,
     device: torch.device | None = None,
+    compiling: bool = True,
 ) -> Choice:
     """What of a pipeline would be quantized and where it would lie on a card; nothing is changed.
 
@@ -41,6 +46,7 @@ def choose(
         config: None takes the preset that suits the device.
         video: `height`, `width`, `num_frames` that memory is counted for; what is usual for the model where it is not given.
         encoder: whether text encoders are quantized; None leaves it open.
+        compiling: whether transformers' blocks may be compiled; on a GPU without Triton they are not.
 
     Raises:
         ConfigError: `fit` says no size.
@@ -54,13 +60,17 @@ def choose(
     open_sizes = config is None
     config = config or SeDialectConfig.preset(QUALITY if _multiplies_in_8_bit(device) else ELSEWHERE)
     fitter = Fitter(shells, roles, _latent(pipe, size), (size["num_frames"], size["height"], size["width"]), stored)
-    choice = fitter.choose(card, config, encoder=encoder, block_sizes=open_sizes)
+    refused = _refuses_to_compile(device) if compiling else None
+    choice = fitter.choose(card, config, encoder=encoder, block_sizes=open_sizes, compiling=compiling and refused is None)
     told = [f"{name} is quantized already, and stays as it is" for name in stored]
+    told += [] if refused is None else [f"compiling the blocks was left out: {refused}; {INSTALL_TRITON}"]
     return replace(choice, notes=(*choice.notes, *told))
 
 
 def place(pipe: Any, choice: Choice, device: torch.device) -> None:
-    """Have the models lie where the choice says."""
+    """Have the models lie where the choice says, and their blocks compiled if it says so."""
+    if choice.option.compiled:
+        _compile(pipe)
     if choice.option.tiling:
         pipe.vae.enable_tiling()
     if choice.option.place == ALL:
@@ -71,9 +81,30 @@ def place(pipe: Any, choice: Choice, device: torch.device) -> None:
         _stream(pipe, device)
 
 
+def uncompile(model: nn.Module) -> None:
+    """Leave a model's blocks as they were before `place` compiled them."""
+    for module in model.modules():
+        if module.__dict__.pop(COMPILED, False):
+            module._compiled_call_impl = None
+
+
 def tell(choice: Choice) -> None:
     """On stderr, beside the bars."""
     print(choice, file=sys.stderr)
+
+
+def _compile(pipe: Any) -> None:
+    """The blocks of the transformers, one by one, which is quicker than whole models; what is compiled already stays."""
+    for name, part in pipe.components.items():
+        if is_transformer(name) and isinstance(part, nn.Module) and not is_compiled(part):
+            for block in repeated_blocks(part):
+                block.compile()
+                block.__dict__[COMPILED] = True
+
+
+def _refuses_to_compile(device: torch.device | None) -> str | None:
+    """Why blocks cannot be compiled for a device; where there is no GPU, it is assumed that they can."""
+    return None if device is None or device.type != "cuda" else refusals(device).device or refusals(device).triton
 
 
 def _stream(pipe: Any, device: torch.device) -> None:

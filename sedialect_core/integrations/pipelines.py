@@ -23,6 +23,7 @@ from ..progress import Watch
 from ..quantize.apply import prepare, quantize_layers, set_submodule
 from ..quantize.checks import check_attends, check_ready, check_restorable
 from ..quantize.unfinished import unfinished, whole_again
+from .fitting import choose, place, tell, uncompile
 from .lora import fused_into_codes
 from .models import mark_with_quantizer
 from .semantics import attention_seen, follow, reguide
@@ -45,6 +46,7 @@ def enable_sedialect(
     text_encoder: bool | str | Sequence[str] | None = None,
     fit: str | float | None = None,
     video: Mapping[str, int] | None = None,
+    compile: bool = True,
     calibration: "CalibrationCache | str | Path | Sequence[str | Request] | None" = None,
     keep_original: bool = False,
     progress: bool | Watch = True,
@@ -60,9 +62,11 @@ def enable_sedialect(
         text_encoder: True quantizes all text encoders as well, a name or several those; transformers that sedialect has
             quantized already stay as they are then, if nothing else is asked for. None: no, or as `fit` needs it.
         fit: memory of a card, as it is sold: "12GB". Chooses the preset if none is named, whether text encoders are
-            quantized, where models lie and whether the VAE decodes in tiles, so that everything fits; says what and why on
-            stderr and in the report, and places the models. Call it on a pipeline that is not offloaded.
+            quantized, where models lie, whether blocks are compiled and whether the VAE decodes in tiles, so that everything
+            fits; says what and why on stderr and in the report, and places the models. Call it on a pipeline that is not
+            offloaded.
         video: `height`, `width`, `num_frames` that `fit` counts memory for; else what is usual for the model.
+        compile: whether `fit` may compile the transformers' blocks where they fit only then.
         calibration: encode the weights so that their errors cancel in what the layers give: "self" to run a few bundled
             prompts first, or prompts of your own, or what `sedialect.calibrate` gave, or the folder that it wrote.
             "glance": run one prompt in a few steps, and only equalize layers by the size of the channels that they read.
@@ -88,7 +92,8 @@ def enable_sedialect(
     asked = config is not None or preset is not None or bool(overrides)
     settings = (config or SeDialectConfig.preset(preset or "default")).override(**overrides)
     if fit is not None:
-        return _fit(pipe, fit, video, settings if asked else None, text_encoder, calibration, keep_original, progress)
+        chosen = settings if asked else None
+        return _fit(pipe, fit, video, compile, chosen, text_encoder, calibration, keep_original, progress)
     keep = bool(text_encoder) and not asked and (calibration is None or _is_text(calibration))
     return _enable_all(pipe, settings, keep, text_encoder or False, calibration, keep_original, progress)
 
@@ -97,6 +102,7 @@ def _fit(
     pipe: Any,
     fit: str | float,
     video: Mapping[str, int] | None,
+    compiling: bool,
     config: SeDialectConfig | None,
     text_encoder: bool | str | Sequence[str] | None,
     calibration: Any,
@@ -104,11 +110,9 @@ def _fit(
     progress: bool | Watch,
 ) -> Any:
     """Choose, quantize and place."""
-    from .fitting import choose, place, tell
-
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     encoder = None if text_encoder is None else bool(text_encoder)
-    choice = choose(pipe, fit, config, video=video, encoder=encoder, device=device)
+    choice = choose(pipe, fit, config, video=video, encoder=encoder, device=device, compiling=compiling)
     texts = text_encoder if isinstance(text_encoder, str | Sequence) else choice.option.encoder
     open_texts = [name for name, part in encoders(pipe, texts).items() if not _is_ours(part)]
     if open_texts or not all(map(_is_ours, denoisers(pipe).values())):
@@ -116,7 +120,8 @@ def _fit(
     if device.type == "cuda":
         place(pipe, choice, device)
     else:
-        choice = replace(choice, notes=(*choice.notes, "this machine has no CUDA GPU, so that nothing was moved"))
+        told = "this machine has no CUDA GPU, so that nothing was moved or compiled"
+        choice = replace(choice, notes=(*choice.notes, told))
     if progress:
         tell(choice)
     pipe.__dict__[FITTED] = choice
@@ -220,6 +225,7 @@ def disable_sedialect(pipe: Any) -> Any:
             raise ModelError(f"{name} has LoRA {', '.join(fused)} fused into its codes; call pipe.unfuse_lora() first")
     for model, _ in states.values():
         _disable(model)
+    pipe.__dict__.pop(FITTED, None)
     return pipe
 
 
@@ -286,6 +292,7 @@ def _disable(model: nn.Module) -> None:
     for name, layer in list(model.named_modules()):
         if isinstance(layer, SeDialectLinear):
             set_submodule(model, name, layer.__dict__[ORIGINAL].to(layer.weight.device))
+    uncompile(model)
     mark_plain(model)
 
 

@@ -15,16 +15,23 @@ from ..errors import ConfigError, ModelError, shown
 from .layers import Plan
 from .report import model_bytes
 from .rules import make_plan
-from .working_memory import Shape, decoding_bytes, encoding_bytes, sampling_bytes
+from .working_memory import Shape, decoding_bytes, encoding_bytes, repeated_blocks, sampling_bytes
 
 GIB = 2**30
-RESERVED = 10**9  # of a card: the driver's context, kernels, and gaps between blocks of the allocator
+RESERVED = 10**9  # of a card: the driver's context and kernels
+# Further, what lies in gaps between blocks of the allocator. Of pipelines with 4 GB of activations, held to 12 GB
+# (docs/home.md), one that left 0.09 GB ran out of memory, and one that left 0.31 did not.
+GAPS = 3 * 10**8
 ALL, TURNS, STREAMED = "all", "turns", "streamed"
 PLACES = {
     ALL: "everything lies on the GPU",
     TURNS: "models take turns on the GPU (enable_model_cpu_offload)",
     STREAMED: "blocks are brought one by one (group offloading), which is slower",
 }
+COMPILING = (
+    "the blocks are compiled in the first step of a run, which takes a minute or so more; the later steps are faster, and "
+    "compile=False leaves it out"
+)
 AHEAD = 2  # blocks on the GPU when they are brought one by one: the next one comes meanwhile
 SMALLEST = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:gb|gib|g)?\s*", re.IGNORECASE)
 TRANSFORMER, TEXT, VAE = "transformer", "text encoder", "VAE"
@@ -44,15 +51,21 @@ def card_of(fit: str | float) -> float:
 
 def room_of(card: float) -> int:
     """Bytes of a card of so many GB, as it is sold, which is GiB, that models may take."""
-    return int(card * GIB) - RESERVED
+    return int(card * GIB) - RESERVED - GAPS
+
+
+def card_for(needs: int) -> int:
+    """The smallest card of whole GB that has room for so many bytes."""
+    return math.ceil((needs + RESERVED + GAPS) / GIB)
 
 
 @dataclass(frozen=True)
 class Option:
     """One way to run a pipeline, and peak bytes on the GPU of what follows each other.
 
-    config   of the transformers
-    encoder  whether the text encoders are quantized, too
+    config    of the transformers
+    encoder   whether the text encoders are quantized, too
+    compiled  whether the transformers' blocks are
     """
 
     config: SeDialectConfig
@@ -60,6 +73,7 @@ class Option:
     place: str
     tiling: bool
     phases: Mapping[str, int]
+    compiled: bool = False
 
     @property
     def needs(self) -> int:
@@ -69,6 +83,7 @@ class Option:
     def __str__(self) -> str:
         said = [f"{self.config.precision} in blocks of {self.config.block_size}"]
         said += ["text encoder in 4 bit"] if self.encoder else []
+        said += ["blocks compiled"] if self.compiled else []
         said += [PLACES[self.place], *(["the VAE decodes in tiles"] if self.tiling else [])]
         return ", ".join(said)
 
@@ -119,21 +134,29 @@ class Fitter:
         self._known: dict[Any, Any] = {}
 
     def choose(
-        self, card: float, config: SeDialectConfig, *, encoder: bool | None = None, block_sizes: bool = True
+        self,
+        card: float,
+        config: SeDialectConfig,
+        *,
+        encoder: bool | None = None,
+        block_sizes: bool = True,
+        compiling: bool = True,
     ) -> Choice:
         """The first option that fits: everything on the GPU before offloading, fewer bits only where they are needed.
 
         Args:
             encoder: whether text encoders are quantized; None leaves it open.
             block_sizes: whether blocks of 32 may be taken in place of 16.
+            compiling: whether transformers' blocks may be compiled, where their classes name them.
 
         Raises:
             ModelError: none does; the message says what the smallest needs.
         """
         passed: list[Option] = []
-        for option in self._options(config, encoder, block_sizes):
+        for option in self._options(config, encoder, block_sizes, compiling):
             if option.needs <= room_of(card):
-                return Choice(card, option, self.video, tuple(_telling(passed)), tuple(self._notes()))
+                notes = (*self._notes(), *([COMPILING] if option.compiled else []))
+                return Choice(card, option, self.video, tuple(_telling(passed)), notes)
             passed.append(option)
         least = min(passed, key=lambda option: option.needs)
         frames, height, width = self.video
@@ -142,10 +165,12 @@ class Fitter:
         raise ModelError(
             f"nothing fits {card:g} GB at {width}x{height}, {frames} frames: a card leaves {room:.1f} GB, and the "
             f"smallest way takes {least.needs / 1e9:.1f} ({least}: {peaks}); a card of "
-            f"{math.ceil((least.needs + RESERVED) / GIB)} GB would do, or a smaller or shorter video"
+            f"{card_for(least.needs)} GB would do, or a smaller or shorter video"
         )
 
-    def _options(self, config: SeDialectConfig, encoder: bool | None, block_sizes: bool) -> Iterator[Option]:
+    def _options(
+        self, config: SeDialectConfig, encoder: bool | None, block_sizes: bool, compiling: bool
+    ) -> Iterator[Option]:
         texts = any(role == TEXT for role in self.roles.values())
         encoders = [False, True] if encoder is None and texts else [bool(encoder)]
         ways = [(config, ALL), (config, TURNS), (config, STREAMED)]
@@ -153,15 +178,21 @@ class Fitter:
             ways.insert(2, (config.override(block_size=32), TURNS))
         for settings, place in ways:
             for quantized in encoders:
-                for tiling in (False, True):
-                    yield self.option(settings, quantized, place, tiling)
+                for compiled in (False, True) if compiling and place != STREAMED and self._compiles else (False,):
+                    for tiling in (False, True):
+                        yield self.option(settings, quantized, place, tiling, compiled=compiled)
 
-    def option(self, config: SeDialectConfig, encoder: bool, place: str, tiling: bool) -> Option:
+    @property
+    def _compiles(self) -> bool:
+        """Whether what compiling saves is known: all transformers name their blocks, and can be followed."""
+        return all(repeated_blocks(self.models[name]) and self._followed(name, None)[1] for name in self._of(TRANSFORMER))
+
+    def option(self, config: SeDialectConfig, encoder: bool, place: str, tiling: bool, *, compiled: bool = False) -> Option:
         """One way to run it, whether it fits or not."""
         plans = {name: self._plan(name, config) for name in self._of(TRANSFORMER)}
         texts = {name: self._plan(name, config) if encoder else None for name in self._of(TEXT)}
         weights = {name: self._bytes(name, (plans | texts).get(name)) for name in self.models}
-        sampling = max(self._sampling(name, plan) for name, plan in plans.items())
+        sampling = max(self._followed(name, plan, compiled)[0] for name, plan in plans.items())
         encoding = max((self._encoding(name) for name in texts), default=0)
         decoding = self._decoding(tiling)
         if place == ALL:
@@ -175,7 +206,7 @@ class Fitter:
                 "steps": others + max(held(name) for name in plans) + sampling,
                 "decoding": sum(weights[name] for name in self._of(VAE)) + decoding,
             }
-        return Option(config, encoder, place, tiling, phases)
+        return Option(config, encoder, place, tiling, phases, compiled)
 
     def _of(self, role: str) -> list[str]:
         return [name for name, value in self.roles.items() if value == role and name in self.models]
@@ -191,10 +222,14 @@ class Fitter:
             return self.stored[name]
         return model_bytes(self.models[name]) - saved_bytes(plan, self.models[name])
 
-    def _sampling(self, name: str, plan: Plan | None) -> int:
+    def _followed(self, name: str, plan: Plan | None, compiled: bool = False) -> tuple[int, bool]:
+        """As `sampling_bytes` has it."""
         settings = None if plan is None else tuple((layer.precision, layer.salient) for layer in plan.layers)
-        key = ("sampling", name, settings, plan and plan.config.salient_ratio)
-        return int(self._once(key, lambda: sampling_bytes(self.models[name], plan, self.latent)[0]))
+        key = ("sampling", name, settings, plan and plan.config.salient_ratio, compiled)
+        found: tuple[int, bool] = self._once(
+            key, lambda: sampling_bytes(self.models[name], plan, self.latent, compiled=compiled)
+        )
+        return found
 
     def _encoding(self, name: str) -> int:
         return int(self._once(("encoding", name), lambda: encoding_bytes(self.models[name])))
@@ -244,10 +279,10 @@ def saved_bytes(plan: Plan | None, model: nn.Module) -> int:
 
 
 def _telling(passed: list[Option]) -> Iterator[Option]:
-    """Of the options that did not fit, the smallest of each place and of each number of bits."""
+    """Of the options that did not fit, the smallest of each place and of each number of bits, compiled or not."""
     least: dict[tuple[Any, ...], Option] = {}
     for option in passed:
-        key = (option.place, option.encoder, option.config.block_size)
+        key = (option.place, option.encoder, option.config.block_size, option.compiled)
         if key not in least or option.needs < least[key].needs:
             least[key] = option
     yield from least.values()

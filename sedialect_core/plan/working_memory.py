@@ -1,8 +1,8 @@
 """How much memory a forward takes beside the weights, by running the real class on the device meta.
 
 Shapes are followed, values are not, so it takes no memory and about a second. What lives at once is summed up as an eager
-run would hold it; `torch.compile` fuses operations and needs less. Attention counts as on GPUs, where scores are never
-stored. For classes whose inputs are not known here there is a rule, and the result says so.
+run would hold it; of blocks that torch.compile compiles, as `fused_memory` has it. Attention counts as on GPUs, where scores
+are never stored. For classes whose inputs are not known here there is a rule, and the result says so.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..inspection import layout_of
+from .fused_memory import Tape
 from .layers import LayerPlan, Plan
 
 Shape = tuple[int, int, int]
@@ -29,6 +30,7 @@ IMAGE_TOKENS = 257  # of the image that image-to-video models see through CLIP
 WIDTHS, INNER_WIDTHS = 12, 2
 PROMPT_TOKENS = 512  # of a prompt that text encoders read
 ENCODING_WIDTHS = 12  # numbers of a token, times the widest layer: a bound for encoders that meta cannot follow
+SCORE_BYTES = 12  # of theirs, scores are stored: biases and scores in 16 bit, before and after softmax in float32
 # Of torch itself: the name in torch.nn.functional may hold what looks at attention, which calls this in the end.
 ATTENTION = torch._C._nn.scaled_dot_product_attention
 META_ERRORS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -134,13 +136,14 @@ def usual(class_name: str) -> Usual:
     return USUAL.get(class_name, ANY_OTHER)
 
 
-def sampling_bytes(model: nn.Module, plan: Plan | None, latent: Shape) -> tuple[int, bool]:
+def sampling_bytes(model: nn.Module, plan: Plan | None, latent: Shape, *, compiled: bool = False) -> tuple[int, bool]:
     """What one forward takes beside the weights, and whether the class was run; else it is the rule's bound.
 
     Args:
         model: on the device meta, as `outline_of` makes it; its buffers go there, too.
         plan: what is quantized; None: nothing is.
         latent: frames, rows and columns of the latents.
+        compiled: whether its repeated blocks are; classes that are not run are not told apart.
     """
     known = usual(type(model).__name__)
     if known.inputs is not None:
@@ -148,10 +151,16 @@ def sampling_bytes(model: nn.Module, plan: Plan | None, latent: Shape) -> tuple[
             with torch.device("meta"):
                 inputs = tree_map_only(torch.Tensor, _in_16_bit, known.inputs(model, latent, known.batch))
             with _shortened(model):
-                return _peak(model, lambda: model(**inputs), plan), True
+                return _peak(model, lambda: model(**inputs), plan, compiled), True
         except META_ERRORS:  # another version of diffusers may compute what meta cannot
             pass
     return _by_rule(model, latent, known.batch), False
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """What diffusers' `compile_repeated_blocks` would compile; empty for classes that name no such blocks."""
+    names = getattr(model, "_repeated_blocks", None) or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def encoding_bytes(model: nn.Module) -> int:
@@ -166,7 +175,9 @@ def encoding_bytes(model: nn.Module) -> int:
         return _peak(model, lambda: model(input_ids=ids, attention_mask=torch.ones_like(ids)), None)
     except META_ERRORS:  # masks may depend on values, which meta has not
         widest = max((max(part.weight.shape) for part in model.modules() if isinstance(part, nn.Linear)), default=0)
-        return ENCODING_WIDTHS * PROMPT_TOKENS * widest * 2
+        config: Any = getattr(model, "config", None)
+        heads = getattr(config, "num_attention_heads", 0) or 0
+        return ENCODING_WIDTHS * PROMPT_TOKENS * widest * 2 + SCORE_BYTES * heads * PROMPT_TOKENS**2
 
 
 def decoding_bytes(vae: nn.Module, latent: Shape, video: Shape, *, tiling: bool = True) -> int | None:
@@ -209,15 +220,29 @@ def _in_16_bit(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
 
 
-def _peak(model: nn.Module, forward: Callable[[], Any], plan: Plan | None) -> int:
+def _peak(model: nn.Module, forward: Callable[[], Any], plan: Plan | None, compiled: bool = False) -> int:
     model.to("meta")
     planned = {} if plan is None else {layer.name: layer for layer in plan.quantized}
     quantized = {id(part.weight): planned[name] for name, part in model.named_modules() if name in planned}
     ratio = 0.0 if plan is None else plan.config.salient_ratio
     held = [*model.parameters(), *model.buffers()]
-    with torch.no_grad(), torch.device("meta"), _Lives(held) as lives, _AsOnGpus(quantized, ratio):
+    lives = _Lives(held)
+    taped = _taped(repeated_blocks(model) if compiled else [], lives)
+    with torch.no_grad(), torch.device("meta"), lives, _AsOnGpus(quantized, ratio, lives), taped:
         forward()
     return lives.peak
+
+
+@contextmanager
+def _taped(blocks: list[nn.Module], lives: "_Lives") -> Iterator[None]:
+    """Their forwards count as compiled ones."""
+    handles = [block.register_forward_pre_hook(lambda *_: lives.open()) for block in blocks]
+    handles += [block.register_forward_hook(lambda _module, _inputs, result: lives.close(result)) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -260,19 +285,40 @@ def _is_modulation(layer: nn.Linear) -> bool:
 
 
 class _Lives(TorchDispatchMode):
-    """Sums up the storages that are alive, and keeps the largest sum."""
+    """Sums up the storages that are alive, and keeps the largest sum. What runs between `open` and `close` is compiled."""
 
     def __init__(self, held: list[torch.Tensor]) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.tape: Tape | None = None
+        self.depth = 0
         self.sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in held}  # weights count elsewhere
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.tape is None:
+            self._add_all(result)
+        else:
+            self.tape.record(func, args, kwargs or {}, result)
+        return result
+
+    def open(self) -> None:
+        """A compiled block begins; those inside of it belong to it."""
+        self.depth += 1
+        self.tape = self.tape or Tape()
+
+    def close(self, result: Any) -> None:
+        """It has ended and gives this."""
+        self.depth -= 1
+        if self.depth == 0 and self.tape is not None:
+            self.peak = max(self.peak, self.now + self.tape.peak(result))
+            self.tape = None
+            self._add_all(result)
+
+    def _add_all(self, result: Any) -> None:
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage())
-        return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
@@ -290,31 +336,57 @@ class _AsOnGpus(TorchFunctionMode):
     """What differs from meta's ways: attention stores no scores, lengths that depend on data are whole, and quantized
     linears hold encoded inputs and a decoded weight while they multiply."""
 
-    def __init__(self, quantized: Mapping[int, LayerPlan], salient_ratio: float) -> None:
+    def __init__(self, quantized: Mapping[int, LayerPlan], salient_ratio: float, lives: _Lives) -> None:
         super().__init__()
-        self.quantized, self.salient_ratio = quantized, salient_ratio
+        self.quantized, self.salient_ratio, self.lives = quantized, salient_ratio, lives
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is ATTENTION:
-            given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-            return given["query"].new_empty(*given["query"].shape[:-1], given["value"].shape[-1])
+            return self._attention(dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs)
         if func is torch.nonzero:
             return args[0].new_empty(args[0].numel(), args[0].ndim, dtype=torch.long)
         if func is torch.Tensor.__getitem__:
             return func(args[0], _whole(args[1]))
         if func is torch.nn.functional.linear and (layer := self.quantized.get(id(args[1]))) is not None:
-            scratch = self._scratch(args[0], layer)
-            result = func(*args, **kwargs)
-            del scratch
-            return result
+            return self._linear(args[0], layer, lambda: func(*args, **kwargs))
         return func(*args, **kwargs)
 
-    def _scratch(self, x: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
+    def _attention(self, given: Mapping[str, Any]) -> torch.Tensor:
+        query, value = given["query"], given["value"]
+        result: torch.Tensor = query.new_empty(*query.shape[:-1], value.shape[-1])
+        if self.lives.tape is not None:
+            read = (query, given["key"], value, given.get("attn_mask"))
+            self.lives.tape.store([tensor for tensor in read if tensor is not None], result)
+        return result
+
+    def _linear(self, x: torch.Tensor, layer: LayerPlan, multiply: Callable[[], torch.Tensor]) -> torch.Tensor:
+        tape = self.lives.tape
+        if tape is None:
+            scratch = [self._operand(x, layer), self._decoded(x, layer)]
+            result = multiply()
+            del scratch
+            return result
+        key = (x.untyped_storage()._cdata, x.shape, layer.precision)
+        operand = tape.operands.get(key)
+        if operand is None:
+            operand = tape.operands[key] = x if layer.precision == "w4a16" else self._operand(x, layer)
+            if operand is not x:
+                tape.store([x], operand)
+        weight = self._decoded(x, layer)
+        tape.store([], weight)
+        result = x.new_empty(*x.shape[:-1], layer.out_features)
+        tape.store([operand, weight], result)
+        return result
+
+    def _operand(self, x: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
         rows = 0.0
         if layer.precision != "w4a16":
             rows = x.numel() / layer.in_features * layer.terms(self.salient_ratio)
-        return x.new_empty(OPERAND_BYTES * (int(rows) * layer.in_features + layer.weights), dtype=torch.uint8)
+        return x.new_empty(OPERAND_BYTES * int(rows) * layer.in_features, dtype=torch.uint8)
+
+    def _decoded(self, x: torch.Tensor, layer: LayerPlan) -> torch.Tensor:
+        return x.new_empty(OPERAND_BYTES * layer.weights, dtype=torch.uint8)
 
 
 def _whole(index: Any) -> Any:

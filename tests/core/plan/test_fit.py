@@ -14,7 +14,19 @@ from sedialect.sedialect_core.footprint.memory import Estimator
 from sedialect.sedialect_core.footprint.outline import outline_of
 from sedialect.sedialect_core.integrations import fitting
 from sedialect.sedialect_core.plan import fit
-from sedialect.sedialect_core.plan.fit import ALL, STREAMED, TURNS, Choice, Fitter, card_of, room_of
+from sedialect.sedialect_core.plan.fit import (
+    ALL,
+    GAPS,
+    GIB,
+    RESERVED,
+    STREAMED,
+    TURNS,
+    Choice,
+    Fitter,
+    card_for,
+    card_of,
+    room_of,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUALITY = SeDialectConfig.preset("quality")
@@ -29,23 +41,59 @@ def wan_14b() -> Fitter:
 
 
 @pytest.mark.parametrize(
-    ("card", "place", "block_size"), [(8, STREAMED, 16), (12, TURNS, 32), (16, TURNS, 16), (24, ALL, 16), (80, ALL, 16)]
+    ("card", "place", "compiled"),
+    [(8, STREAMED, False), (12, TURNS, True), (16, TURNS, False), (24, ALL, False), (80, ALL, False)],
 )
-def test_wan_14b_on_the_cards_of_users(wan_14b, card, place, block_size):
+def test_wan_14b_on_the_cards_of_users(wan_14b, card, place, compiled):
     choice = wan_14b.choose(card, QUALITY)
-    assert (choice.option.place, choice.option.config.block_size) == (place, block_size)
-    assert choice.option.needs <= room_of(card)
+    assert (choice.option.place, choice.option.compiled) == (place, compiled)
+    assert choice.option.config.block_size == 16 and choice.option.needs <= room_of(card)
     assert all(option.needs > room_of(card) for option in choice.passed)
 
 
 def test_at_12_gb_the_transformer_stays_on_the_gpu_and_the_choice_says_why(wan_14b):
     text = str(wan_14b.choose(12, QUALITY))
-    assert "fit 12 GB, 832x480, 81 frames: w4a8 in blocks of 32, models take turns on the GPU" in text
-    assert "too large, 12.2 GB: w4a8 in blocks of 16, models take turns" in text and "the card has 11.9 for it" in text
+    first = text.splitlines()[0]
+    assert "w4a8 in blocks of 16, text encoder in 4 bit, blocks compiled, models take turns on the GPU" in first
+    assert "too large, 12.2 GB: w4a8 in blocks of 16, models take turns" in text and "the card has 11.6 for it" in text
+    assert "takes a minute or so more" in text and "compile=False leaves it out" in text
+
+
+def test_eager_comes_before_compiled_and_both_before_smaller_blocks_and_streaming(wan_14b):
+    order = [
+        (option.place, option.config.block_size, option.encoder, option.compiled)
+        for option in wan_14b._options(QUALITY, None, True, True)
+    ]
+    order = list(dict.fromkeys(order))
+    places = [(ALL, 16), (TURNS, 16), (TURNS, 32)]
+    wanted = [(*place, encoder, compiled) for place in places for encoder in (False, True) for compiled in (False, True)]
+    assert order == [*wanted, (STREAMED, 16, False, False), (STREAMED, 16, True, False)]
+
+
+@pytest.mark.parametrize("preset", ["default", "quality", "weight-only"])
+def test_compiling_never_needs_more_and_what_is_chosen_never_more_than_the_card(wan_14b, preset):
+    config = SeDialectConfig.preset(preset)
+    for encoder in (False, True):
+        eager, compiled = (wan_14b.option(config, encoder, TURNS, True, compiled=each).phases for each in (False, True))
+        assert compiled["steps"] < eager["steps"] and {**compiled, "steps": 0} == {**eager, "steps": 0}
+    needed = [wan_14b.choose(card, config).option.needs for card in range(6, 81)]
+    assert all(need <= card * GIB - RESERVED - GAPS for need, card in zip(needed, range(6, 81), strict=True))
+
+
+@pytest.mark.parametrize("needs", [1, 5 * GIB, room_of(12), room_of(12) + 1, 10**11])
+def test_the_card_that_is_named_is_the_smallest(needs):
+    assert room_of(card_for(needs)) >= needs > room_of(card_for(needs) - 1) or needs == 1
+
+
+def test_compiling_can_be_refused(wan_14b):
+    assert not any(each.compiled for each in wan_14b._options(QUALITY, None, True, compiling=False))
+    option = wan_14b.choose(12, QUALITY, compiling=False).option
+    assert option.place == STREAMED or option.needs <= room_of(12)
+    assert not option.compiled
 
 
 def test_what_is_asked_for_is_kept(wan_14b):
-    assert wan_14b.choose(12, QUALITY, block_sizes=False).option.place == STREAMED
+    assert wan_14b.choose(12, QUALITY, block_sizes=False, compiling=False).option.place == STREAMED
     with_encoder = wan_14b.choose(80, QUALITY, encoder=True).option
     without = wan_14b.choose(80, QUALITY, encoder=False).option
     assert with_encoder.encoder and without.phases["steps"] - with_encoder.phases["steps"] == pytest.approx(5.2e9, rel=0.02)
@@ -53,7 +101,7 @@ def test_what_is_asked_for_is_kept(wan_14b):
 
 def test_what_cannot_fit_is_refused_with_what_would_be_needed(wan_14b):
     with pytest.raises(
-        ModelError, match=r"nothing fits 4 GB at 832x480, 81 frames: a card leaves 3.3 GB.*a card of 6 GB would"
+        ModelError, match=r"nothing fits 4 GB at 832x480, 81 frames: a card leaves 3.0 GB.*a card of 6 GB would"
     ):
         wan_14b.choose(4, QUALITY)
 
@@ -148,6 +196,13 @@ def test_the_command_says_what_fits(capsys):
     assert main(["plan", "wan-2.1-14b", "--fit", "16GB", "--preset", "weight-only", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["place"], data["config"]["precision"], data["text_encoder"]) == ("turns", "w4a16", False)
+    assert data["compiled"] is False
+    assert main(["plan", "wan-2.1-14b", "--fit", "12GB"]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks compiled, models take turns" in shown and "it takes Triton" in shown and "triton-windows" in shown
+    assert main(["plan", "wan-2.1-14b", "--fit", "12GB", "--no-compile"]) == 0
+    shown = capsys.readouterr().out
+    assert "blocks compiled" not in shown and "fit='12GB', compile=False)" in shown
     assert main(["plan", "wan-2.1-14b", "--fit", "12MB"]) == 2
     assert main(["plan", "wan-2.1-14b", "--fit", "3GB"]) == 2
     errors = capsys.readouterr().err.splitlines()

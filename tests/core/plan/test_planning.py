@@ -13,9 +13,10 @@ from sedialect import SeDialectConfig
 from sedialect.cli import main as cli
 from sedialect.cli import self_test as doctor
 from sedialect.kernels import capabilities, dispatch
-from sedialect.sedialect_core.footprint.memory import GIB, RESERVED, Estimator, Footprint
+from sedialect.sedialect_core.footprint.memory import Estimator, Footprint
 from sedialect.sedialect_core.footprint.outline import known_models, outline_of
 from sedialect.sedialect_core.plan import report, working_memory
+from sedialect.sedialect_core.plan.fit import room_of
 from sedialect.sedialect_core.plan.report import QUALITY_ADVICE, model_bytes, quality_advice
 from sedialect.sedialect_core.plan.rules import make_plan
 from sedialect.sedialect_core.quantize import units
@@ -156,7 +157,7 @@ def test_fits_counts_what_it_says():
         roles = {"text_encoder": "text encoder", "transformer": "transformer"}
         return Footprint("", {"text_encoder": text, "transformer": rest}, roles, {}, 10, True, 20)
 
-    room = 8 * GIB - RESERVED
+    room = room_of(8)
     assert footprint(room // 2, room - room // 2 - 20).fits(8) == ("yes", "yes")
     assert footprint(room // 2, room - room // 2 - 19).fits(8) == ("no", "yes")
     assert footprint(room + 1, 5).fits(8) == ("no", "prompt on CPU")
