@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...sedialect_core.charts.pen import COLOURS, INK, PALE, Pen, picture
+from ...sedialect_core.charts.pen import COLOURS, INK, PALE, PAPER, Pen, picture
 from ...sedialect_core.footprint.memory import Estimator
 from ...sedialect_core.footprint.outline import outline_of
 from ...sedialect_core.plan.fit import ALL, TURNS, Fitter, Option
@@ -102,7 +102,7 @@ def _bar(pen: Pen, row: Row, middle: float, scale: float) -> None:
     pen.bar(LABEL, middle, length, LINE - 9, colour)
     minutes = numbers[f"video of {STEPS} steps, s"] / 60
     said = f"{numbers['needs bytes'] / GIGA:.1f} GB, {minutes:.1f} min a video"
-    pen.text(LABEL + length + 8, middle, said, size=11, fill=INK)
+    pen.text(LABEL + length + 8, middle, said, size=11, fill=INK, paper=PAPER)
 
 
 def _ways(part: Part) -> list[Row]:

@@ -42,10 +42,16 @@ class Pen:
     def __init__(self, canvas: "Image.Image", draw: "ImageDraw.ImageDraw") -> None:
         self._canvas, self._draw = canvas, draw
 
-    def text(self, x: float, y: float, text: str, size: int = 13, fill: str = INK, anchor: str = "lm") -> None:
+    def text(
+        self, x: float, y: float, text: str, size: int = 13, fill: str = INK, anchor: str = "lm", paper: str | None = None
+    ) -> None:
+        """`paper` is a colour behind it, where something else has been drawn."""
         from PIL import ImageFont
 
-        self._draw.text((x * SCALE, y * SCALE), text, fill=fill, font=ImageFont.load_default(size * SCALE), anchor=anchor)
+        place, font = (x * SCALE, y * SCALE), ImageFont.load_default(size * SCALE)
+        if paper is not None:
+            self._draw.rectangle(self._draw.textbbox(place, text, font=font, anchor=anchor), fill=paper)
+        self._draw.text(place, text, fill=fill, font=font, anchor=anchor)
 
     def line(self, x0: float, y0: float, x1: float, y1: float, fill: str = GRID, width: float = 1) -> None:
         self._draw.line((x0 * SCALE, y0 * SCALE, x1 * SCALE, y1 * SCALE), fill=fill, width=round(width * SCALE))
