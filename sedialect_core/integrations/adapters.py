@@ -31,8 +31,9 @@ SHAPE_ONLY = ("loha", "lokr", "unilora", "c3a")  # these ask the weight for its 
 class _Running(threading.local):
     """Whether a tuner's own method is running in this thread, and what it has been given for a layer meanwhile."""
 
-    depth = 0
-    seen: dict[int, nn.Linear] | None = None
+    def __init__(self) -> None:  # once a thread; torch 2.11 compiles a class's attribute in place of what is set over it
+        self.depth = 0
+        self.seen: dict[int, nn.Linear] | None = None
 
 
 RUNNING = _Running()

@@ -61,7 +61,8 @@ class Place:
         if device.type == "cuda":
             dist.init_process_group("nccl", device_id=device, **address)
         else:
-            dist.init_process_group("gloo", **address)
+            # Named by its device: diffusers sends sizes by a GPU that torch knows, unless the name says "cpu".
+            dist.init_process_group("cpu:gloo", **address)
         return device
 
 

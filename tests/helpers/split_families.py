@@ -87,7 +87,7 @@ def of_saved_folders_and_loras(folder: Path, rank: int) -> Outputs:
 
 def rank_of_two(rank: int, folder: Path) -> None:
     """What one process does."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+    dist.init_process_group("cpu:gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
     torch.accelerator.device_count = lambda: RANKS  # diffusers divides by it: without an accelerator it is 0
     with torch.no_grad():
         torch.save(of_families() | of_saved_folders_and_loras(folder, rank), folder / f"{rank}.pt")

@@ -54,7 +54,7 @@ def outputs(settings: dict[str, Any], size: list[int], split: dict[str, Any] | N
 
 def rank_of_several(rank: int, ranks: int, runs: list[Any], folder: Path) -> None:
     """What one process does; the first also computes what one alone does."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{ranks}", rank=rank, world_size=ranks)
+    dist.init_process_group("cpu:gloo", init_method=f"file://{folder}/meeting-{ranks}", rank=rank, world_size=ranks)
     torch.accelerator.device_count = lambda: ranks  # diffusers divides by it: without an accelerator it is 0
     results = {}
     with torch.no_grad():
