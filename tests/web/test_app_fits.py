@@ -11,7 +11,8 @@ from sedialect.web.tabs import fits, formats
 
 def test_a_model_and_a_card_are_answered_with_what_to_do():
     answer = fits.what_fits("wan-2.1-14b", 12)
-    assert "fit 12 GB, 832x480, 81 frames: w4a8 in blocks of 32, models take turns on the GPU" in answer
+    first = "w4a8 in blocks of 16, text encoder in 4 bit, blocks compiled, models take turns on the GPU"
+    assert f"fit 12 GB, 832x480, 81 frames: {first}" in answer and "it takes Triton" in answer
     assert "too large, 12.2 GB" in answer and "<pre" in answer
     assert fits.what_fits("wan-2.1-14b", 12) is answer, "worked out once"
 
