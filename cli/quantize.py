@@ -125,14 +125,12 @@ def _glances(parsed: argparse.Namespace) -> bool:
 def _written(parsed: argparse.Namespace, source: "Source", job: "Job") -> "dict[str, Plan] | None":
     """Calibrate where that is asked for, and write the models; None where the user has interrupted it."""
     from ..sedialect_core.checkpoint.conversion import convert
-    from ..sedialect_core.storage.locking import only_one
 
     place = job.staging
     try:
         if parsed.calibrate or _glances(parsed):
             place = _calibration_folder(parsed)
-            with only_one(place):
-                cache = _calibrate(parsed, job.config)
+            cache = _calibrate(parsed, job.config)
             place = job.staging
             calibrations = {part.name: cache.component(part.name) for part in source.components}
             job = replace(job, calibrations=calibrations, calibrated_on=cache.describe())
@@ -160,13 +158,20 @@ def _check_calibration(parsed: argparse.Namespace) -> None:
 
 def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "CalibrationCache":
     """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
+    from ..sedialect_core.calibration.cache import INDEX
     from ..sedialect_core.calibration.moments import calibrate
     from ..sedialect_core.calibration.prompts import GLANCE, SELF
     from ..sedialect_core.progress import shown_bar
+    from ..sedialect_core.storage.locking import only_one
+    from ..sedialect_core.storage.paths import folder_to_write
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import load_pipeline, pick_device
     from ..sedialect_core.video.work_list import read_lines
 
+    folder = folder_to_write(_calibration_folder(parsed))
+    if (folder / INDEX).is_file():
+        with only_one(folder / INDEX):
+            pass  # another process is found out before the model is loaded
     bundled = GLANCE if _glances(parsed) else SELF
     prompts = read_lines(parsed.prompts) if parsed.prompts is not None else bundled
     device = pick_device(parsed.device)
@@ -179,7 +184,7 @@ def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "Calibr
         prompts,
         config=config,
         size={name: getattr(parsed, name) for name in SIZES if getattr(parsed, name) is not None},
-        folder=_calibration_folder(parsed),
+        folder=folder,
         memory=parsed.calibration_memory,
         device=parsed.calibration_device,
     )

@@ -23,11 +23,12 @@ from ..plan.rules import check_quantizes, make_plan
 from ..progress import shown_bar
 from ..quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
 from ..storage.atomic import check_room, sync, write_tensors, write_text
+from ..storage.digests import tensor_digest
 from ..storage.paths import check_place, on_another_disk, place
 from ..storage.reading import Fields, parse_object
 from .format import Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .integrity import check_undamaged, damaged_keys
-from .record import RECORD, Record, tensor_digest
+from .record import RECORD, Record
 from .skeleton import skeleton
 from .source import WEIGHTS, Component
 
