@@ -78,7 +78,7 @@ def _add_calibration(quantize: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Quantize, write the card, and push where asked. A run that was stopped goes on where it was."""
     from ..sedialect_core.checkpoint.card import model_card
-    from ..sedialect_core.checkpoint.conversion import Job, publish
+    from ..sedialect_core.checkpoint.conversion import Job, publish, weights_of
     from ..sedialect_core.checkpoint.source import find_source
     from ..sedialect_core.storage import hub, paths
     from ..sedialect_core.storage.locking import only_one
@@ -89,8 +89,8 @@ def run(parsed: argparse.Namespace) -> int:
     paths.check_place(parsed.output)
     config = config_of(parsed)
     _check_calibration(parsed)
-    if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):
-        raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")
+    if parsed.push_to is not None:
+        hub.check_upload(parsed.push_to)
     table = read_text(parsed.quality_table) if parsed.quality_table is not None else None
     size = _bytes(parsed.max_shard_size)
     job = Job(config, parsed.output, parsed.dtype or STORED, pick_device(parsed.device), size)
@@ -113,7 +113,8 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"{plan.model}: {len(plan.quantized)} of {len(plan.layers)} linears at {plan.weight_bits:.3f} bits a weight")
     print(f"written: {job.output}")
     if parsed.push_to is not None:
-        print(f"pushed: {hub.upload_folder(parsed.push_to, job.output, message='Quantize with sedialect')}")
+        message, replaces = "Quantize with sedialect", weights_of(source.components)
+        print(f"pushed: {hub.upload_folder(parsed.push_to, job.output, message=message, replaces=replaces)}")
     return 0
 
 
