@@ -52,10 +52,13 @@ def run(parsed: argparse.Namespace) -> int:
     from ..sedialect_core.formatbook import Formatbook
     from ..sedialect_core.formatbook.matching import remember
     from ..sedialect_core.progress import shown_bar
+    from ..sedialect_core.storage import hub
     from ..sedialect_core.storage.paths import folder_to_write
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import computed_in, load_pipeline, pick_device
 
+    if parsed.push_to is not None:
+        hub.check_upload(parsed.push_to)
     if parsed.model == SYNTHETIC:
         return run_synthetic(parsed)
     config, start = SeDialectConfig(block_size=parsed.block_size), Formatbook.resolve(parsed.start)
@@ -80,7 +83,7 @@ def run(parsed: argparse.Namespace) -> int:
     kept = remember(book)
     print(report.table())
     print(f"written: {parsed.output}\nkept for formatbook='auto': {', '.join(map(str, kept))}")
-    if parsed.push_to:
+    if parsed.push_to is not None:
         print(f"pushed: {book.push_to_hub(parsed.push_to)}")
     return 0
 
@@ -97,6 +100,8 @@ def run_synthetic(parsed: argparse.Namespace) -> int:
     others = [Formatbook.builtin(name) for name in ("dialectfp4-16", "sedialect-32")]
     print(comparison_table([*others, book]))
     print(f"written: {parsed.output}")
+    if parsed.push_to is not None:
+        print(f"pushed: {book.push_to_hub(parsed.push_to)}")
     return 0
 
 

@@ -78,7 +78,7 @@ def _add_calibration(quantize: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Quantize, write the card, and push where asked. A run that was stopped goes on where it was."""
     from ..sedialect_core.checkpoint.card import model_card
-    from ..sedialect_core.checkpoint.conversion import Job, publish
+    from ..sedialect_core.checkpoint.conversion import Job, publish, weights_of
     from ..sedialect_core.checkpoint.source import find_source
     from ..sedialect_core.storage import hub, paths
     from ..sedialect_core.storage.locking import only_one
@@ -89,8 +89,8 @@ def run(parsed: argparse.Namespace) -> int:
     paths.check_place(parsed.output)
     config = config_of(parsed)
     _check_calibration(parsed)
-    if parsed.push_to is not None and not hub.is_repo_id(parsed.push_to):
-        raise InputError(f"--push-to is {parsed.push_to!r}; write owner/name")
+    if parsed.push_to is not None:
+        hub.check_upload(parsed.push_to)
     table = read_text(parsed.quality_table) if parsed.quality_table is not None else None
     size = _bytes(parsed.max_shard_size)
     job = Job(config, parsed.output, parsed.dtype or STORED, pick_device(parsed.device), size)
@@ -113,7 +113,8 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"{plan.model}: {len(plan.quantized)} of {len(plan.layers)} linears at {plan.weight_bits:.3f} bits a weight")
     print(f"written: {job.output}")
     if parsed.push_to is not None:
-        print(f"pushed: {hub.upload_folder(parsed.push_to, job.output, message='Quantize with sedialect')}")
+        message, replaces = "Quantize with sedialect", weights_of(source.components)
+        print(f"pushed: {hub.upload_folder(parsed.push_to, job.output, message=message, replaces=replaces)}")
     return 0
 
 
@@ -125,14 +126,12 @@ def _glances(parsed: argparse.Namespace) -> bool:
 def _written(parsed: argparse.Namespace, source: "Source", job: "Job") -> "dict[str, Plan] | None":
     """Calibrate where that is asked for, and write the models; None where the user has interrupted it."""
     from ..sedialect_core.checkpoint.conversion import convert
-    from ..sedialect_core.storage.locking import only_one
 
     place = job.staging
     try:
         if parsed.calibrate or _glances(parsed):
             place = _calibration_folder(parsed)
-            with only_one(place):
-                cache = _calibrate(parsed, job.config)
+            cache = _calibrate(parsed, job.config)
             place = job.staging
             calibrations = {part.name: cache.component(part.name) for part in source.components}
             job = replace(job, calibrations=calibrations, calibrated_on=cache.describe())
@@ -160,13 +159,20 @@ def _check_calibration(parsed: argparse.Namespace) -> None:
 
 def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "CalibrationCache":
     """Sample the 16-bit pipeline, or go on with what an earlier run has kept."""
+    from ..sedialect_core.calibration.cache import INDEX
     from ..sedialect_core.calibration.moments import calibrate
     from ..sedialect_core.calibration.prompts import GLANCE, SELF
     from ..sedialect_core.progress import shown_bar
+    from ..sedialect_core.storage.locking import only_one
+    from ..sedialect_core.storage.paths import folder_to_write
     from ..sedialect_core.video.compute_dtype import choose_dtype
     from ..sedialect_core.video.sampling import load_pipeline, pick_device
     from ..sedialect_core.video.work_list import read_lines
 
+    folder = folder_to_write(_calibration_folder(parsed))
+    if (folder / INDEX).is_file():
+        with only_one(folder / INDEX):
+            pass  # another process is found out before the model is loaded
     bundled = GLANCE if _glances(parsed) else SELF
     prompts = read_lines(parsed.prompts) if parsed.prompts is not None else bundled
     device = pick_device(parsed.device)
@@ -179,7 +185,7 @@ def _calibrate(parsed: argparse.Namespace, config: "SeDialectConfig") -> "Calibr
         prompts,
         config=config,
         size={name: getattr(parsed, name) for name in SIZES if getattr(parsed, name) is not None},
-        folder=_calibration_folder(parsed),
+        folder=folder,
         memory=parsed.calibration_memory,
         device=parsed.calibration_device,
     )

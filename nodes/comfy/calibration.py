@@ -79,10 +79,9 @@ def calibrate(patcher: Any, sampling: Sampling, folder: Path, watch: Callable[[i
     known = {**fingerprint(type(network).__name__, models, sampling.described()), "every": str(sampling.every)}
     place = folder / f"{known['model']}-{known['weights'][:8]}-{known['prompts'][:8]}-{sampling.every}"
     place = place.with_name(f"{place.name}-glance") if sampling.diagonal else place
-    cache = CalibrationCache(known, _resolution(patcher, sampling.latent["samples"]), inputs, place).opened()
+    cache = CalibrationCache(known, _resolution(patcher, sampling.latent["samples"]), inputs, place)
     run = Run(models, range(len(sampling.positive)), _sampler(patcher, sampling, watch), sampling.every, "cpu")
-    gather(run, cache, torch.device("cpu"), progress=False, watch=_Interruptible())
-    return cache
+    return gather(run, cache, torch.device("cpu"), progress=False, watch=_Interruptible())
 
 
 def _sampler(patcher: Any, sampling: Sampling, watch: Callable[[int, int], None]) -> Callable[[int], None]:

@@ -5,7 +5,8 @@ save node writes, or, for Wan, diffusers'.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from ...sedialect_core.checkpoint.format import SCALE, read_headers
 from ...sedialect_core.checkpoint.integrity import check_covered, check_undamaged, damaged_keys
 from ...sedialect_core.checkpoint.record import RECORD, Record
+from ...sedialect_core.checkpoint.skeleton import MAX_SIZE, REPEATED
 from ...sedialect_core.checkpoint.wan_names import (
     config_of,
     names_of_authors,
@@ -34,6 +36,7 @@ COMFY_QUANT = ".comfy_quant"  # ComfyUI's own note beside each quantized weight 
 SETTINGS = "sedialect_settings"  # among the tensors of a MODEL: the metadata entry `config`, for whoever keeps no metadata
 OURS = "sedialect"  # in that entry, beside what ComfyUI looks for: our own settings
 INDEX = ".safetensors.index.json"
+BLOCK = re.compile(r"\.(\d{1,6})\.")  # the number of a block, in a name
 MOST_DIGITS = 5  # of the number of files that a model is split into
 Read = Callable[[str], dict[str, torch.Tensor]]
 
@@ -76,6 +79,8 @@ def read_checkpoint(path: str, read: Read) -> Checkpoint:
         settings = _settings_beside(Path(path)) or settings
     elif any(name.startswith("condition_embedder.") or ".to_out.0." in name for name in tensors) and not settings:
         raise ModelError(f"{Path(path).name} has diffusers' names for a {record.model}; only Wan's can be translated")
+    if settings:
+        _check_sizes(json.loads(settings).get("transformer", {}), tensors, path)
     return Checkpoint(tensors, record, settings)
 
 
@@ -182,6 +187,20 @@ def _check_digests(record: Record, file_of: Mapping[str, str], path: str) -> Non
         check_undamaged(damaged_keys(record.digests, file_of), file_of)
 
 
+def _check_sizes(built: object, names: Iterable[str], path: str) -> None:
+    """Refuse sizes that ComfyUI, which takes them as they are, would build for hours or fill the memory with."""
+    if not isinstance(built, dict):
+        raise InputError(f"{path}: 'transformer' in its settings is {shown(built)}, not an object; download it again")
+    blocks = 1 + max((int(number) for name in names for number in BLOCK.findall(name)), default=0)
+    for key, value in built.items():
+        most = blocks if REPEATED.search(key) else MAX_SIZE
+        if isinstance(value, int) and abs(value) > most:
+            raise InputError(
+                f"{path}: {shown(key)} in its settings is {shown(value)}, and at most {most:,} belongs to these tensors; "
+                "download it again"
+            )
+
+
 def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metadata: dict[str, str]) -> Path:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_tensors(path, {**whole, RECORD: record.sealed(whole).to_tensor()}, metadata)
@@ -190,7 +209,7 @@ def _save(tensors: Mapping[str, torch.Tensor], record: Record, path: Path, metad
 def _shards(path: Path) -> list[Path]:
     """All files of the model that `path` is, or is a part of."""
     stem, _, count = path.name.removesuffix(".safetensors").rpartition("-of-")
-    if not stem or not count.isdigit():
+    if not stem or not (count.isascii() and count.isdigit()):
         return [path]
     if len(count) > MOST_DIGITS:
         raise InputError(f"{path.name} calls itself one of {shown(count)} files; rename it, or download the model again")

@@ -1,6 +1,7 @@
 """What a MODEL must be before quantizing and after loading."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 
 from ...sedialect_core.checkpoint.record import Record
 from ...sedialect_core.config import SeDialectConfig
-from ...sedialect_core.errors import ModelError
+from ...sedialect_core.errors import ModelError, SeDialectError, shortened, shown
 from ...sedialect_core.inspection import layout_of
 from ...sedialect_core.plan.layers import Plan
 from .linear import EncodedLinear
@@ -80,8 +81,27 @@ def check_weights(weights: Mapping[str, torch.Tensor], plan: Plan) -> None:
             raise ModelError(f"{layer.name}.weight is missing in the checkpoint; load a complete one")
 
 
+@contextmanager
+def told_by_comfyui(record: Record) -> Iterator[None]:
+    """Say in a sentence what ComfyUI makes of tensors and settings that it did not expect.
+
+    Raises:
+        ModelError: it cannot build the model from them.
+    """
+    try:
+        yield
+    except (SeDialectError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever that is
+        said = shortened(" ".join(str(error).split()) or type(error).__name__, 150)
+        raise ModelError(
+            f"ComfyUI cannot build the {record.model} in this file: {said}; download it again, or have it written again"
+        ) from error
+
+
 def check_loaded(network: torch.nn.Module, record: Record, given: Collection[str]) -> None:
-    """Every parameter must have been `given`, and every recorded layer an encoded weight of its shape."""
+    """Every parameter must have been `given`, every weight have a place, and every recorded layer an encoded weight of its
+    shape."""
     for name, module in network.named_modules():
         if not isinstance(module, EncodedLinear):
             continue
@@ -90,11 +110,17 @@ def check_loaded(network: torch.nn.Module, record: Record, given: Collection[str
             raise ModelError(f"the key '{name}.weight' is missing; the file is not complete, or of another model")
         if tuple(weight.shape) != (module.out_features, module.in_features):
             raise ModelError(
-                f"{name}.weight is {tuple(weight.shape)} where the model has {(module.out_features, module.in_features)}; "
-                "the file and its settings do not belong together"
+                f"{name}.weight is {tuple(weight.shape)} where the model has "
+                f"{shown((module.out_features, module.in_features))}; the file and its settings do not belong together"
             )
     if missing := sorted(name for name, _ in network.named_parameters() if name not in given):
         raise ModelError(f"the key {missing[0]!r} is missing ({len(missing)} in all); the file is not complete")
+    known = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    if idle := sorted(name for name in given if name.endswith((".weight", ".bias")) and name not in known):
+        raise ModelError(
+            f"the file holds {shown(idle[0])} ({len(idle)} such keys in all), for which its settings leave no place in "
+            f"{type(network).__name__}; the file and its settings do not belong together"
+        )
     modules = dict(network.named_modules())
     if lost := [name for name in record.precisions if not isinstance(modules.get(name), EncodedLinear)]:
         raise ModelError(f"the file lists the layer {lost[0]!r}, which {type(network).__name__} does not have")

@@ -43,7 +43,7 @@ from . import layout
 from .adapters import dense_layers
 from .calibration import COMPONENT
 from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
-from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types
+from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types, told_by_comfyui
 from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
@@ -142,7 +142,8 @@ def load(checkpoint: Checkpoint, config: SeDialectConfig, origin: tuple[Any, ...
     dtype = torch.float32 if comfy.model_management.cpu_mode() else torch.bfloat16
     options = {"custom_operations": operations(dtype)}
     metadata = {"config": settings} if settings else None
-    patcher = comfy.sd.load_diffusion_model_state_dict(weights, options, metadata, disable_dynamic=disable_dynamic)
+    with told_by_comfyui(record):
+        patcher = comfy.sd.load_diffusion_model_state_dict(weights, options, metadata, disable_dynamic=disable_dynamic)
     if patcher is None:
         raise ModelError(
             f"ComfyUI {_version()} does not recognise the model (written from a {record.model}); update ComfyUI, or load "

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -20,13 +21,15 @@ from ..errors import InputError, shortened, shown
 from ..formatbook.matching import weights_digest
 from ..quantize.weights import Calibration, InputStatistics
 from ..storage.atomic import write_tensors, write_text
+from ..storage.digests import tensor_digest
 from ..storage.paths import expanded, is_file
-from ..storage.reading import Fields, check_regular, read_object
+from ..storage.reading import DIGITS, Fields, check_regular, read_object
 
 FORMAT_VERSION = 1
 INDEX = "calibration.json"
 AGAIN = "calibrate again, into another folder"
 TENSORS = ("moment", "peak", "rows")
+ROW_DTYPES = ("F64", "F32", "F16", "BF16")
 RESOLUTION = ("height", "width", "num_frames")
 FINGERPRINT = ("weights", "model", "model_class", "prompts", "prompt_count", "date")
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,109}")  # of which no path is made that leaves its folder
@@ -252,7 +255,7 @@ def save_statistics(path: Path, statistics: InputStatistics) -> None:
         InputError: the folder cannot be written, or the disk is full.
     """
     tensors = {name: getattr(statistics, name).cpu().contiguous() for name in TENSORS}
-    write_tensors(path, tensors, {"count": str(statistics.count)})
+    write_tensors(path, tensors, {"count": str(statistics.count), "digest": _digest(tensors, statistics.count)})
 
 
 def load_statistics(path: Path, entry: Input) -> InputStatistics:
@@ -262,8 +265,18 @@ def load_statistics(path: Path, entry: Input) -> InputStatistics:
         InputError: the file is damaged, or its input has another width.
     """
     with _opened(path, entry) as opened:
-        tensors = {name: opened.get_tensor(name) for name in TENSORS}
-        return InputStatistics(**tensors, count=int(opened.metadata()["count"]))
+        tensors, said = {name: opened.get_tensor(name) for name in TENSORS}, opened.metadata()
+        statistics = InputStatistics(**tensors, count=int(said["count"]))
+        if said.get("digest") != _digest(tensors, statistics.count):
+            raise ValueError("it differs from its digest")
+        if not (statistics.peak.isfinite().all() and statistics.rows.isfinite().all()):
+            raise ValueError("peak or rows hold NaN or Inf")
+        return statistics
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], count: int) -> str:
+    """Of a file of statistics, in one word."""
+    return "-".join((str(count), *(tensor_digest(tensors[name]) for name in TENSORS)))
 
 
 @contextmanager
@@ -271,10 +284,15 @@ def _opened(path: Path, entry: Input) -> Iterator[Any]:
     """A file of statistics, its header checked."""
     try:
         with safe_open(check_regular(path), framework="pt") as opened:
-            shapes = [opened.get_slice(name).get_shape() for name in TENSORS]
-            int((opened.metadata() or {})["count"])
-            if shapes[:2] != [entry.moment_shape, [entry.width]]:
-                raise ValueError(f"a moment of {shapes[0]}, not of {entry.width} channels")
+            parts = [opened.get_slice(name) for name in TENSORS]
+            (moment, peak, rows), dtypes = [part.get_shape() for part in parts], [part.get_dtype() for part in parts]
+            if [moment, peak] != [entry.moment_shape, [entry.width]] or len(rows) != 2 or rows[1] != entry.width:
+                raise ValueError(f"a moment of {moment} and rows of {rows}, not of {entry.width} channels")
+            if dtypes[:2] != ["F32", "F32"] or dtypes[2] not in ROW_DTYPES:
+                raise ValueError(f"tensors of {', '.join(dtypes)}, where floating-point numbers belong")
+            count = (opened.metadata() or {})["count"]
+            if not count.isdecimal() or len(count) > DIGITS:
+                raise ValueError(f"a count of {shown(count)}")
             yield opened
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({shortened(error)}); remove it and calibrate again") from None

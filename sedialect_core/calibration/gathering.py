@@ -5,10 +5,11 @@ several times, and each pass watches as many inputs as memory holds. A pass that
 prompt that was saved. What a prompt is, and how it is run, is the caller's: a pipeline's call, or ComfyUI's sampler.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ from ..inspection.linears import plain_name
 from ..plan.rules import LinearTypes, make_plan
 from ..progress import Watch, shown_bar
 from ..quantize.weights import InputStatistics, groups_of
-from .cache import CalibrationCache, Input, load_statistics, save_statistics
+from ..storage.atomic import REMEDY, check_room
+from ..storage.locking import only_one
+from .cache import INDEX, CalibrationCache, Input, load_statistics, save_statistics
 from .capture import Steps, Target, spread_rows, watching
 
 SAMPLE = 4  # rows kept of each input that is seen, by which equalizing and rotating are judged
@@ -31,6 +34,7 @@ CHUNK = 8192  # rows that are made float32 together
 SEQUENCES = ("video", "joint", "frame", "place", "either")  # streams whose tokens must outnumber the channels
 SAVE_EVERY = 300.0  # seconds between two savings of an unfinished pass
 PARTIAL = "unfinished"
+SAVED = re.compile(rf"\.?{PARTIAL}\.(\d{{1,6}})")  # with a dot while it is being written
 USED = 0.5  # of the free memory that moments may take where no limit is given
 
 
@@ -68,8 +72,8 @@ def gather(
     save_every: float = SAVE_EVERY,
     progress: bool = True,
     watch: Watch | None = None,
-) -> None:
-    """Fill a calibration with what is still missing in it.
+) -> CalibrationCache:
+    """Fill a calibration with what is still missing in it, or in the one in its folder, which is returned.
 
     Args:
         place: whose memory the moments take.
@@ -78,15 +82,21 @@ def gather(
         watch: is told each prompt as a stage, and each forward.
 
     Raises:
-        InputError: too few tokens, a non-finite input, or too little memory.
+        InputError: too few tokens, a non-finite input, too little memory or room on the disk; or the folder holds another
+            calibration, or another process is writing there.
         ModelError: nothing was read.
     """
-    _check_room(cache)
-    limit = _free_bytes(place) * USED if memory is None else memory * 1e9
-    passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
-    with shown_bar("Calibrating", len(passes) * len(run.prompts), "prompt", disable=not progress) as bar:
-        for inputs in passes:
-            _Pass(run, cache, inputs, save_every, watch or Watch()).carry_out(bar)
+    with only_one(cache.folder / INDEX) if cache.folder is not None else nullcontext():
+        cache = cache.opened()
+        _remove_cut_off(cache)
+        limit = _free_bytes(place) * USED if memory is None else memory * 1e9
+        passes = _passes(cache.missing(), limit, _Unfinished.find(cache.folder))
+        _check_room(cache, passes)
+        with shown_bar("Calibrating", len(passes) * len(run.prompts), "prompt", disable=not progress) as bar:
+            for inputs in passes:
+                _Pass(run, cache, inputs, save_every, watch or Watch()).carry_out(bar)
+        _remove_unfinished(cache)
+    return cache
 
 
 def inputs_of(
@@ -119,12 +129,32 @@ class _Unfinished:
     @classmethod
     def find(cls, folder: Path | None) -> "_Unfinished | None":
         """The latest in a calibration's folder."""
-        found = [cls(int(path.suffix[1:]), path) for path in folder.glob(f"{PARTIAL}.*")] if folder is not None else []
+        found = [cls(number, path) for number, path in _saved(folder) if not path.name.startswith(".")]
         return max(found, key=lambda one: one.prompts, default=None)
 
     @property
     def names(self) -> set[str]:
         return {path.name.removesuffix(".safetensors") for path in self.folder.iterdir()}
+
+
+def _saved(folder: Path | None) -> list[tuple[int, Path]]:
+    """The folders of unfinished passes, each with its number of prompts, also those that were cut off in the writing."""
+    inside = folder.iterdir() if folder is not None else ()
+    found = [(SAVED.fullmatch(path.name), path) for path in inside if path.is_dir() and not path.is_symlink()]
+    return [(int(name[1]), path) for name, path in found if name is not None]
+
+
+def _remove_unfinished(cache: CalibrationCache) -> None:
+    for _, folder in _saved(cache.folder):
+        shutil.rmtree(folder)
+
+
+def _remove_cut_off(cache: CalibrationCache) -> None:
+    """What a process that was killed while it wrote has left: files of gigabytes, under names that nothing looks for."""
+    begun = {f".{entry.name}" for entry in cache.inputs}
+    for path in cache.folder.glob(".*-*.safetensors") if cache.folder is not None else ():
+        if path.name.rpartition("-")[0] in begun:
+            path.unlink()
 
 
 def _passes(inputs: Sequence[Input], limit: float, unfinished: _Unfinished | None = None) -> list[list[Input]]:
@@ -149,10 +179,15 @@ def _passes(inputs: Sequence[Input], limit: float, unfinished: _Unfinished | Non
     return passes
 
 
-def _check_room(cache: CalibrationCache) -> None:
-    """Without a folder, all moments stay in main memory until the last is there."""
+def _check_room(cache: CalibrationCache, passes: Sequence[Sequence[Input]]) -> None:
+    """Without a folder, all moments stay in main memory until the last is there. On a disk, the sums of an unfinished pass
+    lie beside them."""
+    if cache.folder is not None:
+        by_pass = [sum(entry.bytes for entry in inputs) for inputs in passes]
+        check_room(cache.folder, sum(by_pass) + max(by_pass, default=0))
+        return
     total, free = sum(entry.bytes for entry in cache.inputs), _free_bytes(torch.device("cpu"))
-    if cache.folder is None and total > free:
+    if total > free:
         raise InputError(
             f"the moments of all {len(cache.inputs)} inputs take {total / 1e9:.1f} GB, and {free / 1e9:.1f} GB of main "
             "memory are free; keep them on disk: sedialect.calibrate(pipe, folder=...), then calibration=that folder"
@@ -278,9 +313,7 @@ class _Pass:
         self._check_counts(len(prompts))
         for entry in self.inputs:
             self.cache.put(entry, self.sums[entry.name].finish())
-        if self.cache.folder is not None:
-            for folder in (*self.cache.folder.glob(f"{PARTIAL}.*"), *self.cache.folder.glob(f".{PARTIAL}.*")):
-                shutil.rmtree(folder)
+        _remove_unfinished(self.cache)
 
     def _watch(self, prompt: Any, number: int) -> None:
         targets = [Target(entry.name, self._linear(entry), True) for entry in self.inputs]
@@ -333,20 +366,26 @@ class _Pass:
         """Keep the sums behind prompt `number`; whole or not at all."""
         if self.cache.folder is None:
             return
-        older = list(self.cache.folder.glob(f"{PARTIAL}.*"))
+        older = [path for _, path in _saved(self.cache.folder)]
         staged = self.cache.folder / f".{PARTIAL}.{number}"
         shutil.rmtree(staged, ignore_errors=True)
         for name, sums in self.sums.items():
             save_statistics(staged / f"{name}.safetensors", sums.so_far())
-        staged.rename(self.cache.folder / staged.name[1:])
+        target = self.cache.folder / staged.name[1:]
+        shutil.rmtree(target, ignore_errors=True)  # of other inputs, or damaged: it would have been taken up
+        try:
+            staged.rename(target)
+        except OSError as error:
+            raise InputError(f"cannot write {target}: {error.strerror}; {REMEDY}") from None
         for folder in older:
-            shutil.rmtree(folder)
+            if folder != target:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _resume(self) -> int:
         """Take up what an interrupted pass over these inputs has saved; the number of prompts that it had run."""
         unfinished = _Unfinished.find(self.cache.folder)
-        if unfinished is None or unfinished.names != self.sums.keys():
-            return 0
+        if unfinished is None or not self.sums.keys() <= unfinished.names or unfinished.prompts >= len(self.plan.prompts):
+            return 0  # some of its inputs may be there already, where a process was killed between them
         for entry in self.inputs:
             found = load_statistics(unfinished.folder / f"{entry.name}.safetensors", entry)
             self.sums[entry.name].resume(found)

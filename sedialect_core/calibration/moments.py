@@ -51,7 +51,8 @@ def calibrate(
         watch: is told each prompt as a stage, and each forward.
 
     Raises:
-        InputError: too few tokens, a non-finite input, too little memory, or a folder with another calibration.
+        InputError: too few tokens, a non-finite input, too little memory or room, or a folder with another calibration, or
+            in which another process is writing.
         ModelError: the pipeline has no transformer, or is in a state in which it cannot be quantized.
 
     Example:
@@ -69,10 +70,9 @@ def calibrate(
 
     glance = prompts == GLANCE
     run = Run(models, requests, sample, 1 if glance else every, device)
-    cache = _open(pipe, run, config or SeDialectConfig(), None if folder is None else folder_to_write(folder), glance)
+    cache = _planned(pipe, run, config or SeDialectConfig(), None if folder is None else folder_to_write(folder), glance)
     with _own_bar(pipe):
-        gather(run, cache, place, memory, save_every=save_every, progress=progress, watch=watch)
-    return cache
+        return gather(run, cache, place, memory, save_every=save_every, progress=progress, watch=watch)
 
 
 def calibration_of(
@@ -105,15 +105,15 @@ def _resized(requests: list[Request], size: Mapping[str, Any]) -> list[Request]:
     return [replace(request, **size) for request in requests]
 
 
-def _open(pipe: Any, run: Run, config: SeDialectConfig, folder: Path | None, glance: bool) -> CalibrationCache:
-    """The calibration to be made, or the one in the folder if it is the same."""
+def _planned(pipe: Any, run: Run, config: SeDialectConfig, folder: Path | None, glance: bool) -> CalibrationCache:
+    """The calibration to be made."""
     inputs = tuple(entry for name, model in run.models.items() for entry in inputs_of(name, model, config))
     inputs = tuple(replace(entry, diagonal=glance) for entry in inputs)
     sizes = {tuple(getattr(request, name) for name in RESOLUTION) for request in run.prompts}
     if len(sizes) > 1:
         raise InputError("the requests have several resolutions; calibrate at one")
     fingerprint = {**fingerprint_of(pipe, run.models, run.prompts), "every": str(run.every)}
-    return CalibrationCache(fingerprint, sizes.pop(), inputs, folder).opened()
+    return CalibrationCache(fingerprint, sizes.pop(), inputs, folder)
 
 
 @contextmanager

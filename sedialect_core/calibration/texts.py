@@ -54,8 +54,7 @@ def calibrate_texts(
         for name, model in models.items():
             _read(model, tokenizers[name], text)
 
-    gather(Run(models, read, sample, every=1), cache, place, progress=progress, watch=watch)
-    return cache
+    return gather(Run(models, read, sample, every=1), cache, place, progress=progress, watch=watch)
 
 
 def tokenizers_of(pipe: Any, names: Sequence[str]) -> dict[str, Tokenizer]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from ..plan.rules import check_quantizes, make_plan
 from ..progress import shown_bar
 from ..quantize.weights import Calibration, EncodedLayer, WeightEncoder, groups_of
 from ..storage.atomic import check_room, sync, write_tensors, write_text
+from ..storage.digests import tensor_digest
 from ..storage.paths import check_place, on_another_disk, place
 from ..storage.reading import Fields, parse_object
 from .format import Stored, check_contents, layer_shapes, named_book, read_contents, read_headers
 from .integrity import check_undamaged, damaged_keys
-from .record import RECORD, Record, tensor_digest
+from .record import RECORD, Record
 from .skeleton import skeleton
 from .source import WEIGHTS, Component
 
@@ -89,7 +90,7 @@ def convert(components: tuple[Component, ...], job: Job) -> dict[str, Plan]:
         ModelError: weights and config.json do not belong together, or nothing can be quantized.
         EncodeError: a weight holds NaN or Inf.
     """
-    tasks = [_Task(component, job, component.name if len(components) > 1 else ".") for component in components]
+    tasks = [_Task(component, job, folder) for component, folder in zip(components, _folders(components), strict=True)]
     check_place(job.output)
     if job.is_taken:
         for task in tasks:
@@ -100,6 +101,18 @@ def convert(components: tuple[Component, ...], job: Job) -> dict[str, Plan]:
         for task in tasks:
             task.run()
     return {task.component.name: task.carried_out() for task in tasks}
+
+
+def weights_of(components: Sequence[Component]) -> list[str]:
+    """Patterns of the files of weights that stand where these are pushed to: what is left of another model's is deleted
+    there, for an index or a shard of it would be loaded in place of the new one."""
+    places = ("" if folder == "." else f"{folder}/" for folder in _folders(components))
+    names = (".safetensors", ".safetensors.index.json", "-?????-of-?????.safetensors")
+    return [f"{place}{WEIGHTS}{name}" for place in places for name in names]
+
+
+def _folders(components: Sequence[Component]) -> list[str]:
+    return [component.name if len(components) > 1 else "." for component in components]
 
 
 def publish(job: Job, card: str) -> None:

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from ...kernels.transform import LARGEST_EXPONENT
 from ..errors import InputError
 from ..formatbook import Formatbook
+from ..storage.digests import begun_digest
 from ..storage.reading import parse_object
-from .record import DAMAGED, RECORD, Record, begun_digest
+from .record import DAMAGED, RECORD, Record
 
 DIALECT_MASK = 31
 IDS = 32  # that five bits can hold

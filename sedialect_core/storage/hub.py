@@ -17,6 +17,13 @@ from ..errors import InputError, first_line, shown
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOG_IN = "log in with `hf auth login`, or pass another token"
 _CHUNK = 1 << 20
+_REMEDIES = {
+    404: "check the name, and that you may see it",
+    409: "something else has written there meanwhile: do it again",
+    412: "something else has written there meanwhile: do it again",
+    413: "write smaller files, as with --max-shard-size",
+    429: "wait some minutes and try again",
+}
 
 
 class Fetched(NamedTuple):
@@ -77,6 +84,20 @@ def list_files(repo_id: str, *, revision: str | None = None, token: str | None =
 
     with _one_line_errors(repo_id, revision, None):
         return HfApi(token=token, library_name="sedialect").list_repo_files(repo_id, revision=revision)
+
+
+def check_upload(repo_id: str, *, token: str | None = None) -> None:
+    """Fail before hours of work where what comes of it could not be pushed: no such name, no valid token, no connection.
+
+    Raises:
+        InputError: that is so.
+    """
+    from huggingface_hub import HfApi
+
+    if not is_repo_id(repo_id):
+        raise InputError(f"--push-to is {shown(repo_id)}; write owner/name")
+    with _one_line_errors(repo_id, None, None):
+        HfApi(token=token, library_name="sedialect").whoami()
 
 
 def upload_folder(
@@ -157,7 +178,7 @@ def _one_line_errors(repo_id: str, revision: str | None, filename: str | None) -
         raise
     except HFValidationError:
         raise InputError(f"{repo_id!r} is no repository on the Hub: write owner/name, as in me/my-book") from None
-    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+    except (HTTPError, OSError, RuntimeError, ValueError, LookupError) as error:
         raise InputError(_explain(error, repo_id, revision, filename)) from error
 
 
@@ -185,8 +206,16 @@ def _explain(error: Exception, repo_id: str, revision: str | None, filename: str
         return f"{where} is not in the cache, and offline mode forbids to download it; do so once while online"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"offline mode forbids to reach {where}; unset HF_HUB_OFFLINE"
+    if isinstance(error.__cause__, errors.HfHubHTTPError):
+        return _explain_status(error.__cause__, where)
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return f"there is no token to write to {where} with; {_LOG_IN}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot keep {where} in the cache: {error.strerror}; set HF_HOME to a writable place with free space"
+    if isinstance(error, LookupError):
+        return f"the Hub's answer for {where} lacks {first_line(error)}; update huggingface_hub, or try again later"
+    if isinstance(error, ValueError) and error.__cause__ is None:
+        return f"the Hub's client does not take {where}: {first_line(error)}; mend what it names"
     return f"the connection to the Hub failed for {where}: {first_line(error)}; try again, it goes on where it can"
 
 
@@ -197,4 +226,5 @@ def _explain_status(error: Any, where: str) -> str:
         return f"the Hub refuses the token for {where}: {first_line(said)}; {_LOG_IN}"
     if status == 403:
         return f"this token may not do that with {where}: {first_line(said)}; pass one with write access"
-    return f"the Hub answers {status} for {where}: {first_line(said)}; try again later"
+    remedy = _REMEDIES.get(status, "try again later" if status >= 500 else "mend what it says, or update huggingface_hub")
+    return f"the Hub answers {status} for {where}: {first_line(said)}; {remedy}"

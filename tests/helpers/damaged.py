@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sedialect.sedialect_core.checkpoint.record import RECORD, record_digest, tensor_digest
+from sedialect.sedialect_core.checkpoint.record import RECORD, record_digest
+from sedialect.sedialect_core.storage.digests import tensor_digest
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 State = dict[str, torch.Tensor]
