@@ -212,9 +212,10 @@ class Fitter:
         return [name for name, value in self.roles.items() if value == role and name in self.models]
 
     def _plan(self, name: str, config: SeDialectConfig) -> Plan | None:
-        if name in self.stored:
+        if name in self.stored and config.attention_alone:
             return None
-        # Which layers have outlier channels, their weights say: exponents are left out, which take 8 bits a column.
+        # Of what is quantized already it says what the forward takes, as if it were by these settings. Which layers have
+        # outlier channels, their weights say: exponents are left out, which take 8 bits a column.
         return self._once(("plan", name, config), lambda: make_plan(self.models[name], config.override(equalize=False)))
 
     def _bytes(self, name: str, plan: Plan | None) -> int:

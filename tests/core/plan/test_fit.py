@@ -133,6 +133,13 @@ def test_the_bytes_of_an_option_are_those_of_the_quantized_pipeline():
     assert alone.phases["steps"] - both.phases["steps"] == before - text_bytes(pipe) > 0
 
 
+def test_what_is_quantized_already_takes_what_quantizing_foretold(wan_14b):
+    wanted = wan_14b.option(QUALITY, False, TURNS, True, compiled=True).phases
+    stored = {"transformer": wan_14b._bytes("transformer", wan_14b._plan("transformer", QUALITY))}
+    again = Fitter(wan_14b.models, wan_14b.roles, wan_14b.latent, wan_14b.video, stored)
+    assert again.option(QUALITY, False, TURNS, True, compiled=True).phases == wanted
+
+
 @pytest.fixture
 def placed(monkeypatch):
     """What would be moved, on a machine that has a GPU."""
