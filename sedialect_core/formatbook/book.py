@@ -57,14 +57,15 @@ class Dialect:
         hu = self.half_units
         if len(hu) != MAGNITUDES or not all(type(value) is int for value in hu):
             raise FormatbookError(f"dialect {shown(list(hu))} must be {MAGNITUDES} integers in half-units")
+        told = f"[{', '.join(shown(value, 12) for value in hu)}]"
         if hu[0] != 0:
-            raise FormatbookError(f"dialect {list(hu)} starts at {hu[0]}; the first magnitude must be 0")
+            raise FormatbookError(f"dialect {told} starts at {shown(hu[0], 12)}; the first magnitude must be 0")
         if any(low >= high for low, high in pairwise(hu)):
-            raise FormatbookError(f"dialect {list(hu)} is not ascending; sort it and remove repeated magnitudes")
+            raise FormatbookError(f"dialect {told} is not ascending; sort it and remove repeated magnitudes")
         if hu[-1] > MAXIMA[0]:
-            raise FormatbookError(f"dialect {list(hu)} reaches {hu[-1]}; no magnitude may be above 15 half-units")
+            raise FormatbookError(f"dialect {told} reaches {shown(hu[-1], 12)}; no magnitude may be above 15 half-units")
         if hu[-1] < MAXIMA[-1]:
-            raise FormatbookError(f"dialect {list(hu)} ends at {hu[-1]}; its maximum must be 8 to 15 half-units")
+            raise FormatbookError(f"dialect {told} ends at {shown(hu[-1], 12)}; its maximum must be 8 to 15 half-units")
 
     @property
     def maximum(self) -> int:
