@@ -1,8 +1,10 @@
 """What `bench speed --memory` measured, as a table and as a picture. Nothing is measured here."""
 
+from functools import cache
 from pathlib import Path
 
 from ...sedialect_core.charts.pen import COLOURS, INK, PALE, PAPER, Pen, picture
+from ...sedialect_core.footprint.fitted import fitter_of
 from ...sedialect_core.footprint.memory import Estimator
 from ...sedialect_core.footprint.outline import outline_of
 from ...sedialect_core.plan.fit import ALL, TURNS, Fitter, Option
@@ -46,12 +48,14 @@ def foretold(arm: str) -> Option | None:
     config = arm_of(way.arm).config if way is not None else None
     if way is None or config is None:
         return None
-    outline = outline_of(PLANNED)
-    size = Estimator(outline).size
-    models, roles = {part.name: part.model for part in outline.parts}, {part.name: part.role for part in outline.parts}
     place = ALL if way.placing is stay else TURNS
-    fitter = Fitter(models, roles, size.latent, size.video)
-    return fitter.option(config, bool(way.encoder), place, tiling=True, compiled=way.compiled)
+    return _planned().option(config, bool(way.encoder), place, tiling=True, compiled=way.compiled)
+
+
+@cache
+def _planned() -> Fitter:
+    """One for all rows: it follows a forward once for all ways that hold the same."""
+    return fitter_of(Estimator(outline_of(PLANNED)))
 
 
 def _foretold_cells(row: Row) -> list[str]:

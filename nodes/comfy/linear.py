@@ -14,6 +14,8 @@ from ...sedialect_core.linear import Guide
 from . import layout
 from .adapters import Patch, add_patches
 
+NOT_SAVED = "LoRAs on a quantized MODEL are not saved: they stay beside its weights"
+
 
 class EncodedLinear:
     """Mixed into ComfyUI's linear: computes with an encoded weight, and leaves a float one to ComfyUI.
@@ -75,7 +77,7 @@ class EncodedLinear:
         if not self.encoded:
             return super().set_weight(weight, *args, return_weight=return_weight, **kwargs)
         if return_weight:
-            warnings.warn("LoRAs on a quantized MODEL are not saved: they stay beside its weights", stacklevel=2)
+            warnings.warn(NOT_SAVED, stacklevel=2)
             return self.weight
         if self.weight.device != weight.device:
             self.weight = torch.nn.Parameter(self.weight.to(weight.device), requires_grad=False)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .linear import EncodedLinear
+from .linear import NOT_SAVED, EncodedLinear
 
 READY = "comfy_patched_weights"  # on a layer: nothing is left to be merged into it, so it is saved as it is
 
@@ -30,7 +30,7 @@ class SavesEncoded:
             if isinstance(module, EncodedLinear) and module.encoded
         }
         if any(f"{name}.weight" in self.patches for name in layers):
-            warnings.warn("LoRAs on a quantized MODEL are not saved: they stay beside its weights", stacklevel=2)
+            warnings.warn(NOT_SAVED, stacklevel=2)
         with _ready(list(layers.values())):
             state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)  # type: ignore[misc]
         return state

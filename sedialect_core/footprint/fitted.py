@@ -23,9 +23,12 @@ def fitted(
     Raises:
         ModelError: nothing fits; the message says what would.
     """
-    parts = estimator.outline.parts
-    models, roles = {part.name: part.model for part in parts}, {part.name: part.role for part in parts}
-    size = estimator.size
-    fitter = Fitter(models, roles, size.latent, size.video)
-    choice = fitter.choose(card, config, block_sizes=block_sizes, compiling=compiling)
+    choice = fitter_of(estimator).choose(card, config, block_sizes=block_sizes, compiling=compiling)
     return replace(choice, notes=(*choice.notes, ASSUMED)) if choice.option.compiled else choice
+
+
+def fitter_of(estimator: Estimator) -> Fitter:
+    """The ways to run the outline's pipeline at the estimator's size."""
+    parts, size = estimator.outline.parts, estimator.size
+    models, roles = {part.name: part.model for part in parts}, {part.name: part.role for part in parts}
+    return Fitter(models, roles, size.latent, size.video)

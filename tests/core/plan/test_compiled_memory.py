@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from sedialect import SeDialectConfig
+from sedialect.sedialect_core.footprint.fitted import fitter_of
 from sedialect.sedialect_core.footprint.memory import Estimator
 from sedialect.sedialect_core.footprint.outline import outline_of
 from sedialect.sedialect_core.plan import working_memory
@@ -183,10 +184,7 @@ PIPELINES_14B = [
 
 @pytest.fixture(scope="module")
 def wan_14b() -> Fitter:
-    outline = outline_of("wan-2.1-14b")
-    models, roles = {part.name: part.model for part in outline.parts}, {part.name: part.role for part in outline.parts}
-    size = Estimator(outline).size
-    return Fitter(models, roles, size.latent, size.video)
+    return fitter_of(Estimator(outline_of("wan-2.1-14b")))
 
 
 @pytest.mark.parametrize("preset", list(COMPILED_14B))

@@ -10,6 +10,7 @@ from tiny_pipelines import build, generate
 from sedialect import SeDialectConfig, SeDialectLinear
 from sedialect.cli.main import main
 from sedialect.sedialect_core.errors import ConfigError, ModelError
+from sedialect.sedialect_core.footprint.fitted import fitter_of
 from sedialect.sedialect_core.footprint.memory import Estimator
 from sedialect.sedialect_core.footprint.outline import outline_of
 from sedialect.sedialect_core.integrations import fitting
@@ -34,10 +35,7 @@ QUALITY = SeDialectConfig.preset("quality")
 
 @pytest.fixture(scope="module")
 def wan_14b() -> Fitter:
-    outline = outline_of("wan-2.1-14b")
-    size = Estimator(outline).size
-    models = {part.name: part.model for part in outline.parts}
-    return Fitter(models, {part.name: part.role for part in outline.parts}, size.latent, size.video)
+    return fitter_of(Estimator(outline_of("wan-2.1-14b")))
 
 
 @pytest.mark.parametrize(
