@@ -221,19 +221,35 @@ def test_low_vram_gives_the_same_layers(server, graph):
     assert all(torch.equal(full[name], low[name]) for name in full)
 
 
-def test_a_bypass_lora_and_a_dora_work(server, graph):
+def test_a_bypass_lora_does_what_a_lora_does(server, graph):
+    """It adds its product behind the layer, which rounds otherwise in bfloat16. Inputs in 16 bit keep that small, where 4 bit
+    round some of them the other way. Fastened to the 16-bit MODEL before, it is off again when that is quantized."""
+    graph.keep(graph.sample(graph.lora(graph.model(), bypass=True), steps=1), "sixteen")
+    server.run(graph.nodes)
+    graph = Workflow(graph.base)
+    quantized = graph.quantize(graph.model(), preset="weight-only")
+    kept = [
+        graph.keep(graph.sample(model, steps=1), name)
+        for name, model in (
+            ("off", quantized),
+            ("normal", graph.lora(quantized)),
+            ("bypass", graph.lora(quantized, bypass=True)),
+        )
+    ]
+    server.run(graph.nodes)
+    off, normal, bypass = map(samples, kept)
+    assert distance(normal, off) > 0.3
+    assert distance(bypass, normal) < (1e-4 if ON_CPU else 0.02)
+
+
+def test_a_dora_works(server, graph):
     quantized = graph.quantize(graph.model())
-    normal, bypass = (
-        graph.keep(graph.sample(graph.lora(quantized), steps=1), "normal"),
-        graph.keep(graph.sample(graph.lora(quantized, bypass=True), steps=1), "bypass"),
-    )
     with_dora = graph.lora(quantized, "dora.safetensors")
     dora, report = graph.layers(with_dora, "dora"), graph.add("SeDialectReport", model=with_dora)
     off = graph.layers(quantized, "dora_off")
     text = server.run(graph.nodes).text(report[0])
     assert "speed: 80 layers have a LoRA of another kind" in text
     assert ("speed: on cpu quantized layers save memory" in text) == ON_CPU
-    assert distance(samples(bypass), samples(normal)) < 0.05
     dora, off = answers(dora), answers(off)
     assert all(0.05 < distance(dora[name], off[name]) < 1 for name in off)
 

@@ -99,6 +99,14 @@ def test_a_forward_that_was_replaced_stays():
     assert "its forward has been replaced" in left(plan)["blocks.0.attn.to_q"]
 
 
+def test_a_forward_that_was_put_back_does_not_count():
+    """As ComfyUI's bypass LoRAs put it back: it then lies in the module's own dictionary."""
+    tested = model(Attention())
+    layer = tested.blocks[0]["attn"].to_q
+    layer.forward = layer.forward
+    assert "blocks.0.attn.to_q" not in left(quantize_model(tested, SeDialectConfig(**WEIGHT_ONLY)))
+
+
 def test_what_peft_trains_whole_stays():
     tested = model(Attention(), Attention())
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["to_q"], modules_to_save=["to_out"]), tested)
