@@ -121,7 +121,8 @@ class Stored:
         """The weight [N, K] as the layer multiplies with it."""
         weight = self.module.weight
         if isinstance(weight, comfy.quant_ops.QuantizedTensor):
-            decoded = weight.detach().to(device).dequantize().to(self.dtype)
+            # in float32, and rounded once: comfy-kitchen would round scales to bfloat16 before it multiplies by them
+            decoded = weight.detach().to(device, torch.float32).dequantize().to(self.dtype)
             smoothing = getattr(self.module, "pre_quant_scale", None)  # the layer multiplies its input by it
             return decoded if smoothing is None else decoded * smoothing.to(device, self.dtype)
         if hasattr(weight, "tensor_type"):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
+from comfyui_server import ON_CPU
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -70,5 +71,6 @@ def _both(source: Path, path: Path, tensors: dict, decoded: dict) -> tuple[Path,
         metadata = opened.metadata()
     beside = path.with_name(f"{path.stem}_decoded.safetensors")
     save_file(tensors, path, metadata=metadata)
-    save_file({key: tensor.clone() for key, tensor in decoded.items()}, beside, metadata=metadata)
+    computed = torch.float32 if ON_CPU else torch.bfloat16  # as a network computes there, and so as nodes decode
+    save_file({key: tensor.to(computed, copy=True) for key, tensor in decoded.items()}, beside, metadata=metadata)
     return path, beside

@@ -222,8 +222,8 @@ def test_low_vram_gives_the_same_layers(server, graph):
 
 
 def test_a_bypass_lora_does_what_a_lora_does(server, graph):
-    """It adds its product behind the layer, which rounds otherwise in bfloat16. Inputs in 16 bit keep that small, where 4 bit
-    round some of them the other way. Fastened to the 16-bit MODEL before, it is off again when that is quantized."""
+    """It adds its product behind the layer, which rounds otherwise in bfloat16. Inputs in 16 bit keep that small, where 4
+    bit round some of them the other way. Fastened to the 16-bit MODEL before, it is off again when that is quantized."""
     graph.keep(graph.sample(graph.lora(graph.model(), bypass=True), steps=1), "sixteen")
     server.run(graph.nodes)
     graph = Workflow(graph.base)

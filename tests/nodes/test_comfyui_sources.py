@@ -28,13 +28,12 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = base_folder(tmp_path_factory.mktemp("comfyui"))
-    models = folder / "models" / "diffusion_models"
+@pytest.fixture(scope="module", autouse=True)
+def stored(base: Path) -> None:
+    """Files of all kinds, beside the one that they were made from."""
+    models = base / "models" / "diffusion_models"
     for kind, (write, _) in KINDS.items():
         write(models / DEMO, models / f"{PREFIX}_{kind}.safetensors")
-    return folder
 
 
 def quantized(graph: Workflow, kind: str, decoded: bool = False, **settings: object) -> list:
