@@ -14,6 +14,7 @@ from ...kernels import attention, attention_support, flash3
 from .state import Flags
 
 Attend = Callable[..., torch.Tensor]
+MORE_THAN_KEYS = "masked by more than which keys count"
 
 
 class Call(NamedTuple):
@@ -50,30 +51,39 @@ class Attending:
     def __call__(self, call: Call) -> torch.Tensor | None:
         """What the call gives, [B, H, M, D]; None where it stays in 16 bit."""
         mask = key_mask(call, self.pair_mask)
-        if self._stays(call, "masked by more than which keys count" if mask is None and call.mask is not None else ""):
+        if self._stays(call, MORE_THAN_KEYS if mask is None and call.mask is not None else ""):
             return None
         if self.kind == "fp8":
             return flash3.attention_fp8(call.query, call.key, call.value, call.scale)
         return attention.attention_8bit(call.query, call.key, call.value, mask, call.scale)
 
     def in_parallel(self, call: Call, config: Any) -> torch.Tensor | None:
-        """The same for a process's part of the tokens, by diffusers' context parallelism; gives [B, M, H, D]."""
-        if self._stays(call, "masked, and split over devices" if call.mask is not None else ""):
+        """The same for a process's part of the tokens, by diffusers' context parallelism; gives [B, M, H, D]. A mask is of
+        this part's keys: Ulysses puts those of all processes together, in the order of their keys."""
+        mask = key_mask(call)
+        masked = (
+            MORE_THAN_KEYS
+            if mask is None
+            else "masked, and split by Ring" * (config.context_parallel_config.ring_degree > 1)
+        )
+        if self._stays(call, masked if call.mask is not None else ""):
             return None
         from diffusers.models.attention_dispatch import _templated_context_parallel_attention
 
         tokens_first = (part.transpose(1, 2) for part in (call.query, call.key, call.value))
         ours: dict[str, Any] = {"forward_op": self._part, "backward_op": _no_gradient, "_parallel_config": config}
-        output: torch.Tensor = _templated_context_parallel_attention(*tokens_first, scale=call.scale, **ours)
+        own = None if mask is None else mask.contiguous()
+        output: torch.Tensor = _templated_context_parallel_attention(*tokens_first, own, scale=call.scale, **ours)
         return output
 
     def _part(self, ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any, **others: Any) -> Any:
         """What diffusers calls for each part of the keys: [B, M, H, D], and the log-sum-exp [B, M, H] where it is wanted."""
-        _, _, _, scale, _, return_lse = rest
+        mask, _, _, scale, _, return_lse = rest
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        if not return_lse and self.kind == "8bit":
+            return attention.attention_8bit(query, key, value, mask, scale).transpose(1, 2)
         if not return_lse:
-            plain = flash3.attention_fp8 if self.kind == "fp8" else attention.attention_8bit
-            return plain(query, key, value, softmax_scale=scale).transpose(1, 2)
+            return flash3.attention_fp8(query, key, value, scale).transpose(1, 2)
         told = flash3.attention_fp8_with_lse if self.kind == "fp8" else attention.attention_8bit_with_lse
         output, lse = told(query, key, value, softmax_scale=scale)
         return output.transpose(1, 2), lse.transpose(1, 2)

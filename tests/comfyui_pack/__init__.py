@@ -6,11 +6,9 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-import comfy.memory_management
 import comfy.model_management
 import comfy.model_patcher
 import comfy.multigpu
@@ -25,6 +23,7 @@ from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import load_file, save_file
 
 from . import looking, shipped, variants
+from .networks import with_weights
 from .schemas import ENDS, schema
 
 
@@ -395,16 +394,6 @@ def families():
         (MiniMaxH3Model, {}, "blocks"),
     ):
         yield cls.__name__, cls(**settings, **common), lists
-
-
-@contextmanager
-def with_weights():
-    """Networks made within have weights: under dynamic VRAM ComfyUI leaves them out until a file is loaded."""
-    dynamic, comfy.memory_management.aimdo_enabled = comfy.memory_management.aimdo_enabled, False
-    try:
-        yield
-    finally:
-        comfy.memory_management.aimdo_enabled = dynamic
 
 
 class TestFamilies(io.ComfyNode):

@@ -15,6 +15,8 @@ from comfy.ldm.lightricks.av_model import LTXAVModel
 from comfy.ldm.lightricks.model import LTXVModel
 from comfy.ldm.wan.model import CameraWanModel, VaceWanModel, WanModel
 
+from .networks import with_weights
+
 FRAMES, HEIGHT, WIDTH = 3, 8, 8  # of the latents
 TEXT = 64
 WAN = {"dim": 256, "ffn_dim": 512, "num_heads": 2, "num_layers": 2, "text_dim": TEXT}
@@ -164,7 +166,8 @@ def build(kind, built, said, disable_dynamic=False):
     """The MODEL of a network with random weights, detected by ComfyUI from its tensors; `said` is what its metadata say."""
     torch.manual_seed(0)
     common = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
-    network = kind(**({"image_model": "hunyuan_video"} if kind is HunyuanVideo else {}), **built, **common)
+    with with_weights():
+        network = kind(**({"image_model": "hunyuan_video"} if kind is HunyuanVideo else {}), **built, **common)
     state = {}
     for key, tensor in network.state_dict().items():
         spread = max(1, tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 50.0

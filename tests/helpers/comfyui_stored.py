@@ -71,6 +71,6 @@ def _both(source: Path, path: Path, tensors: dict, decoded: dict) -> tuple[Path,
         metadata = opened.metadata()
     beside = path.with_name(f"{path.stem}_decoded.safetensors")
     save_file(tensors, path, metadata=metadata)
-    computed = torch.float32 if ON_CPU else torch.bfloat16  # as a network computes there, and so as nodes decode
+    computed = torch.float32 if ON_CPU else torch.float16  # as ComfyUI computes a stored Wan there, and so as nodes decode
     save_file({key: tensor.to(computed, copy=True) for key, tensor in decoded.items()}, beside, metadata=metadata)
     return path, beside

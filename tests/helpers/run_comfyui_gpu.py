@@ -1,6 +1,6 @@
 """The nodes in a ComfyUI on a GPU: `python tests/helpers/run_comfyui_gpu.py --comfyui DIR --output FOLDER SECTION ...`.
 
-suite    the tests of `make test-comfyui`, less those in a browser and those about installing and a process's memory
+suite    the tests of `make test-comfyui`, less those in a browser, of installing, of text encoders and of a process's memory
 vram     a Wan of random weights in 16 bit, in ComfyUI's FP8 and by SeDialect Load, under ComfyUI's ways to keep weights and
          with less and less memory: seconds of a step, peak, and whether the latents are the same
 flags    the same under --lowvram and --reserve-vram
@@ -31,7 +31,7 @@ from comfyui_server import python_of_comfyui
 
 SECONDS = {"suite": 220, "vram": 420, "flags": 120, "session": 150, "two": 150, "first": 90, "sage": 60}
 SECTIONS = tuple(SECONDS)
-ON_GPUS = ("", "_attention", "_clip", "_hostile", "_reuse", "_sources", "_threads", "_tokens", "_variants")
+ON_GPUS = ("", "_attention", "_hostile", "_reuse", "_sources", "_tokens", "_variants")
 SUITE = tuple(f"tests/nodes/test_comfyui{name}.py" for name in ON_GPUS)
 SIZES = {"wan14b": Size(40, 5120, 13824), "tiny": Size(2, 256, 512)}
 FILES_A_LAYER = 1.0 + 0.5 + 0.3  # 16 bit, FP8, ours: bytes on the disk beside those of 16 bit

@@ -15,8 +15,10 @@ from peft import LoraConfig
 from tiny_models import TINY
 
 import sedialect
+from sedialect.kernels import attention_support
 
 RANKS = 2
+EIGHT_BIT = "plain, attention 8bit"
 FORK = multiprocessing.get_context("fork")
 ULYSSES = ContextParallelConfig(ulysses_degree=RANKS)
 FAMILIES = (
@@ -56,13 +58,14 @@ def alone_and_split(model: Any, inputs: dict[str, Any], split: Callable[[], None
 
 
 def of_families() -> Outputs:
-    """Every family in 16 bit and with two presets."""
+    """Every family in 16 bit, with two presets, and with its attention in 8 bit."""
     found = {}
     for name in FAMILIES:
-        for preset in ("", "plain", "default"):
+        for preset in ("", "plain", "default", EIGHT_BIT):
             model, inputs = family(name)
             if preset:
-                sedialect.quantize_model(model, sedialect.SeDialectConfig.preset(preset))
+                attention = {"attention": "8bit"} if preset == EIGHT_BIT else {}
+                sedialect.quantize_model(model, sedialect.SeDialectConfig.preset(preset.partition(",")[0], **attention))
             split = lambda model=model: sedialect.enable_context_parallel(model, ULYSSES)  # noqa: E731
             found[f"{name}, {preset or '16 bit'}"] = alone_and_split(model, inputs, split)
     return found
@@ -96,6 +99,7 @@ def rank_of_two(rank: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    attention_support.LEAST_TOKENS, attention_support.HEAD_SIZES = 4, (16, 32)
     children = [FORK.Process(target=rank_of_two, args=(rank, Path(sys.argv[1]))) for rank in range(RANKS)]
     for child in children:
         child.start()

@@ -123,5 +123,6 @@ def test_files_of_other_quantizers_and_ours_in_comfyuis_own_loader_are_refused(s
     save_file(fp8, folder / "fp8.safetensors")
     assert "is not quantized by sedialect" in error(server, base, "fp8.safetensors")
     own = Workflow(base)
-    own.layers(own.add("UNETLoader", unet_name=whole.name, weight_dtype="default"), "own")
-    assert "size mismatch" in server.error(own.nodes)
+    own.keep(own.sample(own.add("UNETLoader", unet_name=whole.name, weight_dtype="default"), steps=1), "own")
+    said = server.error(own.nodes)  # dynamic VRAM takes tensors of any size, and its layers then find that they do not fit
+    assert "size mismatch" in said or "cannot be multiplied" in said

@@ -82,7 +82,8 @@ def test_lora_files_of_other_trainers_do_the_same(server, graph, loras):
 
 
 def test_a_lora_that_changes_biases_too(server, graph, base, loras):
-    """Loaded whole, and with layers that are cast when they run."""
+    """Loaded whole, and with layers that are cast when they run. The changes are small, so that rounding outputs to bfloat16
+    alone moves them by a third."""
     model = graph.quantize(graph.model())
     plain = graph.layers(graph.lora(model), "matrices")
     made = graph.lora(model, loras["distilled"])
@@ -92,7 +93,7 @@ def test_a_lora_that_changes_biases_too(server, graph, base, loras):
     plain, full, low = map(answers, (plain, full, low))
     for key, tensor in plain.items():
         change = changes[f"diffusion_model.{key.removesuffix('|y')}.diff_b"]
-        assert_near(full[key] - tensor, change.expand_as(tensor), exactly=1e-4, roughly=0.2)
+        assert_near(full[key] - tensor, change.expand_as(tensor), exactly=1e-4, roughly=0.5)
         assert_near(low[key], full[key], exactly=1e-5, roughly=2**-7)
 
 

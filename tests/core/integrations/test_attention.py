@@ -1,5 +1,7 @@
 """Attention in 8 bit in diffusers' models: which calls run so and why not; compiled, in parallel, alone, in files."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny_models
 import torch
@@ -110,6 +112,10 @@ def test_which_calls_stay_in_16_bit_and_why(monkeypatch):
     assert "fewer than 8 tokens" in why(q[:, :, :4], q, q)
     assert "heads of 64 channels" in why(*[torch.randn(1, 1, 20, 64)] * 3)
     assert "FlashAttention-3" in why(kind="fp8", mask=keys)
+    one.kind = "8bit"
+    split, over = attending.Call(q, q, q, keys, keys_alone=True), SimpleNamespace(ring_degree=2)
+    assert one.in_parallel(split, SimpleNamespace(context_parallel_config=over)) is None
+    assert one.last == "masked, and split by Ring"
     one.flags.protected_now = True
     assert why() == "a protected step"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import ContextParallelConfig, TensorParallelConfig
 from interruptible import PATIENCE
-from split_families import FAMILIES
+from split_families import EIGHT_BIT, FAMILIES
 from tiny_models import TINY
 from tiny_pipelines import build
 
@@ -36,10 +36,18 @@ def assert_near(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
 
 
 @feature("Context parallel by our plans", "first", "HunyuanVideo, HunyuanVideo 1.5, Mochi, CogVideoX, Wan VACE.")
-@pytest.mark.parametrize("preset", ["16 bit", "plain", "default"])
+@pytest.mark.parametrize("preset", ["16 bit", "plain", "default", EIGHT_BIT])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_split_by_our_plans_compute_what_one_process_does(results, name, preset):
     assert_near([process[f"{name}, {preset}"] for process in results])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_in_8_bit_is_split_as_well(results, name):
+    """Masked or not, alone and together: its numbers are others than those of attention in 16 bit."""
+    for process in results:
+        plain, eight = process[f"{name}, plain"], process[f"{name}, {EIGHT_BIT}"]
+        assert not torch.equal(plain[0], eight[0]) and not torch.equal(plain[1], eight[1])
 
 
 @feature("Context parallel: saved folder by `parallel_config=`", "first")
