@@ -61,11 +61,8 @@ class Attending:
         """The same for a process's part of the tokens, by diffusers' context parallelism; gives [B, M, H, D]. A mask is of
         this part's keys: Ulysses puts those of all processes together, in the order of their keys."""
         mask = key_mask(call)
-        masked = (
-            MORE_THAN_KEYS
-            if mask is None
-            else "masked, and split by Ring" * (config.context_parallel_config.ring_degree > 1)
-        )
+        by_ring = config.context_parallel_config.ring_degree > 1
+        masked = MORE_THAN_KEYS if mask is None else "masked, and split by Ring" if by_ring else ""
         if self._stays(call, masked if call.mask is not None else ""):
             return None
         from diffusers.models.attention_dispatch import _templated_context_parallel_attention
