@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import comfy.model_management
+import torch
 
 from ...sedialect_core.calibration.cache import CalibrationCache
 from ...sedialect_core.config import SeDialectConfig
@@ -123,10 +124,14 @@ def encode_weights(
         return weights[f"{layer.name}.weight"].to(device)
 
     for group in groups_of(plan.quantized):
-        for layer, encoded in encoder.encode(group, weight_of):
+        with torch.inference_mode(False), torch.no_grad():  # a node runs in that mode, whose tensors no LoRA is trained over
+            made = [
+                (layer, encoded.to(weights[f"{layer.name}.weight"].device).stored)
+                for layer, encoded in encoder.encode(group, weight_of)
+            ]
+        for layer, stored in made:
             before = weights[f"{layer.name}.weight"]
             settings = {"precision": layer.precision, "candidates": plan.config.candidates, "rotation": layer.rotation}
-            stored = encoded.to(before.device).stored
             parts, settings["equalizer"] = [stored[suffix] for suffix in layout.SUFFIXES], stored.get(layout.EQUALIZER)
             weights[f"{layer.name}.weight"] = layout.wrap(*parts, before.dtype, book=book, **settings)
             outcome[layer.name] = layer.outcome

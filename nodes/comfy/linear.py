@@ -1,6 +1,5 @@
 """ComfyUI's linear layer with an encoded weight."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -73,12 +72,12 @@ class EncodedLinear:
         return self
 
     def set_weight(self, weight: torch.Tensor, *args: Any, return_weight: bool = False, **kwargs: Any) -> Any:
-        """Take what ComfyUI has merged, and let it go: the weight stays as it is, and follows it to its device."""
+        """Take what ComfyUI has merged, and let it go: the weight stays as it is, and follows it to its device. Who asks for
+        the merged weight gets that, in the float type that it was merged in."""
         if not self.encoded:
             return super().set_weight(weight, *args, return_weight=return_weight, **kwargs)
         if return_weight:
-            warnings.warn(NOT_SAVED, stacklevel=2)
-            return self.weight
+            return weight
         if self.weight.device != weight.device:
             self.weight = torch.nn.Parameter(self.weight.to(weight.device), requires_grad=False)
         return None
@@ -105,7 +104,8 @@ class EncodedLinear:
 
         wrappers = [function for function in functions if not getattr(function, "is_lowvram_patch", False)]
         # Another node wants to see the weight itself, or ComfyUI has decoded it, as it does for a layer put on the CPU.
-        if wrappers or getattr(self, "comfy_force_cast_weights", False) or not layout.is_encoded(weight):
+        # ModelComputeDtype, for which ComfyUI's own quantized layers cast theirs, names the type of x alone.
+        if wrappers or not layout.is_encoded(weight):
             dense = decoded()
             for function in wrappers:
                 dense = function(dense)
@@ -113,6 +113,11 @@ class EncodedLinear:
         else:
             y = layout.multiply(x, weight, bias, UNGUIDED if self.guide is None else self.guide(x, weight._params.transform))
         return add_patches(y, x, self.patches, decoded, self._merge) if self.patches else y
+
+    def merged_weight(self) -> torch.Tensor:
+        """The weight [N, K] with all LoRAs and merges, float32: for who wants it as numbers."""
+        decoded = self.weight.to(dtype=torch.float32).dequantize()
+        return self._merge(self.patches, decoded) if self.patches else decoded
 
     def _merge(self, patches: list[Patch], weight: torch.Tensor) -> torch.Tensor:
         merged: torch.Tensor = comfy.lora.calculate_weight(patches, weight, self.patch_key, intermediate_dtype=weight.dtype)

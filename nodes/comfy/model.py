@@ -49,7 +49,7 @@ from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
 from .patcher import save_encoded
 from .products import settle_products
-from .sources import clone_around, own_weights, settle_sources
+from .sources import clone_around, own_weights, settle_sources, trainable
 
 
 @dataclass(frozen=True)
@@ -290,8 +290,9 @@ class _Origin:
 
     def model(self) -> Any:
         """A model of ComfyUI's own class, around these tensors."""
-        model = self.config.get_model(self.weights, "", device=self.offload_device)
-        model.diffusion_model.load_state_dict(dict(self.weights), strict=False, assign=True)
+        weights = {name: trainable(weight) for name, weight in self.weights.items()}
+        model = self.config.get_model(weights, "", device=self.offload_device)
+        model.diffusion_model.load_state_dict(weights, strict=False, assign=True)
         _label(model.diffusion_model, self.record, self.settings)
         attach(model, self.plan)
         return model

@@ -1,4 +1,5 @@
-"""ComfyUI's patchers around models of ours: its own save nodes write encoded layers as they are.
+"""ComfyUI's patchers around models of ours: its own save nodes write encoded layers as they are, and *Extract and Save LoRA*
+reads them decoded.
 
 For a layer that is not loaded whole, ComfyUI puts a parameter in place of each tensor, which merges LoRAs while it is
 written. Under dynamic VRAM that is every layer. The parameter wants gradients, which integers cannot have, so that ModelSave
@@ -22,18 +23,35 @@ class SavesEncoded:
     model: Any
     patches: dict[str, Any]
 
+    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        """As ComfyUI's. Who asks for a part wants to compute with it, and gets what the layers multiply by."""
+        state: dict[str, Any] = super().model_state_dict(filter_prefix)  # type: ignore[misc]
+        return state if filter_prefix is None else _Decoded(state, self._encoded())
+
+    def _encoded(self) -> dict[str, EncodedLinear]:
+        modules = self.model.named_modules()
+        return {name: module for name, module in modules if isinstance(module, EncodedLinear) and module.encoded}
+
     def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, Any]:
         """As ComfyUI's, with the tensors of encoded layers themselves; LoRAs on them are not saved."""
-        layers = {
-            name: module
-            for name, module in self.model.named_modules()
-            if isinstance(module, EncodedLinear) and module.encoded
-        }
+        layers = self._encoded()
         if any(f"{name}.weight" in self.patches for name in layers):
             warnings.warn(NOT_SAVED, stacklevel=2)
         with _ready(list(layers.values())):
             state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)  # type: ignore[misc]
         return state
+
+
+class _Decoded(dict[str, Any]):
+    """A state dictionary whose encoded weights are decoded as they are asked for, one at a time."""
+
+    def __init__(self, state: dict[str, Any], layers: dict[str, EncodedLinear]) -> None:
+        super().__init__(state)
+        self._layers = {f"{name}.weight": layer for name, layer in layers.items()}
+
+    def __getitem__(self, key: str) -> Any:
+        layer = self._layers.get(key)
+        return super().__getitem__(key) if layer is None else layer.merged_weight()
 
 
 def save_encoded(patcher: Any, clone: Any = None) -> None:

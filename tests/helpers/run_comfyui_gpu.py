@@ -31,7 +31,7 @@ from comfyui_server import python_of_comfyui
 
 SECONDS = {"suite": 220, "vram": 420, "flags": 120, "session": 150, "two": 150, "first": 90, "sage": 60}
 SECTIONS = tuple(SECONDS)
-ON_GPUS = ("", "_attention", "_hostile", "_reuse", "_sources", "_tokens", "_variants")
+ON_GPUS = ("", "_attention", "_hostile", "_merging", "_reuse", "_sources", "_tokens", "_variants")
 SUITE = tuple(f"tests/nodes/test_comfyui{name}.py" for name in ON_GPUS)
 SIZES = {"wan14b": Size(40, 5120, 13824), "tiny": Size(2, 256, 512)}
 FILES_A_LAYER = 1.0 + 0.5 + 0.3  # 16 bit, FP8, ours: bytes on the disk beside those of 16 bit

@@ -6,7 +6,7 @@ from pathlib import Path
 import comfyui_models
 import pytest
 import torch
-from comfyui_server import needs_comfyui
+from comfyui_server import ON_CPU, needs_comfyui
 from comfyui_workflows import DEMO, Workflow, assert_near, distance, samples
 from safetensors.torch import load_file
 
@@ -144,3 +144,15 @@ def test_guidance_nodes_do_their_work_on_top(server, graph, kind):
     lost = distance(change["quantized"], change["plain"])
     print(kind, round(lost, 3))
     assert lost < 0.6
+
+
+def test_a_compute_dtype_leaves_activations_in_4_bit(server, graph):
+    quantized = graph.quantize(graph.model())
+    alone = graph.keep(graph.sample(quantized, steps=1), "no_dtype")
+    named = graph.keep(graph.sample(graph.add("ModelComputeDtype", model=quantized, dtype="fp32"), steps=1), "dtype")
+    weights = graph.keep(graph.sample(graph.quantize(graph.model(), preset="weight-only"), steps=1), "dtype_weights")
+    server.run(graph.nodes)
+    alone, named, weights = map(samples, (alone, named, weights))
+    if ON_CPU:  # which computes in float32 anyway
+        assert torch.equal(named, alone)
+    assert distance(named, weights) > 0.1
