@@ -10,6 +10,7 @@ import pickle
 import diffusers
 import pytest
 import torch
+from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from offloads import compile_blocks, compile_whole
 from quantized_pipelines import WEIGHT_ONLY, close, layers, quantized, twin
@@ -82,9 +83,30 @@ def broadcast(pipe, steps):
     )
 
 
+def taylor(pipe, steps):
+    return diffusers.TaylorSeerCacheConfig(
+        cache_interval=2,
+        disable_cache_before_step=2,
+        taylor_factors_dtype=torch.float32,
+        cache_identifiers=[r"^blocks\..*\.attn1$"],  # its own patterns name no layer of Wan
+    )
+
+
+def faster(pipe, steps):
+    """As for models with guidance in two calls: the part of it that reads both halves of a batch is off."""
+    return diffusers.FasterCacheConfig(
+        spatial_attention_timestep_skip_range=(-1, 950),
+        attention_weight_callback=lambda _: 0.5,
+        is_guidance_distilled=True,
+        current_timestep_callback=lambda: pipe._current_timestep,
+    )
+
+
 CACHES = {
+    "FasterCache": faster,
     "FirstBlockCache": first_block,
     "MagCache": mag,
+    "TaylorSeer": taylor,
     "Pyramid Attention Broadcast": broadcast,
 }
 
@@ -108,6 +130,22 @@ def test_caches_skip_what_they_skip_in_the_decoded_model(order, name):
     assert skipped > 1e-3, "nothing was skipped"
     assert (cached - wanted).abs().max() < 0.01 * skipped  # reused residuals amplify what the order of sums changes
     assert torch.equal(whole, generate(*quantized(**WEIGHT_ONLY), steps))
+
+
+@pytest.mark.parametrize("order", orders("Layer skip (skip layer guidance)", "Blocks and feed-forwards."))
+@pytest.mark.parametrize("parts", [{}, {"skip_ff": True, "skip_attention": False}])
+def test_layers_are_skipped_as_in_the_decoded_model(order, parts):
+    pipe, arguments = build("wan")
+    before, plain = generate(pipe, arguments), twin()
+    if order == "first":
+        pipe.enable_sedialect(progress=False, **WEIGHT_ONLY)
+        before = generate(pipe, arguments)
+    for each in (pipe, plain):
+        apply_layer_skip(each.transformer, LayerSkipConfig(indices=[0], fqn="blocks", skip_attention_scores=False, **parts))
+    if order == "after":
+        pipe.enable_sedialect(progress=False, **WEIGHT_ONLY)
+    found = generate(pipe, arguments)
+    assert close(found, generate(plain, arguments)) and not close(found, before)
 
 
 # Compiling
