@@ -57,16 +57,18 @@ def encode_or_reuse(
     book: Formatbook,
     watch: Watch,
     calibration: CalibrationCache | None,
+    keep: bool = True,
 ) -> Plan:
     """Replace each planned weight in the dictionary; the tensors themselves stay as they are. Gives the plan as it was
     carried out. What was kept for the node that runs goes as soon as it asks for something else.
 
     Args:
         model: the 16-bit model of ComfyUI's that the weights are of.
+        keep: whether they are its own, so that the run after may ask for their codes.
     """
     give_back_when_gone(model)
     node, key = text.running_node(), _key(model, plan.config, book, calibration)
-    found = next((kept for kept in _KEPT.values() if kept.source() is model and kept.key == key), None)
+    found = next((kept for kept in _KEPT.values() if keep and kept.source() is model and kept.key == key), None)
     if found is None:
         _KEPT.pop(node, None)
         done = encode_weights(weights, plan, book, watch, calibration)
@@ -77,7 +79,8 @@ def encode_or_reuse(
         weights |= {name: layout.rewrapped(weight) for name, weight in found.weights.items()}
         notes = (*plan.notes, KEPT_NOTE)
     _KEPT.pop(node, None)
-    _KEPT[node] = found
+    if keep:
+        _KEPT[node] = found
     for oldest in list(_KEPT)[:-MOST]:
         del _KEPT[oldest]
     notes = notes if calibration is None else (*notes, calibration.describe())

@@ -47,6 +47,7 @@ from .checks import KEY, check_groups, check_loaded, check_quantizable, check_we
 from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
+from .merges import put_merges
 from .patcher import save_encoded
 from .products import settle_products
 from .sources import clone_around, own_weights, settle_sources, trainable
@@ -108,8 +109,8 @@ def quantize(
     built_from = operations(patcher.model.get_dtype_inference())
     weights = own_weights(patcher)
     check_weights(weights, plan)
-    plan = settle_sources(patcher, weights, plan)
-    plan = encode_or_reuse(patcher.model, weights, plan, book, watch, calibration)
+    plan, merged = put_merges(patcher, weights, settle_sources(patcher, weights, plan))
+    plan = encode_or_reuse(patcher.model, weights, plan, book, watch, calibration, keep=not merged)
     plan = settle_products(plan, patcher.load_device, lambda layer: weights[f"{layer.name}.weight"])
     origin = _Origin(
         _copy_config(patcher.model.model_config, built_from),
@@ -123,6 +124,7 @@ def quantize(
     before = comfy.model_management.module_size(patcher.model)
     known = Quantized(plan, origin.record, before, origin.settings)
     new = clone_around(patcher, origin.model())
+    new.patches = {key: patches for key, patches in new.patches.items() if key not in merged}
     return _adopt(new, known, (origin.patcher, ()))
 
 

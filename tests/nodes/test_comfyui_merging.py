@@ -2,8 +2,9 @@
 for test_comfyui.py."""
 
 import pytest
+import torch
 from comfyui_server import needs_comfyui
-from comfyui_workflows import PROMPT, distance, samples
+from comfyui_workflows import OUTLIERS, PROMPT, distance, samples
 from safetensors.torch import load_file
 
 pytestmark = needs_comfyui
@@ -37,6 +38,29 @@ def test_a_quantized_model_is_merged(server, graph, kind):
     print(kind, {name: round(value, 3) for name, value in lost.items()}, round(alone, 3))
     assert 0 < max(lost["first"], lost["second"]) < lost["both"] < 1.2 * alone
     assert distance(found["16 bit"], found["plain"]) > 0.3
+
+
+def test_a_merge_in_front_of_quantize_is_encoded(server, graph):
+    """Not kept beside: all of the one model or of the other gives that one's codes, and no layer has a product more."""
+    one, other = graph.model(), graph.model(OUTLIERS)
+    models = {"one": one, "other": other}
+    for name, ratio in (("all of one", 1.0), ("all of the other", 0.0), ("half", 0.5)):
+        models[name] = graph.add("ModelMergeSimple", model1=one, model2=other, ratio=ratio)
+    models["LoRA in it"] = graph.lora(models["all of one"])
+    quantized = {name: graph.quantize(model) for name, model in models.items()}
+    files = {name: graph.layers(model, name) for name, model in quantized.items()}
+    reports = {name: graph.add("SeDialectReport", model=quantized[name]) for name in ("one", "half")}
+    outcome = server.run(graph.nodes)
+    found = {name: load_file(path) for name, path in files.items()}
+    for name, expected in (("all of one", "one"), ("all of the other", "other")):
+        assert found[name].keys() == found[expected].keys()
+        assert all(torch.equal(found[name][key], found[expected][key]) for key in found[expected])
+    codes = [key for key in found["one"] if key.endswith("|weight")]
+    assert not all(torch.equal(found["half"][key], found[end][key]) for key in codes for end in ("one", "other"))
+    assert not any(torch.equal(found["LoRA in it"][key], found["one"][key]) for key in codes)
+    said = "another model is merged into 80 layers before they are encoded"
+    assert said in outcome.text(reports["half"][0]) and said not in outcome.text(reports["one"][0])
+    assert "LoRA of another kind" not in outcome.text(reports["half"][0])
 
 
 TRAINING = {
