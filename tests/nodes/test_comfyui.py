@@ -6,23 +6,18 @@ COMFYUI_PYTHON is the interpreter that ComfyUI and the requirements of this pack
 import json
 import threading
 import time
-from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
 from comfyui_server import ON_CPU, needs_comfyui
-from comfyui_workflows import DEMO, OUTLIERS, PROMPT, Workflow, assert_near, distance, samples
+from comfyui_workflows import DEMO, Workflow, assert_near, distance, samples, saved_by
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import sedialect
-from sedialect.kernels import reference as reference_kernels
 from sedialect.sedialect_core import demo
-from sedialect.sedialect_core.calibration.cache import CalibrationCache
 from sedialect.sedialect_core.checkpoint.wan_names import to_authors, to_diffusers
 from sedialect.sedialect_core.linear import SeDialectLinear
-from sedialect.sedialect_core.quantize.weights import InputStatistics
 
 pytestmark = needs_comfyui
 
@@ -35,17 +30,6 @@ def saved(server, base) -> str:
         "SeDialectSave", model=graph.quantize(graph.model()), filename_prefix="diffusion_models/saved", names="ComfyUI"
     )
     return saved_by(server.run(graph.nodes))[0].name
-
-
-def saved_by(outcome) -> list[Path]:
-    """What Save nodes wrote, by their texts."""
-    said = [shown["text"][0] for shown in outcome.outputs.values() if "text" in shown]
-    return [Path(text.removeprefix("saved ")) for text in said if text.startswith("saved ")]
-
-
-def answers(path: Path) -> dict[str, torch.Tensor]:
-    """What each layer answered, by name."""
-    return {key.removesuffix("|y"): value for key, value in load_file(path).items() if key.endswith("|y")}
 
 
 @pytest.fixture(scope="module")
@@ -166,131 +150,6 @@ def test_core_saves_layers_that_are_not_loaded_whole(server, graph):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("order", ["before", "behind"])
-def test_a_lora_is_added_beside_the_codes(server, graph, order):
-    """Both orders give the same layers: codes of the 16-bit weight, and the LoRA in full precision on top."""
-    plain = graph.layers(graph.quantize(graph.model()), f"{order}_plain")
-    model = graph.model()
-    chained = graph.quantize(graph.lora(model)) if order == "before" else graph.lora(graph.quantize(model))
-    path = graph.layers(chained, f"{order}_lora")
-    server.run(graph.nodes)
-    weights = load_file(graph.base / "models" / "loras" / "lora.safetensors")
-    base, changed = answers(plain), answers(path)
-    for name in base:
-        up, down = (weights[f"diffusion_model.{name}.lora_{part}.weight"] for part in ("up", "down"))
-        x = torch.randn(5, down.shape[1], generator=torch.Generator().manual_seed(down.shape[1]))
-        assert_near(changed[name] - base[name], x @ down.T @ up.T, exactly=1e-3, roughly=0.03)
-
-
-def test_a_weak_lora_has_its_whole_effect_and_strength_scales_it(server, graph):
-    """1 % of a weight is far below what 4 bits can hold: merged and rounded it would be noise."""
-    quantized = graph.quantize(graph.model())
-    files = {s: graph.layers(graph.lora(quantized, "weak.safetensors", s), f"weak{s}") for s in (0.0, 0.5, 1.0, -1.0)}
-    plain = graph.layers(quantized, "weak_off")
-    server.run(graph.nodes)
-    base, found = answers(plain), {s: answers(path) for s, path in files.items()}
-    for name in base:
-        assert torch.equal(found[0.0][name], base[name])
-        effect = found[1.0][name] - base[name]
-        assert 0.001 < distance(found[1.0][name], base[name]) < 0.1
-        # In bfloat16 a third of so small an effect is rounding; merged into 4 bits it would be lost in it.
-        assert_near(found[0.5][name] - base[name], effect / 2, exactly=1e-3, roughly=0.6)
-        assert_near(found[-1.0][name] - base[name], -effect, exactly=1e-3, roughly=0.5)
-
-
-def test_loras_add_up_and_come_off(server, graph):
-    quantized = graph.quantize(graph.model())
-    both = graph.layers(graph.lora(graph.lora(quantized), "second.safetensors"), "both")
-    one, other = (
-        graph.layers(graph.lora(quantized), "one"),
-        graph.layers(graph.lora(quantized, "second.safetensors"), "other"),
-    )
-    off = graph.layers(quantized, "off")
-    server.run(graph.nodes)
-    both, one, other, off = map(answers, (both, one, other, off))
-    for name in off:
-        assert_near(both[name] - off[name], one[name] + other[name] - 2 * off[name], exactly=1e-3, roughly=0.05)
-
-
-def test_low_vram_gives_the_same_layers(server, graph):
-    """ComfyUI then casts every layer when it runs, and applies LoRAs in the cast: ours must not be rounded there either."""
-    model = graph.lora(graph.quantize(graph.model()))
-    full, low = graph.layers(model, "full"), graph.layers(model, "low", budget=1)
-    server.run(graph.nodes)
-    full, low = answers(full), answers(low)
-    assert all(torch.equal(full[name], low[name]) for name in full)
-
-
-def test_a_bypass_lora_does_what_a_lora_does(server, graph):
-    """It adds its product behind the layer, which rounds otherwise in bfloat16. Inputs in 16 bit keep that small, where 4
-    bit round some of them the other way. Fastened to the 16-bit MODEL before, it is off again when that is quantized."""
-    graph.keep(graph.sample(graph.lora(graph.model(), bypass=True), steps=1), "sixteen")
-    server.run(graph.nodes)
-    graph = Workflow(graph.base)
-    quantized = graph.quantize(graph.model(), preset="weight-only")
-    kept = [
-        graph.keep(graph.sample(model, steps=1), name)
-        for name, model in (
-            ("off", quantized),
-            ("normal", graph.lora(quantized)),
-            ("bypass", graph.lora(quantized, bypass=True)),
-        )
-    ]
-    server.run(graph.nodes)
-    off, normal, bypass = map(samples, kept)
-    assert distance(normal, off) > 0.3
-    assert distance(bypass, normal) < (1e-4 if ON_CPU else 0.02)
-
-
-def test_a_dora_works(server, graph):
-    quantized = graph.quantize(graph.model())
-    with_dora = graph.lora(quantized, "dora.safetensors")
-    dora, report = graph.layers(with_dora, "dora"), graph.add("SeDialectReport", model=with_dora)
-    off = graph.layers(quantized, "dora_off")
-    text = server.run(graph.nodes).text(report[0])
-    assert "speed: 80 layers have a LoRA of another kind" in text
-    assert ("speed: on cpu quantized layers save memory" in text) == ON_CPU
-    dora, off = answers(dora), answers(off)
-    assert all(0.05 < distance(dora[name], off[name]) < 1 for name in off)
-
-
-def test_neither_save_node_puts_a_lora_into_the_codes(server, graph):
-    """ComfyUI's would round the sum to 4 bit, and only where it has not loaded the layer: not so with ours."""
-    quantized = graph.quantize(graph.model())
-    model = graph.lora(quantized)
-    graph.keep(graph.sample(model, steps=1), "loaded")
-    graph.add("ModelSave", model=model, filename_prefix="diffusion_models/with_lora")
-    graph.add("SeDialectSave", model=model, filename_prefix="diffusion_models/ours_with_lora", names="ComfyUI")
-    plain = graph.layers(quantized, "without_lora")
-    server.run(graph.nodes)
-    for file in (graph.base / "output" / "diffusion_models").glob("*with_lora*"):
-        again = Workflow(graph.base)
-        path = again.layers(again.add("SeDialectLoad", file=file.name), file.stem)
-        server.run(again.nodes)
-        before, after = load_file(plain), load_file(path)
-        assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_a_lora_by_hooks_on_the_conditioning_works(server, graph):
-    """Only the conditionings that carry the hook feel it, and switching between them leaves the codes as they are."""
-    quantized = graph.quantize(graph.model())
-    hooks = graph.add("CreateHookLoraModelOnly", lora_name="lora.safetensors", strength_model=1.0)
-    texts = [graph.prompt(PROMPT), graph.prompt("")]
-    hooked = [
-        graph.add("ConditioningSetProperties", cond_NEW=text, strength=1.0, set_cond_area="default", hooks=hooks)
-        for text in texts
-    ]
-    both = graph.keep(graph.sample(quantized, steps=1, positive=hooked[0], negative=hooked[1]), "hook_both")
-    one = graph.keep(graph.sample(quantized, steps=1, positive=hooked[0]), "hook_one")
-    normal, plain = (
-        graph.keep(graph.sample(graph.lora(quantized), steps=1), "hook_normal"),
-        graph.keep(graph.sample(quantized, steps=1), "hook_off"),
-    )
-    server.run(graph.nodes)
-    both, one, normal, plain = map(samples, (both, one, normal, plain))
-    assert distance(both, normal) < 0.02 < distance(one, normal) and distance(one, plain) > 0.02
-
-
 def test_caches_and_context_windows_go_on_top(server, graph):
     model = graph.quantize(graph.model())
     # Now one branch of guidance decides what is reused, now the other: the most that is allowed, so that all reuse steps.
@@ -382,99 +241,6 @@ def test_report_and_formatbook_show_text_and_pictures(server, graph):
     for picture in pictures:
         (image,) = outcome.outputs[picture[0]]["images"]
         assert (graph.base / "output" / image["filename"]).stat().st_size > 10_000
-
-
-def test_a_formatbook_is_fitted_to_a_model(server, graph):
-    model = graph.model("tiny_high.safetensors")
-    book = graph.add("SeDialectFormatbook", book="(fitted to the MODEL below)", model=model)
-    report = graph.add("SeDialectReport", model=graph.quantize(model, formatbook=book))
-    outcome = server.run(graph.nodes)
-    assert "WanModel-" in outcome.text(book[0]) and "WanModel-" in outcome.text(report[0])
-
-
-def calibrated(graph: Workflow, model: list, **settings: object) -> list:
-    prompts = [graph.prompt(PROMPT), graph.prompt("")]
-    positive = graph.add("ConditioningCombine", conditioning_1=prompts[0], conditioning_2=prompts[1])
-    asked = {"negative": graph.prompt(""), "latent_image": graph.latent(frames=13, size=96), "steps": 6, "cfg": 2.0}
-    return graph.add("SeDialectCalibrate", model=model, positive=positive, **{**asked, **settings})
-
-
-def test_calibrated_weights_bring_the_layers_nearer_to_16_bit(server, graph, base):
-    model = graph.model()
-    plain = graph.quantize(model, precision="w4a16")
-    better = graph.quantize(model, precision="w4a16", calibration=calibrated(graph, model))
-    files = [graph.layers(one, name) for name, one in (("calplain", plain), ("calbetter", better))]
-    report = graph.add("SeDialectReport", model=better)
-    outcome = server.run(graph.nodes)
-    text = outcome.text(report[0])
-    assert "; calibrated" in text and "calibrated with 2 prompts at 96x96x13" in text
-    (folder,) = (base / "output" / "sedialect_calibrations").iterdir()
-    assert len(list(folder.glob("*.safetensors"))) == len(json.loads((folder / "calibration.json").read_text())["inputs"])
-    seen = CalibrationCache.load(folder).component("diffusion_model")
-    weights = load_file(base / "models" / "diffusion_models" / DEMO)
-    lost = [sum(output_lost(name, load_file(path), weights, seen) for name in seen) for path in files]
-    assert lost[1] < 0.5 * lost[0]
-
-
-def output_lost(name: str, stored: dict, weights: dict, seen: Mapping[str, InputStatistics]) -> float:
-    """Relative squared error of what a layer gives on what it read while calibrating."""
-    weight, moment = weights[f"{name}.weight"].double(), seen[name].moment.double()
-    parts = (stored[f"{name}|weight{suffix}"] for suffix in ("", "_meta"))
-    scale = stored[f"{name}|weight_scale"].view(torch.float32)
-    book = sedialect.Formatbook.resolve(sedialect.SeDialectConfig().formatbook)
-    decoded = reference_kernels.decode_rows(*parts, book.tables()).double() * scale
-    exponents = stored.get(f"{name}|weight_equalizer")
-    error = (decoded if exponents is None else decoded * torch.pow(2.0, -exponents.double())) - weight
-    return float(((error @ moment) * error).sum() / ((weight @ moment) * weight).sum())
-
-
-def test_a_glance_equalizes_channels_and_what_is_saved_gives_the_same(server, graph, base):
-    model, calibrations = graph.model(OUTLIERS), base / "output" / "sedialect_calibrations"
-    before = set(calibrations.iterdir()) if calibrations.exists() else set()
-    glanced = graph.quantize(model, calibration=calibrated(graph, model, glance=True, steps=20))
-    first, report = graph.layers(glanced, "glanced"), graph.add("SeDialectReport", model=glanced)
-    tame, video = graph.model(), {"latent": graph.latent(frames=13, size=96), "steps": 1}  # from one noise, one velocity
-    pairs = {"glanced": (glanced, model), "unequalized": (graph.quantize(model, equalize="off"), model)}
-    pairs["tame"] = graph.quantize(tame, equalize="off"), tame
-    latents = {
-        name: [graph.keep(graph.sample(one, **video), f"outliers_{name}_{number}") for number, one in enumerate(pair)]
-        for name, pair in pairs.items()
-    }
-    graph.add("SeDialectSave", model=glanced, filename_prefix="diffusion_models/glanced", names="ComfyUI")
-    outcome = server.run(graph.nodes)
-    text = outcome.text(report[0])
-    assert "equalized by a glance at one prompt at 96x96x13" in text and "have scaled channels" in text
-    lost = {name: distance(*map(samples, paths)) for name, paths in latents.items()}
-    assert lost["glanced"] < 1.15 * lost["tame"] and lost["unequalized"] > 1.3 * lost["tame"]
-
-    (folder,) = set(calibrations.iterdir()) - before
-    seen = CalibrationCache.load(folder).component("diffusion_model")
-    name = "blocks.0.self_attn.q"
-    assert folder.name.endswith("-glance") and seen[name].moment.ndim == 1
-    assert len(seen[name].rows) == 32 * 4, "a call in each of four steps, both branches of guidance in it"
-
-    (file,) = (base / "output" / "diffusion_models").glob("glanced*.safetensors")
-    again = Workflow(base)
-    loaded, video["latent"] = again.add("SeDialectLoad", file=file.name), again.latent(frames=13, size=96)
-    second, latent = again.layers(loaded, "glanced_again"), again.keep(again.sample(loaded, **video), "outliers_again")
-    server.run(again.nodes)
-    stored, found = load_file(first), load_file(second)
-    assert f"{name}|weight_equalizer" in stored and stored.keys() == found.keys()
-    assert all(torch.equal(stored[key], found[key]) for key in stored)
-    assert torch.equal(samples(latent), samples(latents["glanced"][0]))
-
-
-def test_a_calibration_of_another_model_is_refused(server, graph):
-    calibration = calibrated(graph, graph.model())
-    other = graph.model("tiny_high.safetensors")
-    graph.layers(graph.quantize(other, calibration=calibration), "othermodel")
-    assert "the calibration is of other weights" in server.error(graph.nodes)
-
-
-def test_too_few_tokens_are_told_with_the_prompts_that_are_needed(server, graph):
-    calibration = calibrated(graph, graph.model(), latent_image=graph.latent(frames=5, size=32), steps=1)
-    graph.layers(graph.quantize(graph.model(), calibration=calibration), "fewtokens")
-    assert "too few for a moment of that size; give" in server.error(graph.nodes)
 
 
 def test_compare_saves_two_videos_and_tells_the_player(server, graph):
