@@ -46,14 +46,9 @@ def _own_reasons(linear: nn.Linear) -> Iterator[str]:
     if "weight" not in linear._parameters:
         yield "its weight is made anew for each forward (weight_norm, spectral_norm or pruning)"
     hooked = hasattr(linear, "_hf_hook") or hasattr(linear, "_diffusers_hook")
-    if not hooked and vars(linear).get("forward", _class_forward(linear)) != _class_forward(linear):
+    plain = type(linear).forward.__get__(linear)  # ComfyUI's bypass LoRAs, put back, leave it in the dictionary
+    if not hooked and vars(linear).get("forward", plain) != plain:
         yield "its forward has been replaced, and may read its weight itself"
-
-
-def _class_forward(linear: nn.Linear) -> Any:
-    """What `forward` is where nobody has replaced it. Who replaces it and puts it back, as ComfyUI's bypass LoRAs do, leaves
-    this in the module's own dictionary."""
-    return type(linear).forward.__get__(linear)
 
 
 @cache

@@ -53,9 +53,14 @@ class Attending:
         mask = key_mask(call, self.pair_mask)
         if self._stays(call, MORE_THAN_KEYS if mask is None and call.mask is not None else ""):
             return None
+        return self._attend(call.query, call.key, call.value, mask, call.scale)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None
+    ) -> torch.Tensor:
         if self.kind == "fp8":
-            return flash3.attention_fp8(call.query, call.key, call.value, call.scale)
-        return attention.attention_8bit(call.query, call.key, call.value, mask, call.scale)
+            return flash3.attention_fp8(query, key, value, scale)
+        return attention.attention_8bit(query, key, value, mask, scale)
 
     def in_parallel(self, call: Call, config: Any) -> torch.Tensor | None:
         """The same for a process's part of the tokens, by diffusers' context parallelism; gives [B, M, H, D]. A mask is of
@@ -77,10 +82,8 @@ class Attending:
         """What diffusers calls for each part of the keys: [B, M, H, D], and the log-sum-exp [B, M, H] where it is wanted."""
         mask, _, _, scale, _, return_lse = rest
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        if not return_lse and self.kind == "8bit":
-            return attention.attention_8bit(query, key, value, mask, scale).transpose(1, 2)
         if not return_lse:
-            return flash3.attention_fp8(query, key, value, scale).transpose(1, 2)
+            return self._attend(query, key, value, mask, scale).transpose(1, 2)
         told = flash3.attention_fp8_with_lse if self.kind == "fp8" else attention.attention_8bit_with_lse
         output, lse = told(query, key, value, softmax_scale=scale)
         return output.transpose(1, 2), lse.transpose(1, 2)
