@@ -15,10 +15,12 @@ from peft import LoraConfig
 from tiny_models import TINY
 
 import sedialect
+from sedialect.bench.scale import cases
+from sedialect.bench.scale.cases import enable
 from sedialect.kernels import attention_support
 
 RANKS = 2
-EIGHT_BIT = "plain, attention 8bit"
+EIGHT_BIT = f"plain{cases.EIGHT_BIT}"
 FORK = multiprocessing.get_context("fork")
 ULYSSES = ContextParallelConfig(ulysses_degree=RANKS)
 FAMILIES = (
@@ -64,8 +66,7 @@ def of_families() -> Outputs:
         for preset in ("", "plain", "default", EIGHT_BIT):
             model, inputs = family(name)
             if preset:
-                attention = {"attention": "8bit"} if preset == EIGHT_BIT else {}
-                sedialect.quantize_model(model, sedialect.SeDialectConfig.preset(preset.partition(",")[0], **attention))
+                enable(preset, model)
             split = lambda model=model: sedialect.enable_context_parallel(model, ULYSSES)  # noqa: E731
             found[f"{name}, {preset or '16 bit'}"] = alone_and_split(model, inputs, split)
     return found
