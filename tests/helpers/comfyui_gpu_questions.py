@@ -1,13 +1,15 @@
-"""Sections of run_comfyui_gpu.py that answer one question each: what the first run of a process does otherwise, and whose
-attention runs under `--use-sage-attention`."""
+"""Sections of run_comfyui_gpu.py that answer one question each: what the first run of a process does otherwise, whose
+attention runs under `--use-sage-attention`, and what training a LoRA takes."""
 
 import json
+import time
 from pathlib import Path
 
-from comfyui_gpu_runs import OURS, Run, Setup, compared, measured
+from comfyui_gpu_runs import FILES, OURS, Run, Setup, compared, measured
 from comfyui_gpu_sections import Deadline, Rows, attempt, warm_up
-from comfyui_measuring import Row
+from comfyui_measuring import GIB, Peak, Row
 from comfyui_server import Server
+from comfyui_training import trained
 
 EXERCISES = ("none", "attention", "convolution", "products")
 """What runs before the first run of a process. The kind after which the first run is as the second is the cause.
@@ -17,6 +19,7 @@ and torch's `priority_order` (ATen/native/transformers/cuda/sdp_utils.cpp) sets 
 for the first time in a process on compute capability 9.0 or 10.0; ComfyUI's order holds from the second call on."""
 OURS_8BIT = "SeDialect, attention 8bit"
 SAGE = "--use-sage-attention"
+FEW, MORE = 2, 6  # steps of two trainings: what starting takes is in both
 
 
 def first(setup: Setup, deadline: Deadline) -> Rows:
@@ -85,3 +88,32 @@ def _with_sage(setup: Setup, server: Server, row: Row, references: dict[str, Pat
     calls = row.more.pop("sage")
     row.note = f"calls of SageAttention: {calls['self']} self, {calls['cross']} cross, {calls['failed']} failed"
     return row
+
+
+def training(setup: Setup, deadline: Deadline) -> Rows:
+    """Seconds of a step of *Train LoRA* over each model, in both of its ways to add a LoRA, and memory."""
+    for name in (*FILES, OURS):
+        with setup.server(*setup.flags, patience=deadline.left) as server:
+            for bypass in (True, False):
+                row = Row("training", name, "bypass_mode" if bypass else "")
+                yield attempt(row, lambda row=row, server=server, bypass=bypass: _trained(setup, server, row, bypass))
+
+
+def _trained(setup: Setup, server: Server, row: Row, bypass: bool) -> Row:
+    seconds = []
+    for steps in (FEW, FEW, MORE):  # the first compiles kernels, and counts for nothing
+        start = time.monotonic()
+        with Peak(setup.gpu) as peak:
+            server.run(_training(setup, row.model, steps, bypass, len(seconds)).nodes)
+        seconds.append(time.monotonic() - start)
+    row.run, row.step, row.peak = seconds[2], (seconds[2] - seconds[1]) / (MORE - FEW), peak.most / GIB
+    return row
+
+
+def _training(setup: Setup, name: str, steps: int, bypass: bool, seed: int) -> Run:
+    graph = Run(setup)
+    width, height, frames = setup.video
+    latents = graph.add("EmptyHunyuanLatentVideo", width=width, height=height, length=frames, batch_size=1)
+    lora = trained(graph, graph.model(name), latents, graph.prompt("a"), steps=steps, bypass_mode=bypass, seed=seed)
+    graph.add("SaveLoRA", lora=lora, prefix=f"loras/{name}_{bypass}_{seed}".replace(" ", "_"))
+    return graph

@@ -9,6 +9,8 @@ from comfyui_server import ON_CPU
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+# Where nodes decode: some formats take a product and a sum, which round otherwise on a GPU.
+DEVICE = "cpu" if ON_CPU else "cuda"
 # The name of a format in ComfyUI's notes, and of its layout in comfy-kitchen.
 FORMATS = {
     "float8_e4m3fn": "TensorCoreFP8Layout",
@@ -31,7 +33,7 @@ def stored(source: Path, path: Path, form: str) -> tuple[Path, Path]:
         parts = {name: part.contiguous() for name, part in weight.state_dict(key).items()}
         tensors |= {name: _bytes(part) for name, part in parts.items()}
         tensors[key.removesuffix("weight") + "comfy_quant"] = _note({"format": form})
-        decoded[key] = weight.dequantize()
+        decoded[key] = weight.to(DEVICE).dequantize().cpu()
     return _both(source, path, tensors, decoded)
 
 

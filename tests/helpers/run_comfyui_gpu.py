@@ -8,6 +8,7 @@ session  twenty prompts in a row, /free, switching models, cancelling, an out-of
 two      MultiGPU CFG Split beside one GPU
 first    what the first run of a process does otherwise: the first module whose numbers differ from the second run's
 sage     --use-sage-attention beside ComfyUI's attention: seconds of a step, and whose attention runs
+training seconds of a step of Train LoRA, and memory
 
 With --tiny --cpu all of it runs on a CPU with a tiny model. Results are printed, and written to FOLDER after every row, as
 JSON and Markdown; --write puts the tables of such a JSON into docs/comfyui.md.
@@ -29,7 +30,7 @@ from comfyui_gpu_runs import MODELS, Setup
 from comfyui_measuring import GIB, Gpu, Row, table, writing_speed
 from comfyui_server import python_of_comfyui
 
-SECONDS = {"suite": 220, "vram": 420, "flags": 120, "session": 150, "two": 150, "first": 90, "sage": 60}
+SECONDS = {"suite": 220, "vram": 420, "flags": 120, "session": 150, "two": 150, "first": 90, "sage": 60, "training": 120}
 SECTIONS = tuple(SECONDS)
 NOT_ON_GPUS = ("browser", "clip", "installs", "memory", "sage", "shipped", "templates", "threads", "widgets")
 SUITE = tuple(

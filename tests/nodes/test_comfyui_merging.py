@@ -4,6 +4,7 @@ for test_comfyui.py."""
 import pytest
 import torch
 from comfyui_server import needs_comfyui
+from comfyui_training import trained
 from comfyui_workflows import OUTLIERS, PROMPT, distance, samples
 from safetensors.torch import load_file
 
@@ -63,37 +64,17 @@ def test_a_merge_in_front_of_quantize_is_encoded(server, graph):
     assert "LoRA of another kind" not in outcome.text(reports["half"][0])
 
 
-TRAINING = {
-    "batch_size": 1,
-    "grad_accumulation_steps": 1,
-    "steps": 3,
-    "learning_rate": 0.01,
-    "rank": 2,
-    "optimizer": "AdamW",
-    "loss_function": "MSE",
-    "seed": 0,
-    "lora_dtype": "fp32",
-    "quantized_backward": False,
-    "algorithm": "LoRA",
-    "gradient_checkpointing": True,
-    "checkpoint_depth": 1,
-    "offloading": False,
-    "existing_lora": "[None]",
-    "bucket_mode": False,
-}
-
-
-@pytest.mark.parametrize("training_dtype", ["fp32", "none"])
+@pytest.mark.parametrize("training_dtype", ["fp32", "bf16"])
 def test_a_lora_is_trained_over_a_quantized_model(server, graph, training_dtype):
     """With *bypass_mode*, which is meant for quantized models, and without: ComfyUI then decodes each weight. Both train the
-    same; and what they train has an effect on the MODEL they were given."""
+    same; and what they train has an effect on the MODEL they were given. (In float16, which ComfyUI chooses for
+    this network on a GPU, gradients overflow with the 16-bit MODEL, too, and no step is taken.)"""
     quantized = graph.quantize(graph.model(), preset="weight-only")
-    given = {"model": quantized, "latents": graph.latent(), "positive": graph.prompt(PROMPT)}
+    settings = {"training_dtype": training_dtype, "learning_rate": 0.01, "rank": 2}
     off, files = graph.keep(graph.sample(quantized, steps=1), "untrained"), []
     for bypass in (True, False):
-        settings = {**TRAINING, "training_dtype": training_dtype, "bypass_mode": bypass}
-        trained = graph.add("TrainLoraNode", **given, **settings)
-        with_it = graph.add("LoraModelLoader", model=quantized, lora=trained, strength_model=1.0, bypass=False)
+        lora = trained(graph, quantized, graph.latent(), graph.prompt(PROMPT), bypass_mode=bypass, **settings)
+        with_it = graph.add("LoraModelLoader", model=quantized, lora=lora, strength_model=1.0, bypass=False)
         files.append(graph.keep(graph.sample(with_it, steps=1), f"trained_{bypass}"))
     server.run(graph.nodes)
     beside, merged = map(samples, files)

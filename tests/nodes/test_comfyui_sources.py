@@ -65,7 +65,7 @@ def test_decoded_it_gives_the_codes_of_the_decoded_weights(server, graph, kind):
         if key.endswith("|y"):
             assert_near(found[key], tensor, exactly=1e-5, roughly=2**-7)
         else:
-            assert torch.equal(found[key], tensor), key
+            assert torch.equal(found[key], tensor), (key, tensor.dtype, int((found[key] != tensor).sum()), tensor.numel())
 
 
 @pytest.mark.parametrize("kind", ["fp8_scaled", "fp8_plain"])
