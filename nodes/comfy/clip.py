@@ -32,7 +32,7 @@ from .checks import KEY, check_weights, linear_types
 from .encoding import ENCODING_BYTES, Watch, interruptible
 from .linear import EncodedLinear, operations
 from .model import CALLBACKS
-from .patcher import save_encoded
+from .patcher import hold_encoded
 from .sources import foreign_kind
 
 INNER = "transformer."  # between a text encoder's name and its layers', which files leave out
@@ -269,7 +269,7 @@ def _adopt(clip: Any, network: Any, known: QuantizedCLIP, origin: tuple[Any, ...
     patcher.cached_patcher_init = origin
     patcher.set_attachments(KEY, known)
     patcher.hook_mode = EnumHookMode.MinVram
-    save_encoded(patcher)
+    hold_encoded(patcher)
     for event in FOLLOWED:
         patcher.callbacks.get(event, {}).pop(KEY, None)
         patcher.add_callback_with_key(event, KEY, CALLBACKS[event])

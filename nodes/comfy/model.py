@@ -48,7 +48,7 @@ from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
 from .linear import EncodedLinear, operations
 from .merges import put_merges
-from .patcher import save_encoded
+from .patcher import hold_encoded
 from .products import settle_products
 from .sources import clone_around, own_weights, settle_sources, trainable
 
@@ -327,7 +327,7 @@ def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
     patcher.cached_patcher_init = origin
     patcher.set_attachments(KEY, known)
     patcher.hook_mode = EnumHookMode.MinVram  # the other mode keeps merged float weights, and has no place for them here
-    save_encoded(patcher)
+    hold_encoded(patcher)
     patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
     patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, run_guided)
     for event, callback in CALLBACKS.items():
@@ -371,7 +371,7 @@ CALLBACKS = {
     CallbacksMP.ON_LOAD: _hand_out_patches,
     CallbacksMP.ON_APPLY_HOOKS: _hand_out_hooks,
     CallbacksMP.ON_DETACH: _take_back_patches,
-    CallbacksMP.ON_CLONE: save_encoded,
+    CallbacksMP.ON_CLONE: hold_encoded,
 }
 
 

@@ -1,5 +1,5 @@
-"""ComfyUI's patchers around models of ours: its own save nodes write encoded layers as they are, and *Extract and Save LoRA*
-reads them decoded.
+"""ComfyUI's patchers around models of ours: its own save nodes write encoded layers as they are, *Extract and Save LoRA*
+reads them decoded, and all tensors of a layer that is copied to the GPU for each use lie in pinned memory.
 
 For a layer that is not loaded whole, ComfyUI puts a parameter in place of each tensor, which merges LoRAs while it is
 written. Under dynamic VRAM that is every layer. The parameter wants gradients, which integers cannot have, so that ModelSave
@@ -12,12 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import comfy.utils
+
+from . import layout
 from .linear import NOT_SAVED, EncodedLinear
 
 READY = "comfy_patched_weights"  # on a layer: nothing is left to be merged into it, so it is saved as it is
 
 
-class SavesEncoded:
+class HoldsEncoded:
     """Mixed into a patcher's class."""
 
     model: Any
@@ -41,6 +44,25 @@ class SavesEncoded:
             state: dict[str, Any] = super().model_state_dict_for_saving(model, prefix)  # type: ignore[misc]
         return state
 
+    def pin_weight_to_device(self, key: str) -> None:
+        """As ComfyUI's, and what lies beside the codes: of a quantized weight ComfyUI pins the codes alone, and a copy from
+        memory that is not pinned makes the CPU wait for all copies and computing before it."""
+        for name in (key, *self._beside(key)):
+            super().pin_weight_to_device(name)  # type: ignore[misc]
+
+    def unpin_weight(self, key: str) -> None:
+        """As ComfyUI's, with what lies beside the codes."""
+        for name in (key, *self._beside(key)):
+            super().unpin_weight(name)  # type: ignore[misc]
+
+    def _beside(self, key: str) -> list[str]:
+        name, _, tensor = key.rpartition(".")
+        layer = comfy.utils.get_attr(self.model, name) if name and tensor == "weight" else None
+        if not isinstance(layer, EncodedLinear) or not layer.encoded:
+            return []
+        parts = layout.SeDialectLayout.state_dict_tensors(layer.weight._qdata, layer.weight._params)
+        return [key + suffix for suffix in parts if suffix]
+
 
 class _Decoded(dict[str, Any]):
     """A state dictionary whose encoded weights are decoded as they are asked for, one at a time."""
@@ -54,15 +76,15 @@ class _Decoded(dict[str, Any]):
         return super().__getitem__(key) if layer is None else layer.merged_weight()
 
 
-def save_encoded(patcher: Any, clone: Any = None) -> None:
-    """Have a patcher save so; as ComfyUI's callback for clones, which may be of another class, the clone."""
+def hold_encoded(patcher: Any, clone: Any = None) -> None:
+    """Have a patcher do so; as ComfyUI's callback for clones, which may be of another class, the clone."""
     given = patcher if clone is None else clone
-    given.__class__ = _saving(type(given))
+    given.__class__ = _holding(type(given))
 
 
 @functools.cache
-def _saving(cls: type) -> type:
-    return cls if issubclass(cls, SavesEncoded) else type(cls.__name__, (SavesEncoded, cls), {})
+def _holding(cls: type) -> type:
+    return cls if issubclass(cls, HoldsEncoded) else type(cls.__name__, (HoldsEncoded, cls), {})
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from .schemas import ENDS, schema
+from .schemas import ENDS, schema, sedialect
 
 TRACED = {}  # what was seen, by run: [name, what, number] in the order of the calls
 SAGE = {"self": 0, "cross": 0, "failed": 0}
@@ -165,4 +165,32 @@ class TestSage(io.ComfyNode):
         return io.NodeOutput(ui={"text": (json.dumps(found),)})
 
 
-NODES = [TestTraced, TestTrace, TestExercise, TestSage]
+class TestPinned(io.ComfyNode):
+    """What a MODEL pins of its weights when they are to be copied for each use, and lets go of again: sizes in bytes, by
+    address, with ComfyUI's functions for both replaced by ones that note it."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema("Pinned", **ENDS, inputs=[io.Model.Input("model")])
+
+    @classmethod
+    def execute(cls, model):
+        patcher, kind = model.clone(disable_dynamic=True), sedialect("nodes.comfy.linear").EncodedLinear
+        layers = {name: layer for name, layer in patcher.model.named_modules() if isinstance(layer, kind) and layer.encoded}
+        keys = [f"{name}.weight" for name in layers]
+        pinned, released, manager = {}, {}, comfy.model_management
+        own = manager.pin_memory, manager.unpin_memory
+        manager.pin_memory = lambda tensor: not pinned.update({tensor.data_ptr(): tensor.nbytes})
+        manager.unpin_memory = lambda tensor: released.update({tensor.data_ptr(): tensor.nbytes})
+        try:
+            for key in keys:
+                patcher.pin_weight_to_device(key)
+            patcher.unpin_all_weights()
+        finally:
+            manager.pin_memory, manager.unpin_memory = own
+        stored = [tensor for layer in layers.values() for tensor in layer.weight.state_dict("weight").values()]
+        found = [pinned, released, {tensor.data_ptr(): tensor.nbytes for tensor in stored}]
+        return io.NodeOutput(ui={"text": (json.dumps(found),)})
+
+
+NODES = [TestTraced, TestTrace, TestExercise, TestSage, TestPinned]

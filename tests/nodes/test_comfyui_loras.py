@@ -1,6 +1,8 @@
 """LoRAs of all kinds on quantized layers in a real ComfyUI: beside the codes, never rounded into them. COMFYUI_DIR names it,
 as for test_comfyui.py."""
 
+import json
+
 import pytest
 import torch
 from comfyui_server import ON_CPU, needs_comfyui
@@ -63,6 +65,13 @@ def test_low_vram_gives_the_same_layers(server, graph):
     server.run(graph.nodes)
     full, low = answers(full), answers(low)
     assert all(torch.equal(full[name], low[name]) for name in full)
+
+
+def test_all_of_a_weight_that_is_copied_for_each_use_is_pinned(server, graph):
+    """Codes, meta and row scales; what ComfyUI does by itself for the codes. All of it is let go of again."""
+    node = graph.add("SeDialectTestPinned", model=graph.quantize(graph.model()))
+    pinned, released, stored = json.loads(server.run(graph.nodes).text(node[0]))
+    assert pinned == released == stored and len(stored) == 3 * 81
 
 
 def test_a_bypass_lora_does_what_a_lora_does(server, graph):
