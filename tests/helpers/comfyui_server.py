@@ -128,6 +128,8 @@ class Outcome:
     def __init__(self, history: dict) -> None:
         self.outputs = history["outputs"]
         self.events = [name for name, _ in history["status"]["messages"]]
+        times = [data["timestamp"] for _, data in history["status"]["messages"] if "timestamp" in data]
+        self.seconds = (times[-1] - times[0]) / 1000  # by the server's clock
         failures = [data for name, data in history["status"]["messages"] if name == "execution_error"]
         self.message = failures[0]["exception_message"].strip() if failures else None
 
