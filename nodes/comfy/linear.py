@@ -66,9 +66,7 @@ class EncodedLinear:
             moved = None if parameter is None else fn(parameter)
             if moved is None or moved is parameter:
                 continue
-            if moved.is_inference() and not torch.is_inference_mode_enabled():
-                moved = moved.clone()
-            self._parameters[name] = torch.nn.Parameter(moved, requires_grad=False)
+            self._parameters[name] = torch.nn.Parameter(usable(moved), requires_grad=False)
         return self
 
     def set_weight(self, weight: torch.Tensor, *args: Any, return_weight: bool = False, **kwargs: Any) -> Any:
@@ -122,6 +120,16 @@ class EncodedLinear:
     def _merge(self, patches: list[Patch], weight: torch.Tensor) -> torch.Tensor:
         merged: torch.Tensor = comfy.lora.calculate_weight(patches, weight, self.patch_key, intermediate_dtype=weight.dtype)
         return merged
+
+
+def encoded_layers(model: torch.nn.Module) -> dict[str, EncodedLinear]:
+    """A model's layers with an encoded weight, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, EncodedLinear) and module.encoded}
+
+
+def usable(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of what was loaded in inference mode, outside of it: autograd refuses that."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def operations(compute_dtype: torch.dtype) -> Any:

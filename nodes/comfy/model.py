@@ -46,11 +46,11 @@ from .checkpoints import COMFY_QUANT, SETTINGS, Checkpoint, settings_with
 from .checks import KEY, check_groups, check_loaded, check_quantizable, check_weights, linear_types, told_by_comfyui
 from .encoding import Watch, encode_or_reuse, interruptible
 from .guides import attach, run_guided, tokens_of
-from .linear import EncodedLinear, operations
+from .linear import EncodedLinear, encoded_layers, operations, usable
 from .merges import put_merges
 from .patcher import hold_encoded
 from .products import settle_products
-from .sources import clone_around, own_weights, settle_sources, trainable
+from .sources import clone_around, own_weights, settle_sources
 
 
 @dataclass(frozen=True)
@@ -235,10 +235,9 @@ def run_seen(patcher: Any, known: Quantized) -> RunSeen:
 def dialect_use(patcher: Any, known: Quantized) -> list[int]:
     """Blocks of a quantized MODEL's weights that chose each dialect, in id order."""
     counts = torch.zeros(len(known.record.formatbook.dialects), dtype=torch.int64)
-    for module in patcher.model.diffusion_model.modules():
-        if isinstance(module, EncodedLinear) and module.encoded:
-            chosen = layout.dialects(module.weight).flatten().long().cpu()
-            counts += torch.bincount(chosen, minlength=len(counts))
+    for layer in encoded_layers(patcher.model.diffusion_model).values():
+        chosen = layout.dialects(layer.weight).flatten().long().cpu()
+        counts += torch.bincount(chosen, minlength=len(counts))
     return list(counts.tolist())
 
 
@@ -292,7 +291,7 @@ class _Origin:
 
     def model(self) -> Any:
         """A model of ComfyUI's own class, around these tensors."""
-        weights = {name: trainable(weight) for name, weight in self.weights.items()}
+        weights = {key: weight if layout.is_encoded(weight) else usable(weight) for key, weight in self.weights.items()}
         model = self.config.get_model(weights, "", device=self.offload_device)
         model.diffusion_model.load_state_dict(weights, strict=False, assign=True)
         _label(model.diffusion_model, self.record, self.settings)
@@ -337,10 +336,9 @@ def _adopt(patcher: Any, known: Quantized, origin: tuple[Any, ...]) -> Any:
 
 
 def _hand_out_patches(patcher: Any, *_: Any, hooked: Mapping[str, Any] | None = None) -> None:
-    for name, module in patcher.model.named_modules():
-        if isinstance(module, EncodedLinear) and module.encoded:
-            key = f"{name}.weight"
-            module.patch_key, module.patches = key, [*patcher.patches.get(key, ()), *(hooked or {}).get(key, ())]
+    for name, layer in encoded_layers(patcher.model).items():
+        key = f"{name}.weight"
+        layer.patch_key, layer.patches = key, [*patcher.patches.get(key, ()), *(hooked or {}).get(key, ())]
 
 
 def _hand_out_hooks(patcher: Any, hooks: Any) -> None:

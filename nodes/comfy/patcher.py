@@ -8,14 +8,15 @@ and CheckpointSave would end in an error; and LoRAs merged into codes would be r
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections import UserDict
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 import comfy.utils
 
 from . import layout
-from .linear import NOT_SAVED, EncodedLinear
+from .linear import NOT_SAVED, EncodedLinear, encoded_layers
 
 READY = "comfy_patched_weights"  # on a layer: nothing is left to be merged into it, so it is saved as it is
 
@@ -26,18 +27,14 @@ class HoldsEncoded:
     model: Any
     patches: dict[str, Any]
 
-    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
+    def model_state_dict(self, filter_prefix: str | None = None) -> MutableMapping[str, Any]:
         """As ComfyUI's. Who asks for a part wants to compute with it, and gets what the layers multiply by."""
         state: dict[str, Any] = super().model_state_dict(filter_prefix)  # type: ignore[misc]
-        return state if filter_prefix is None else _Decoded(state, self._encoded())
-
-    def _encoded(self) -> dict[str, EncodedLinear]:
-        modules = self.model.named_modules()
-        return {name: module for name, module in modules if isinstance(module, EncodedLinear) and module.encoded}
+        return state if filter_prefix is None else _Decoded(state, encoded_layers(self.model))
 
     def model_state_dict_for_saving(self, model: Any = None, prefix: str = "") -> dict[str, Any]:
         """As ComfyUI's, with the tensors of encoded layers themselves; LoRAs on them are not saved."""
-        layers = self._encoded()
+        layers = encoded_layers(self.model)
         if any(f"{name}.weight" in self.patches for name in layers):
             warnings.warn(NOT_SAVED, stacklevel=2)
         with _ready(list(layers.values())):
@@ -64,8 +61,8 @@ class HoldsEncoded:
         return [key + suffix for suffix in parts if suffix]
 
 
-class _Decoded(dict[str, Any]):
-    """A state dictionary whose encoded weights are decoded as they are asked for, one at a time."""
+class _Decoded(UserDict[str, Any]):
+    """A state dictionary whose encoded weights are decoded as they are asked for, one at a time; by whatever method."""
 
     def __init__(self, state: dict[str, Any], layers: dict[str, EncodedLinear]) -> None:
         super().__init__(state)

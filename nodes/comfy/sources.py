@@ -160,12 +160,6 @@ def _sixteen_bit(tensor: Any, dtype: torch.dtype) -> Any:
     return tensor.to(dtype) if narrow else tensor
 
 
-def trainable(weight: Any) -> Any:
-    """Outside of inference mode a copy of what was loaded in it: autograd refuses that. Codes are encoded outside of it."""
-    forbidden = not torch.is_inference_mode_enabled() and weight.is_inference() and not layout.is_encoded(weight)
-    return weight.clone() if forbidden else weight
-
-
 def settle_sources(patcher: Any, weights: dict[str, Any], plan: Plan) -> Plan:
     """Decode what the plan leaves in 16 bit; the plan, which says so if anything was decoded."""
     stored = {name: weight for name, weight in weights.items() if isinstance(weight, Stored)}

@@ -175,8 +175,8 @@ class TestPinned(io.ComfyNode):
 
     @classmethod
     def execute(cls, model):
-        patcher, kind = model.clone(disable_dynamic=True), sedialect("nodes.comfy.linear").EncodedLinear
-        layers = {name: layer for name, layer in patcher.model.named_modules() if isinstance(layer, kind) and layer.encoded}
+        patcher = model.clone(disable_dynamic=True)
+        layers = sedialect("nodes.comfy.linear").encoded_layers(patcher.model)
         keys = [f"{name}.weight" for name in layers]
         pinned, released, manager = {}, {}, comfy.model_management
         own = manager.pin_memory, manager.unpin_memory

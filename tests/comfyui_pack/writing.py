@@ -66,16 +66,14 @@ class TestLayers(io.ComfyNode):
         """`budget` is how many bytes of the model may be loaded: fewer than it has puts layers into low-VRAM mode."""
         comfy.model_management.unload_model_and_clones(model)
         model.partially_load(model.load_device, budget or 10**12)
-        kind = sedialect("nodes.comfy.linear").EncodedLinear
         found = {}
-        for name, layer in model.model.diffusion_model.named_modules():
-            if isinstance(layer, kind) and layer.encoded:
-                x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
-                guide, layer.guide = layer.guide, None  # there is no forward to tell it anything
-                found[f"{name}|y"] = layer(x.to(model.load_device)).cpu().contiguous()
-                layer.guide = guide
-                for suffix, tensor in layer.weight.state_dict("weight").items():
-                    found[f"{name}|{suffix}"] = tensor.cpu().contiguous()
+        for name, layer in sedialect("nodes.comfy.linear").encoded_layers(model.model.diffusion_model).items():
+            x = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(layer.in_features))
+            guide, layer.guide = layer.guide, None  # there is no forward to tell it anything
+            found[f"{name}|y"] = layer(x.to(model.load_device)).cpu().contiguous()
+            layer.guide = guide
+            for suffix, tensor in layer.weight.state_dict("weight").items():
+                found[f"{name}|{suffix}"] = tensor.cpu().contiguous()
         model.detach()
         save_file(found, file)
         return io.NodeOutput()

@@ -25,7 +25,7 @@ import sedialect  # noqa: E402
 from sedialect.nodes import clip as nodes  # noqa: E402
 from sedialect.nodes.comfy import clip as comfy_clip  # noqa: E402
 from sedialect.nodes.comfy.checkpoints import read_checkpoint  # noqa: E402
-from sedialect.nodes.comfy.linear import EncodedLinear  # noqa: E402
+from sedialect.nodes.comfy.linear import encoded_layers  # noqa: E402
 from sedialect.nodes.comfy.model import read_tensors  # noqa: E402
 from sedialect.sedialect_core.errors import SeDialectError  # noqa: E402
 
@@ -76,9 +76,8 @@ def load_16_bit(tensors: dict[str, torch.Tensor] | None = None):
 def decoded(clip) -> dict[str, torch.Tensor]:
     """The weights of the encoded layers as floats, the others as they are."""
     tensors = {key: value.float() for key, value in tiny_t5().items()}
-    for name, module in clip.cond_stage_model.named_modules():
-        if isinstance(module, EncodedLinear) and module.encoded:
-            tensors[name.removeprefix("t5base.transformer.") + ".weight"] = module.weight.dequantize().float()
+    for name, layer in encoded_layers(clip.cond_stage_model).items():
+        tensors[name.removeprefix("t5base.transformer.") + ".weight"] = layer.weight.dequantize().float()
     return tensors
 
 
@@ -115,7 +114,7 @@ def main() -> dict[str, object]:
     made, report = nodes.SeDialectQuantizeCLIP.execute(plain).result
     known = comfy_clip.quantized_clip(made)
     quantized = encode(made)
-    encoded = [module for module in made.cond_stage_model.modules() if isinstance(module, EncodedLinear) and module.encoded]
+    encoded = encoded_layers(made.cond_stage_model)
     with_lora, plain_lora = encode(lora(made)), encode(lora(plain))
     without = encode(made)
     before_quantizing = encode(lora(plain))
@@ -152,7 +151,7 @@ def main() -> dict[str, object]:
         "lora before": distance(encode(also), before_quantizing),
         "same either way": distance(encode(also), with_lora),
         "loaded": distance(encode(again), quantized),
-        "loaded layers": sum(isinstance(m, EncodedLinear) and m.encoded for m in again.cond_stage_model.modules()),
+        "loaded layers": len(encoded_layers(again.cond_stage_model)),
         "loaded lora": distance(encode(lora(again)), with_lora),
         "fresh": type(fresh).__name__,
         "keys": sorted(stored)[:4],
