@@ -70,5 +70,7 @@ def _add_low_rank(y: torch.Tensor, x: torch.Tensor, part: LowRank) -> None:
             f"{y.shape[-1]} x {x.shape[-1]}: it was made for another model; take it off, or choose one for this model"
         )
     down = part.down.to(x.device, x.dtype, non_blocking=True)
-    up = part.up.to(x.device, x.dtype, non_blocking=True)
-    y.narrow(-1, part.start, up.shape[0]).add_(functional.linear(functional.linear(x, down), up), alpha=part.factor)
+    up = part.up.to(x.device, y.dtype, non_blocking=True)
+    inner = functional.linear(x, down).flatten(0, -2).to(y.dtype)
+    rows = y.view(-1, y.shape[-1]).narrow(1, part.start, up.shape[0])
+    rows.addmm_(inner, up.t(), alpha=part.factor)  # into y: a sum of its own would be as large as y

@@ -9,6 +9,7 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 from model_outputs import outputs
 from safetensors.torch import load_file, save_file
+from tensor_memory import Memory
 from torch import nn
 
 from sedialect import Formatbook, SeDialectConfig, SeDialectLinear, quantize_model
@@ -127,6 +128,13 @@ class TestAdapters:
         up, down = lora.weights[:2]
         expected = self.y + 0.7 * (2.0 / 4) * (self.x @ down.T @ up.T)
         torch.testing.assert_close(self.add((0.7, lora, 1.0, None, None)), expected)
+
+    def test_a_lora_makes_no_second_output(self):
+        """At 75,600 tokens that of a feed-forward layer of Wan 14B takes 2 GB."""
+        y, patch = self.y.clone(), (0.7, plain_lora(), 1.0, None, None)
+        with Memory(y, self.x, *patch[1].weights[:2]) as memory:
+            adapters.add_patches(y, self.x, [patch], lambda: None, lambda *_: None)
+        assert 0 < memory.peak < y.nbytes
 
     def test_layers_that_cost_a_dense_product_are_counted(self):
         thin, dora = (1.0, plain_lora(), 1.0, None, None), (1.0, plain_lora(dora=randn(48, 1)), 1.0, None, None)
