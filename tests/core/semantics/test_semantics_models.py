@@ -12,6 +12,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from open_sora_models import OPEN_SORA
 from quantized_pipelines import layers
+from tiny_cross_attention import kandinsky5_nabla, kandinsky6_sr
 from tiny_pipelines import build, generate
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
@@ -46,7 +47,7 @@ NO_PROFILE = {  # why nothing is profiled
     "SanaVideoTransformer3DModel": "its block has no softmax self-attention",
     "SanaWMLTX2RefinerTransformer3DModel": "the token grid cannot be read",
 }
-MODELS = {**tiny_models.TINY, **OPEN_SORA, "Kandinsky5Transformer3DModel (nabla)": tiny_models.kandinsky5_nabla}
+MODELS = {**tiny_models.TINY, **OPEN_SORA, "Kandinsky5Transformer3DModel (nabla)": kandinsky5_nabla}
 BACKENDS = _AttentionBackendRegistry._backends
 
 
@@ -227,7 +228,7 @@ def test_a_model_that_was_just_loaded_compiles_once(settings, tmp_path, monkeypa
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("make", [tiny_models.kandinsky5_nabla, tiny_models.kandinsky6_sr])
+@pytest.mark.parametrize("make", [kandinsky5_nabla, kandinsky6_sr])
 def test_sparse_masks_are_read_in_compiled_blocks_too(make):
     torch._dynamo.reset()
     model, inputs = make()
