@@ -5,7 +5,7 @@ import math
 import warnings
 
 import pytest
-import tiny_models
+import tiny_wan
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -135,7 +135,7 @@ def small(monkeypatch):
 
 def wan():
     """A Wan with heads of 64 channels, in bfloat16 on the GPU."""
-    model, given = tiny_models.wan("WanTransformer3DModel", attention_head_dim=64)
+    model, given = tiny_wan.wan("WanTransformer3DModel", attention_head_dim=64)
     given = {name: x.cuda().bfloat16() if x.is_floating_point() else x.cuda() for name, x in given.items()}
     return model.cuda().bfloat16(), given
 

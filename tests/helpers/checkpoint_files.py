@@ -15,6 +15,7 @@ from sedialect.sedialect_core.checkpoint.record import RECORD, record_digest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "v1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+WAN = "WanTransformer3DModel"
 EXACT = {"dtype": torch.float32}
 
 

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from model_outputs import tensors
 from open_sora_models import OPEN_SORA
-from tiny_models import AUDIO, BATCH, GRID, IMAGE, KANDINSKY_TILED_GRID, TEXT, TINY, VARIANTS, WAN_TEXT, volume
+from tiny_cross_attention import KANDINSKY_TILED_GRID
+from tiny_inputs import AUDIO, BATCH, GRID, IMAGE, TEXT, volume
+from tiny_models import TINY, VARIANTS
+from tiny_wan import WAN_TEXT
 from torch import Tensor, nn
 
 from sedialect.sedialect_core.inspection import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tiny_models import BATCH, CHANNELS, GRID, TEXT, TEXT_WIDTH, WIDTH, Factory, latents, steps, text
+from tiny_inputs import BATCH, CHANNELS, GRID, TEXT, TEXT_WIDTH, WIDTH, Factory, latents, steps, text
 from torch import Tensor, nn
 
 HEADS = 2

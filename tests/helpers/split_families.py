@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tiny_models
 import torch
 import torch.distributed as dist
 from diffusers import ContextParallelConfig, ParallelConfig, WanTransformer3DModel
 from peft import LoraConfig
+from tiny_inputs import GRID, HEAD_DIM, TEXT, build, volume
+from tiny_joint_attention import COGVIDEOX, cogvideox
 from tiny_models import TINY
 
 import sedialect
@@ -39,12 +40,12 @@ def family(name: str) -> tuple[Any, dict[str, Any]]:
     if not name.startswith("CogVideoX"):
         model, inputs = TINY[name]()
     else:
-        inputs = tiny_models.cogvideox()[1]
-        config = {**tiny_models.COGVIDEOX, "max_text_seq_length": tiny_models.TEXT + 1}
-        model = tiny_models.build("CogVideoXTransformer3DModel", **config)
+        inputs = cogvideox()[1]
+        config = {**COGVIDEOX, "max_text_seq_length": TEXT + 1}
+        model = build("CogVideoXTransformer3DModel", **config)
         if "rotary" in name:
-            tokens = tiny_models.volume(tiny_models.GRID)
-            inputs["image_rotary_emb"] = torch.randn(tokens, tiny_models.HEAD_DIM), torch.randn(tokens, tiny_models.HEAD_DIM)
+            tokens = volume(GRID)
+            inputs["image_rotary_emb"] = torch.randn(tokens, HEAD_DIM), torch.randn(tokens, HEAD_DIM)
     for key, value in inputs.items() if "15" not in name else ():  # whose texts have 16 tokens together
         if key.startswith("encoder") and value.shape[1] % 2:
             more = torch.zeros_like(value[:, :1]) if value.ndim == 2 else 2 * value[:, :1]

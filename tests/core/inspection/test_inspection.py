@@ -13,7 +13,8 @@ import diffusers
 import pytest
 import torch
 from inspected import ALL, NEVER_CALLED, ROWS, VIDEO, Rows, Trace, is_quantizable, plain_linears, traced
-from tiny_models import AUDIO, BATCH, GRID, TEXT, TINY
+from tiny_inputs import AUDIO, BATCH, GRID, TEXT
+from tiny_models import TINY
 from torch import nn
 
 from sedialect.sedialect_core.inspection import (
@@ -72,7 +73,7 @@ def test_layers_left_in_blocks_are_known(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_block_size_fits_every_block_linear(name: str) -> None:
-    """What `tiny_models` promises, so that tests of the layers reach all of them."""
+    """What `tiny_inputs` promises, so that tests of the layers reach all of them."""
     widths = {site.in_features for site in traced(name).sites.values() if site.block is not None}
     assert {width for width in widths if width % 32} <= {16}
 

@@ -10,7 +10,9 @@ import diffusers
 import pytest
 import torch
 from inspected import ALL, ROWS, TILED, VIDEO, Rows, is_quantizable, run, traced
-from tiny_models import AUDIO, GRID, IMAGE, KANDINSKY_TILED_GRID, TEXT, TINY
+from tiny_cross_attention import KANDINSKY_TILED_GRID
+from tiny_inputs import AUDIO, GRID, IMAGE, TEXT
+from tiny_models import TINY
 from torch import Tensor, nn
 
 from sedialect.sedialect_core.errors import ModelError
