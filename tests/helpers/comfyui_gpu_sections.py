@@ -93,9 +93,8 @@ def save_ours(setup: Setup, deadline: Deadline) -> Rows:
         graph.add("SeDialectSave", model=quantized, filename_prefix="diffusion_models/ours", names="ComfyUI")
         start = time.monotonic()
         with Peak(setup.gpu) as peak:
-            shown = server.run(graph.nodes).outputs.values()
-        texts = [text for output in shown for text in output.get("text", ())]
-        setup.quantized = next(Path(text.removeprefix("saved ")).name for text in texts if text.startswith("saved "))
+            (path,) = server.run(graph.nodes).saved
+        setup.quantized = path.name
         seconds = time.monotonic() - start
     yield Row("vram", "Quantize, then Save", "", run=seconds, peak=peak.most / GIB)
 

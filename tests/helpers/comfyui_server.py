@@ -136,6 +136,12 @@ class Outcome:
     def text(self, node: str) -> str:
         return self.outputs[node]["text"][0]
 
+    @property
+    def saved(self) -> list[Path]:
+        """What Save nodes wrote, by their texts."""
+        said = [shown["text"][0] for shown in self.outputs.values() if "text" in shown]
+        return [Path(text.removeprefix("saved ").splitlines()[0]) for text in said if text.startswith("saved ")]
+
 
 class Graph:
     """A workflow in API form, built node by node."""

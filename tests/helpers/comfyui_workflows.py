@@ -88,12 +88,6 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor, exactly: float, rou
         assert distance(found, expected) < roughly
 
 
-def saved_by(outcome) -> list[Path]:
-    """What Save nodes wrote, by their texts."""
-    said = [shown["text"][0] for shown in outcome.outputs.values() if "text" in shown]
-    return [Path(text.removeprefix("saved ")) for text in said if text.startswith("saved ")]
-
-
 def answers(path: Path) -> dict[str, torch.Tensor]:
     """What each layer answered, by name."""
     return {key.removesuffix("|y"): value for key, value in load_file(path).items() if key.endswith("|y")}

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from comfyui_server import ON_CPU, needs_comfyui
-from comfyui_workflows import DEMO, Workflow, assert_near, distance, samples, saved_by
+from comfyui_workflows import DEMO, Workflow, assert_near, distance, samples
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -29,7 +29,7 @@ def saved(server, base) -> str:
     graph.add(
         "SeDialectSave", model=graph.quantize(graph.model()), filename_prefix="diffusion_models/saved", names="ComfyUI"
     )
-    return saved_by(server.run(graph.nodes))[0].name
+    return server.run(graph.nodes).saved[0].name
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_a_saved_file_loads_here_and_in_diffusers(server, graph, reference):
     graph.add("SeDialectSave", model=quantized, filename_prefix="diffusion_models/two", names="diffusers")
     first = graph.layers(quantized, "before")
     outcome = server.run(graph.nodes)
-    single, folder = sorted(saved_by(outcome))
+    single, folder = sorted(outcome.saved)
     with safe_open(single, framework="pt") as opened:
         assert json.loads(opened.metadata()["config"])["transformer"]["text_dim"] == 192
     loaded = Workflow(graph.base)

@@ -27,8 +27,8 @@ def whole(server, base) -> Path:
     graph = Workflow(base)
     made = graph.quantize(graph.model(), formatbook=graph.add("SeDialectFormatbook", book="dialectfp4-16"))
     graph.add("SeDialectSave", model=made, filename_prefix="diffusion_models/sound", names="ComfyUI")
-    said = [shown["text"][0] for shown in server.run(graph.nodes).outputs.values() if "text" in shown]
-    return Path(next(text for text in said if text.startswith("saved ")).removeprefix("saved "))
+    (path,) = server.run(graph.nodes).saved
+    return path
 
 
 def written(whole: Path, path: Path, tensors=None, settings=None) -> None:

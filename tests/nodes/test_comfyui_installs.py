@@ -83,9 +83,7 @@ def test_backslashes_in_names_stay_in_the_output_folder(server, base):
     graph = Workflow(base)
     quantized = graph.quantize(graph.model(f"Wan 2.1/{DEMO}"))
     graph.add("SeDialectSave", model=quantized, filename_prefix=r"diffusion_models\from windows\four", names="ComfyUI")
-    outcome = server.run(graph.nodes)
-    (shown,) = (said["text"][0] for said in outcome.outputs.values() if "saved " in said["text"][0])
-    path = Path(shown.partition("saved ")[2].splitlines()[0])
+    (path,) = server.run(graph.nodes).saved
     assert path.is_file() and path.is_relative_to(base / "output")
 
 

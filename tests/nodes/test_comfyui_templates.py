@@ -24,9 +24,8 @@ def saved(server, base) -> str:
     graph.add(
         "SeDialectSave", model=graph.quantize(graph.model()), filename_prefix="diffusion_models/saved", names="ComfyUI"
     )
-    outcome = server.run(graph.nodes)
-    (text,) = [shown["text"][0] for shown in outcome.outputs.values() if shown["text"][0].startswith("saved ")]
-    return Path(text.removeprefix("saved ")).name
+    (path,) = server.run(graph.nodes).saved
+    return path.name
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
