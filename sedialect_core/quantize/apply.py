@@ -18,7 +18,7 @@ from ..linear import SeDialectLinear
 from ..plan.layers import LayerPlan, Plan
 from ..plan.rules import make_plan
 from ..progress import Watch, following
-from .checks import check_attention
+from .checks import check_attention, check_untouched
 from .products import check_products, settle_products
 from .unfinished import swapping
 from .weights import Calibration, WeightEncoder, groups_of
@@ -37,12 +37,17 @@ def prepare(module: nn.Module, config: SeDialectConfig | None = None, token_layo
         ConfigError: the GPU that the weights lie on lacks the units that `products` names.
     """
     config = config or SeDialectConfig()
-    plan = make_plan(module, config, token_layout, linear_types=_linear_types(module, config))
-    check_attention(plan.config)
-    for place in {module.get_submodule(layer.name).weight.device for layer in plan.quantized}:
-        assert isinstance(place, torch.device)
-        check_products(place, plan.config.products)
-    _check_weights(module, plan)
+    try:
+        plan = make_plan(module, config, token_layout, linear_types=_linear_types(module, config))
+        check_attention(plan.config)
+        for place in {module.get_submodule(layer.name).weight.device for layer in plan.quantized}:
+            assert isinstance(place, torch.device)
+            check_products(place, plan.config.products)
+        _check_weights(module, plan)
+    except ModelError:
+        if not config.attention_alone:
+            check_untouched(type(module).__name__, module)  # of layers that a thread swaps meanwhile, all else says less
+        raise
     return plan
 
 
@@ -76,9 +81,9 @@ def quantize_layers(
     plan = plan or prepare(module, config, token_layout)
     if not plan.quantized:  # attention alone
         return plan
-    book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
-    plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
     with following(progress if isinstance(progress, Watch) else None, bool(progress)) as watch, swapping(module):
+        book, name, notes = find_book(module, plan.config.formatbook, plan.config.block_size)
+        plan = replace(plan, config=plan.config.override(formatbook=name), notes=(*plan.notes, *notes))
         watch.on_phase(f"Quantizing {plan.model}", sum(layer.weights for layer in plan.quantized), "w")
         done: dict[str, LayerPlan] = {}
         encoder = WeightEncoder(book, plan.config.candidates, calibration)

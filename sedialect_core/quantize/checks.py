@@ -19,6 +19,16 @@ def check_ready(name: str, model: nn.Module) -> None:
         raise ModelError(f"{name} {reason}; {remedy}")
 
 
+def check_untouched(name: str, model: nn.Module) -> None:
+    """Refuse a model that another thread quantizes, or has quantized, since `check_ready` looked at it.
+
+    Raises:
+        ModelError: as of `check_ready`.
+    """
+    if found := unfinished(model) or _quantized(model):
+        raise ModelError(f"{name} {found[0]}; {found[1]}")
+
+
 def check_attends(name: str, model: nn.Module) -> None:
     """Refuse to change the attention of a compiled model, whose graphs would not see the change, or of half a model.
 

@@ -22,18 +22,21 @@ def swapping(model: nn.Module) -> Iterator[None]:
     """Mark a model while the block swaps its layers. The marks stay if it is broken off behind the first of them.
 
     Raises:
-        ModelError: another thread is at it.
+        ModelError: another thread is at it, or has done it since the plan was made.
     """
     handle = model.register_forward_pre_hook(_refuse_to_run)
     if model.__dict__.setdefault(MARK, handle) is not handle:
         handle.remove()
         _refuse(type(model).__name__)
+    if _begun(model):
+        whole_again(model)
+        raise ModelError(f"another thread has quantized {type(model).__name__} already; go on with it, or load it again")
     if hasattr(model, "save_pretrained"):
         model.__dict__["save_pretrained"] = partial(_refuse, type(model).__name__)
     try:
         yield
     except BaseException:
-        if not any(isinstance(module, SeDialectLinear) for module in model.modules()):
+        if not _begun(model):
             whole_again(model)
         raise
     whole_again(model)
@@ -50,6 +53,10 @@ def whole_again(model: nn.Module) -> None:
 def unfinished(model: nn.Module) -> tuple[str, str] | None:
     """What is wrong with a half quantized model and what to do; None for every other."""
     return (REASON, REMEDY) if MARK in model.__dict__ else None
+
+
+def _begun(model: nn.Module) -> bool:
+    return any(isinstance(module, SeDialectLinear) for module in model.modules())
 
 
 def _refuse_to_run(model: nn.Module, _: Any) -> None:

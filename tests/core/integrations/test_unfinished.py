@@ -10,7 +10,7 @@ from tiny_pipelines import build, generate
 from sedialect import quantize_model
 from sedialect.sedialect_core.errors import ModelError
 from sedialect.sedialect_core.linear import SeDialectLinear
-from sedialect.sedialect_core.quantize import unfinished
+from sedialect.sedialect_core.quantize import apply, unfinished
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = ("transformer", "transformer_2", "text_encoder")
@@ -113,3 +113,20 @@ def test_of_threads_that_enable_one_model_one_does_and_the_others_are_told():
         thread.join()
     assert len(told) == 3 and all("half quantized" in text or "already" in text for text in told), told
     assert torch.equal(generate(pipe, arguments), generate(alone, arguments))
+
+
+@pytest.mark.parametrize("step", ["make_plan", "_check_weights", "following"])
+def test_a_thread_that_comes_in_between_is_told_of(monkeypatch, step):
+    """Another thread does all of it before this one has listed layers, looked at their weights, or marked the model."""
+    pipe, arguments = build("wan")
+    own = getattr(apply, step)
+
+    def other_thread(*given, **said):
+        monkeypatch.setattr(apply, step, own)
+        pipe.enable_sedialect(progress=False)
+        return own(*given, **said)
+
+    monkeypatch.setattr(apply, step, other_thread)
+    with pytest.raises(ModelError, match="already"):
+        pipe.enable_sedialect(progress=False)
+    assert unfinished.unfinished(pipe.transformer) is None and generate(pipe, arguments).isfinite().all()
