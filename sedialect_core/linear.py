@@ -311,3 +311,8 @@ class SeDialectLinear(nn.Linear):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"precision={self.precision}, block_size={self.block_size}, formatbook={self.formatbook.name}"
         )
+
+
+def has_quantized_layers(model: nn.Module) -> bool:
+    """Whether sedialect has quantized layers of a model."""
+    return any(isinstance(module, SeDialectLinear) for module in model.modules())

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import ModelError
 from ..inspection.adapters import adding_refusal, innermost, tuner_of, tuner_of_config
-from ..linear import SeDialectLinear
+from ..linear import SeDialectLinear, has_quantized_layers
 from .lora import check_in_memory, fuse_decoded, unfuse
 
 OWN = "peft.tuners.lora."  # LoRA has its own way, in lora.py, which needs no weight to be decoded
@@ -80,7 +80,7 @@ def _marked(function: Callable[..., Any], way: Callable[..., Any]) -> Callable[.
 def _inject(
     function: Callable[..., Any], tuner: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
 ) -> None:
-    if not any(isinstance(module, SeDialectLinear) for module in model.modules()):
+    if not has_quantized_layers(model):
         function(tuner, model, adapter_name, *args, **kwargs)
         return
     config = tuner.peft_config[adapter_name]

@@ -14,7 +14,7 @@ from ..config import SeDialectConfig
 from ..errors import ModelError
 from ..inspection import is_transformer, layout_of
 from ..inspection.encoders import TEXT_ENCODER
-from ..linear import SeDialectLinear
+from ..linear import SeDialectLinear, has_quantized_layers
 from ..plan.advice import INSTALL_TRITON
 from ..plan.fit import ALL, STREAMED, TEXT, TRANSFORMER, TURNS, VAE, Choice, Fitter, card_of
 from ..plan.report import model_bytes
@@ -55,7 +55,7 @@ def choose(
     card = card_of(fit)
     roles = {name: role for name, part in pipe.components.items() if isinstance(part, nn.Module) if (role := _role(name))}
     shells = {name: _shell(pipe.components[name]) for name in roles}
-    stored = {name: model_bytes(pipe.components[name]) for name in roles if _is_quantized(pipe.components[name])}
+    stored = {name: model_bytes(pipe.components[name]) for name in roles if has_quantized_layers(pipe.components[name])}
     size = _size(pipe, video or {})
     open_sizes = config is None
     config = config or SeDialectConfig.preset(QUALITY if _multiplies_in_8_bit(device) else ELSEWHERE)
@@ -153,10 +153,6 @@ def _shell(model: nn.Module) -> nn.Module:
 def _without_values(tensor: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_like(tensor, device="meta")
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-def _is_quantized(model: nn.Module) -> bool:
-    return any(isinstance(module, SeDialectLinear) for module in model.modules())
 
 
 def _size(pipe: Any, given: Mapping[str, int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from ..errors import ModelError
 from ..inspection import is_text_model
 from ..inspection.denoisers import denoisers as denoisers
 from ..inspection.encoders import encoders
-from ..linear import SeDialectLinear
+from ..linear import SeDialectLinear, has_quantized_layers
 from ..plan.layers import Plan
 from ..plan.report import ModelReport, model_bytes, report_of
 from ..progress import Watch
@@ -114,8 +114,8 @@ def _fit(
     encoder = None if text_encoder is None else bool(text_encoder)
     choice = choose(pipe, fit, config, video=video, encoder=encoder, device=device, compiling=compiling)
     texts = text_encoder if isinstance(text_encoder, str | Sequence) else choice.option.encoder
-    open_texts = [name for name, part in encoders(pipe, texts).items() if not _is_ours(part)]
-    if open_texts or not all(map(_is_ours, denoisers(pipe).values())):
+    open_texts = [name for name, part in encoders(pipe, texts).items() if not has_quantized_layers(part)]
+    if open_texts or not all(map(has_quantized_layers, denoisers(pipe).values())):
         _enable_all(pipe, choice.option.config, True, open_texts, calibration, keep_original, progress)
     if device.type == "cuda":
         place(pipe, choice, device)
@@ -139,7 +139,7 @@ def _enable_all(
 ) -> Any:
     """Quantize what is asked for; `keep`: transformers that are quantized already stay as they are."""
     texts = encoders(pipe, text_encoder)
-    models = {name: model for name, model in denoisers(pipe).items() if not (keep and _is_ours(model))}
+    models = {name: model for name, model in denoisers(pipe).items() if not (keep and has_quantized_layers(model))}
     for name, model in models.items():
         (check_attends if config.attention_alone else check_ready)(name, model)
     for name, model in texts.items():
@@ -200,11 +200,6 @@ def _calibrations(
 
 def _is_text(calibration: Any) -> bool:
     return isinstance(calibration, str) and calibration == TEXT
-
-
-def _is_ours(model: nn.Module) -> bool:
-    """Whether sedialect has quantized layers of it."""
-    return any(isinstance(module, SeDialectLinear) for module in model.modules())
 
 
 def disable_sedialect(pipe: Any) -> Any:

@@ -1,12 +1,17 @@
 """States of a diffusers model in which swapping its layers would break it, silently or later; each refused with a remedy."""
 
+from collections.abc import Callable, Iterable
+
 from torch import nn
 
 from ...kernels import flash3
 from ..config import SeDialectConfig
 from ..errors import ModelError
-from ..linear import SeDialectLinear
+from ..linear import has_quantized_layers
 from .unfinished import unfinished
+
+Check = Callable[[nn.Module], tuple[str, str] | None]
+"""What is wrong with a model and what to do; None where it is sound."""
 
 
 def check_ready(name: str, model: nn.Module) -> None:
@@ -15,8 +20,7 @@ def check_ready(name: str, model: nn.Module) -> None:
     Raises:
         ModelError: naming the component, the state and what to do.
     """
-    for reason, remedy in filter(None, (check(model) for check in CHECKS)):
-        raise ModelError(f"{name} {reason}; {remedy}")
+    _refuse(name, model, CHECKS)
 
 
 def check_untouched(name: str, model: nn.Module) -> None:
@@ -25,8 +29,7 @@ def check_untouched(name: str, model: nn.Module) -> None:
     Raises:
         ModelError: as of `check_ready`.
     """
-    if found := unfinished(model) or _quantized(model):
-        raise ModelError(f"{name} {found[0]}; {found[1]}")
+    _refuse(name, model, (unfinished, _quantized))
 
 
 def check_attends(name: str, model: nn.Module) -> None:
@@ -35,8 +38,7 @@ def check_attends(name: str, model: nn.Module) -> None:
     Raises:
         ModelError: that is so.
     """
-    if found := unfinished(model) or _compiled(model):
-        raise ModelError(f"{name} {found[0]}; {found[1]}")
+    _refuse(name, model, (unfinished, _compiled))
 
 
 def check_attention(config: SeDialectConfig) -> None:
@@ -70,8 +72,14 @@ def check_restorable(name: str, model: nn.Module) -> None:
         )
 
 
+def _refuse(name: str, model: nn.Module, checks: Iterable[Check]) -> None:
+    """Refuse a model for the first of the checks that finds something."""
+    for reason, remedy in filter(None, (check(model) for check in checks)):
+        raise ModelError(f"{name} {reason}; {remedy}")
+
+
 def _quantized(model: nn.Module) -> tuple[str, str] | None:
-    if any(isinstance(module, SeDialectLinear) for module in model.modules()):
+    if has_quantized_layers(model):
         return "is quantized by sedialect already", "call pipe.disable_sedialect() or load it again"
     if getattr(model, "is_quantized", False):
         method = getattr(model, "quantization_method", "another quantizer")

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from ..errors import ModelError
-from ..linear import SeDialectLinear
+from ..linear import has_quantized_layers
 
 MARK = "_sedialect_unfinished"  # on the model, past torch's bookkeeping
 REASON = "is half quantized: quantizing it was broken off, or is under way in another thread"
@@ -28,7 +28,7 @@ def swapping(model: nn.Module) -> Iterator[None]:
     if model.__dict__.setdefault(MARK, handle) is not handle:
         handle.remove()
         _refuse(type(model).__name__)
-    if _begun(model):
+    if has_quantized_layers(model):
         whole_again(model)
         raise ModelError(f"another thread has quantized {type(model).__name__} already; go on with it, or load it again")
     if hasattr(model, "save_pretrained"):
@@ -36,7 +36,7 @@ def swapping(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if not _begun(model):
+        if not has_quantized_layers(model):
             whole_again(model)
         raise
     whole_again(model)
@@ -53,10 +53,6 @@ def whole_again(model: nn.Module) -> None:
 def unfinished(model: nn.Module) -> tuple[str, str] | None:
     """What is wrong with a half quantized model and what to do; None for every other."""
     return (REASON, REMEDY) if MARK in model.__dict__ else None
-
-
-def _begun(model: nn.Module) -> bool:
-    return any(isinstance(module, SeDialectLinear) for module in model.modules())
 
 
 def _refuse_to_run(model: nn.Module, _: Any) -> None:
