@@ -1,6 +1,7 @@
 """The sections of run_comfyui_gpu.py. Each yields rows as they come, and a row that fails is a row with its reason."""
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ TOO_SMALL = 3.0  # GiB that no video of 720p and 81 frames can be computed in
 LARGE = (1280, 720, 81)
 PROMPTS = 20
 ROOM = 20.0  # GB that are left while they run
+NO_TIME = "not run: no time left"
 # Held against diffusers in float32 on the CPU, number by number; about the memory of a process without a GPU; into layers
 # of a MODEL of which dynamic VRAM samples a copy, where conditionings have hooks; by ComfyUI's Save Model, which makes
 # integers want gradients under dynamic VRAM; of a video in H.264, which is the same on a CPU.
@@ -52,8 +54,11 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300]
 
 
-def attempt(row: Row, run: Callable[[], Row]) -> Row:
-    """What a run gives, or the row with the reason why it gave nothing."""
+def attempt(row: Row, run: Callable[[], Row], left: float = math.inf, needed: float = 0.0) -> Row:
+    """What a run gives, or the row with the reason why it gave nothing: also where fewer seconds are left than it needs."""
+    if left < needed:
+        row.note = NO_TIME
+        return row
     try:
         return run()
     except Exception as error:  # noqa: BLE001 - whatever happens to one row, the others are wanted
@@ -135,7 +140,7 @@ def _ways(
     """Rows of one set of flags; a server that has died is started again for the rows that are left."""
     wanted = list(wanted)
     while wanted:
-        why = "not run: no time left"
+        why = NO_TIME
         if deadline.left >= 20:
             try:
                 yield from _while_it_lives(section, setup, deadline, flags, wanted, references)
