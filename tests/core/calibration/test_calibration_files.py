@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import EXACT, GOLDEN, WEIGHTS, load, record, rewrite, same
+from checkpoint_files import EXACT, GOLDEN, WAN, WEIGHTS, load, record, rewrite, same
 from model_outputs import outputs
 from quantized_pipelines import lora, quantized
 from safetensors import safe_open
@@ -22,7 +22,6 @@ from sedialect.sedialect_core.checkpoint.record import RECORD
 from sedialect.sedialect_core.errors import ConfigError, InputError
 
 ROTATED = SeDialectConfig(rotation=16)
-WAN = "WanTransformer3DModel"
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -37,13 +36,6 @@ def recorded(folder: Path) -> dict:
 
 def settings(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())["quantization_config"]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("plain")
-    TINY[WAN]()[0].save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
